@@ -1,0 +1,1 @@
+"""Order, placement and recovery: the only package that imports Ray and W&B."""

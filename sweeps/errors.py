@@ -1,0 +1,50 @@
+"""The errors users see. Every message says what failed, the value, where, and what to do.
+
+    SweepError
+    |-- UsageError            the spec, the command or the input is wrong      (exit code 2)
+    |   |-- SpecError           a field of the spec
+    |   |-- DataError           a prompt, corpus or pair file, or what it contains
+    |   `-- ModelError          a model that cannot be found or used
+    |-- StoreError            the store cannot be read or written, or an artefact is damaged
+    |-- ClusterError          Ray is unreachable, or too small for what was asked
+    |-- StageError            a stage failed in a worker; carries the remote traceback
+    `-- TrialError            a trial failed in a way that retrying will not mend
+
+All of them take one message and survive pickling, because they cross process borders.
+"""
+
+
+class SweepError(Exception):
+    """Base of all errors that prefsweep raises on purpose."""
+
+
+class UsageError(SweepError):
+    """The spec, the command or the input is wrong; nothing was computed with it."""
+
+
+class SpecError(UsageError):
+    """A field of the sweep spec is unknown, missing, out of range or contradicts another."""
+
+
+class DataError(UsageError):
+    """A file or dataset is missing, empty, or has rows that cannot be used."""
+
+
+class ModelError(UsageError):
+    """A model or tokenizer cannot be found, or does not fit the sweep."""
+
+
+class StoreError(SweepError):
+    """The store cannot be read or written, or holds a damaged artefact."""
+
+
+class ClusterError(SweepError):
+    """The Ray cluster is unreachable or cannot provide what the spec asks for."""
+
+
+class StageError(SweepError):
+    """A stage failed in a worker process."""
+
+
+class TrialError(SweepError):
+    """A trial failed deterministically (for example a non-finite loss); it is not retried."""

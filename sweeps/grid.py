@@ -1,0 +1,269 @@
+"""Grid blocks in, trials out: the conditional loss x divergence x beta x learning-rate grid.
+
+A block is a product of lists. alpha belongs to the alpha-divergence alone; label_smoothing,
+discopop_tau and loss_weights to the losses that read them. Equal trials under two names are
+brought to one canonical form here, so that they run once.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+LossName = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+
+LOSS_NAMES: tuple[str, ...] = get_args(LossName)
+DIVERGENCE_LOSSES = frozenset(
+    {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+)
+"""Losses of the chosen-rejected difference alone; only they have an f-divergence form."""
+SMOOTHED_LOSSES = frozenset({"exo_pair", "robust", "aot", "aot_unpaired"})
+"""Losses that read label_smoothing."""
+
+
+def _as_tuple(value: Any) -> Any:
+    """A single value in YAML stands for a list of one."""
+    if isinstance(value, list | tuple):
+        return tuple(value)  # pyright: ignore[reportUnknownVariableType]
+    return (value,)
+
+
+def split_loss(loss_type: str) -> list[str]:
+    """The losses of a combination: "sigmoid+sft" -> ["sigmoid", "sft"]."""
+    return loss_type.split("+")
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Losses = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Divergences = Annotated[tuple[Divergence, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+PositiveAxis = Annotated[tuple[Positive, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+AlphaAxis = Annotated[
+    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
+    BeforeValidator(_as_tuple),
+    Field(min_length=1),
+]
+
+
+class TrialSpec(BaseModel):
+    """One grid point with its seed: what a trial trains with, beside the training section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss_type: str
+    """A loss name, or several joined by "+"."""
+    beta: float
+    """Strength of the pull to the reference (DPO's beta)."""
+    learning_rate: float
+    f_divergence_type: Divergence = "reverse_kl"
+    alpha: float | None = None
+    """alpha of f'(u) = (1 - u^-alpha)/alpha (arXiv 2309.16240); None unless alpha_divergence."""
+    label_smoothing: float = 0.0
+    ld_alpha: float | None = None
+    discopop_tau: float | None = None
+    loss_weights: tuple[float, ...] | None = None
+    seed: int = 0
+
+    def canonical(self) -> "TrialSpec":
+        """The one form of all trials that train the same weights.
+
+        alpha = 1 is forward KL, alpha = 0 reverse KL; ld_alpha = 1 is no length desensitization;
+        robust without smoothing is sigmoid; equal weights of 1 are the default.
+        """
+        changes: dict[str, Any] = {}
+        if self.f_divergence_type == "alpha_divergence" and self.alpha in (0.0, 1.0):
+            limit = "forward_kl" if self.alpha == 1.0 else "reverse_kl"
+            changes |= {"f_divergence_type": limit, "alpha": None}
+        if self.ld_alpha == 1.0:
+            changes["ld_alpha"] = None
+        if self.loss_type == "robust" and self.label_smoothing == 0.0:
+            changes["loss_type"] = "sigmoid"
+        if self.loss_weights is not None and set(self.loss_weights) == {1.0}:
+            changes["loss_weights"] = None
+        return self.model_copy(update=changes) if changes else self
+
+
+class GridBlock(BaseModel):
+    """A product of lists: every combination of its values is a trial. A single value is a list of one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    loss_type: Losses = ("sigmoid",)
+    """Losses by TRL's names; a combination is written with "+", as in sigmoid+sft."""
+    f_divergence_type: Divergences = ("reverse_kl",)
+    """Divergence that holds the policy to the reference (f-DPO, arXiv 2309.16240)."""
+    alpha: AlphaAxis | None = None
+    """alpha of the alpha-divergence, f'(u) = (1 - u^-alpha)/alpha; 1 is forward KL, 0 reverse KL. For alpha_divergence only."""
+    beta: PositiveAxis = (0.1,)
+    """Strength of the pull to the reference: smaller drifts further."""
+    learning_rate: PositiveAxis = (1e-5,)
+    """Peak learning rate."""
+    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
+    """Assumed probability of a flipped label; read by exo_pair, robust, aot and aot_unpaired only."""
+    ld_alpha: float | None = Field(None, ge=0.0, le=1.0)
+    """Weight of the tokens beyond the shorter completion (LD-DPO); None or 1 weights all alike."""
+    discopop_tau: float | None = Field(None, gt=0.0)
+    """Temperature of discopop's blend; None is TRL's default, 0.05. For discopop only."""
+    loss_weights: tuple[Positive, ...] | None = None
+    """Weights of a combination, in its order; None weights all with 1."""
+
+    @field_validator("loss_type")
+    @classmethod
+    def losses_are_known(cls, losses: tuple[str, ...]) -> tuple[str, ...]:
+        for loss in losses:
+            unknown = [name for name in split_loss(loss) if name not in LOSS_NAMES]
+            if unknown:
+                raise ValueError(f"unknown loss {unknown[0]!r}; use one of {', '.join(LOSS_NAMES)}")
+        return losses
+
+    @model_validator(mode="after")
+    def alpha_belongs_to_alpha_divergence(self) -> Self:
+        wants_alpha = "alpha_divergence" in self.f_divergence_type
+        if self.alpha is not None and not wants_alpha:
+            raise ValueError(
+                f"alpha={list(self.alpha)} is given but f_divergence_type={list(self.f_divergence_type)} "
+                "does not read it; set f_divergence_type: alpha_divergence or remove alpha"
+            )
+        if wants_alpha and self.alpha is None:
+            raise ValueError(
+                "f_divergence_type: alpha_divergence needs alpha, for example alpha: [0.3, 0.7]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def divergence_fits_loss(self) -> Self:
+        if set(self.f_divergence_type) == {"reverse_kl"}:
+            return self
+        for loss in self.loss_type:
+            wrong = [name for name in split_loss(loss) if name not in DIVERGENCE_LOSSES]
+            if wrong or loss == "sft":
+                divergences = [d for d in self.f_divergence_type if d != "reverse_kl"]
+                raise ValueError(
+                    f"loss_type {loss!r} has no {divergences[0]} form; use f_divergence_type: reverse_kl, "
+                    f"or one of the losses {', '.join(sorted(DIVERGENCE_LOSSES - {'sft'}))}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def parameters_are_read(self) -> Self:
+        names = [set(split_loss(loss)) for loss in self.loss_type]
+        if self.label_smoothing and not all(group & SMOOTHED_LOSSES for group in names):
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} is read by {', '.join(sorted(SMOOTHED_LOSSES))} only; "
+                "put those losses in a block of their own"
+            )
+        if any("exo_pair" in group for group in names) and not self.label_smoothing:
+            raise ValueError(
+                "loss_type exo_pair needs label_smoothing above 0; its paper uses 1e-3"
+            )
+        if self.discopop_tau is not None and not all("discopop" in group for group in names):
+            raise ValueError(f"discopop_tau={self.discopop_tau} is read by discopop only")
+        if self.loss_type == ("sft",) and len(self.beta) > 1:
+            raise ValueError(f"loss_type sft does not read beta={list(self.beta)}; give one value")
+        return self
+
+    @model_validator(mode="after")
+    def weights_match_combination(self) -> Self:
+        if self.loss_weights is None:
+            return self
+        for loss in self.loss_type:
+            if len(split_loss(loss)) != len(self.loss_weights):
+                raise ValueError(
+                    f"loss_weights={list(self.loss_weights)} has {len(self.loss_weights)} values, but "
+                    f"loss_type {loss!r} combines {len(split_loss(loss))} losses"
+                )
+        return self
+
+    def trials(self, seeds: Iterable[int]) -> list[TrialSpec]:
+        """All trials of this block, seeds innermost, in canonical form (duplicates included)."""
+        axes = itertools.product(
+            self.loss_type,
+            self.f_divergence_type,
+            self.alpha or (None,),
+            self.beta,
+            self.learning_rate,
+            seeds,
+        )
+        return [
+            TrialSpec(
+                loss_type=loss_type,
+                f_divergence_type=divergence,
+                alpha=alpha if divergence == "alpha_divergence" else None,
+                beta=beta,
+                learning_rate=learning_rate,
+                label_smoothing=self.label_smoothing,
+                ld_alpha=self.ld_alpha,
+                discopop_tau=self.discopop_tau,
+                loss_weights=self.loss_weights,
+                seed=seed,
+            ).canonical()
+            for loss_type, divergence, alpha, beta, learning_rate, seed in axes
+        ]
+
+
+def expand(blocks: Sequence[GridBlock], seeds: Sequence[int]) -> list[TrialSpec]:
+    """The distinct trials of a grid, in the order in which the blocks first name them."""
+    return list(dict.fromkeys(trial for block in blocks for trial in block.trials(seeds)))
+
+
+def number(value: float) -> str:
+    """A float in a name: 0.1, 1, 1e-05 -> "0.1", "1", "1e-05"."""
+    return f"{value:.12g}"
+
+
+def trial_names(trials: Sequence[TrialSpec]) -> list[str]:
+    """Short unique names such as sigmoid-beta0.1 or alpha_divergence0.3-beta1.
+
+    A parameter beyond loss, divergence and beta is named only where two trials differ in it alone.
+    """
+    names = [_base_name(trial) for trial in trials]
+    for field, label in (
+        ("learning_rate", "lr"),
+        ("label_smoothing", "ls"),
+        ("ld_alpha", "ld"),
+        ("discopop_tau", "tau"),
+        ("loss_weights", "w"),
+        ("seed", "seed"),
+    ):
+        by_name: dict[str, set[Any]] = {}
+        for name, trial in zip(names, trials, strict=True):
+            by_name.setdefault(name, set()).add(getattr(trial, field))
+        names = [
+            f"{name}-{label}{_label(getattr(trial, field))}" if len(by_name[name]) > 1 else name
+            for name, trial in zip(names, trials, strict=True)
+        ]
+    return names
+
+
+def _base_name(trial: TrialSpec) -> str:
+    if trial.f_divergence_type == "reverse_kl":
+        loss = trial.loss_type
+    else:
+        alpha = "" if trial.alpha is None else number(trial.alpha)
+        prefix = "" if trial.loss_type == "sigmoid" else f"{trial.loss_type}-"
+        loss = f"{prefix}{trial.f_divergence_type}{alpha}"
+    return f"{loss}-beta{number(trial.beta)}"
+
+
+def _label(value: float | tuple[float, ...] | None) -> str:
+    if isinstance(value, tuple):
+        return "_".join(number(item) for item in value)
+    return "none" if value is None or math.isnan(value) else number(value)

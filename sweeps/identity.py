@@ -1,0 +1,167 @@
+"""What a result depends on, as hashes: stage fingerprints, trial ids, evaluation fingerprints.
+
+A fingerprint is the SHA-256 of canonical JSON: the stage's own section (only what changes the
+result), the fingerprints it builds on, what lies outside the spec (`Inputs`), and the version of
+the stage's code, bumped by hand when its output changes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefsweep.sweeps.grid import TrialSpec, split_loss
+from prefsweep.sweeps.spec import FirstTokens, Section, SweepSpec
+
+STAGE_VERSIONS: Mapping[str, int] = {
+    "policy": 1,
+    "reward": 1,
+    "prompts": 1,
+    "eval_prompts": 1,
+    "completions": 1,
+    "scores": 1,
+    "pairs": 1,
+    "reference": 1,
+    "trial": 1,
+    "evaluation": 1,
+}
+"""Versions of the stages' code. Bump one when the same inputs give another output."""
+
+ROW_MIXING_LOSSES = frozenset({"aot", "aot_unpaired", "sft"})
+"""Losses whose value over a batch is not the mean over its rows: the micro-batch changes them."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Identities of what the spec only names: weights (commit or content hash) and files."""
+
+    policy: str
+    policy_corpus: str
+    reward: str
+    reward_corpus: str
+    prompts: str
+
+
+def canonical_json(value: Any) -> str:
+    """Sorted keys, no spaces, no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(stage: str, parts: Mapping[str, Any]) -> str:
+    """64 hex digits for `stage` and everything its output depends on."""
+    document = {"stage": stage, "version": STAGE_VERSIONS[stage], **parts}
+    return hashlib.sha256(canonical_json(document).encode()).hexdigest()
+
+
+class Fingerprints:
+    """All identities of a sweep, computed without running or reading anything."""
+
+    def __init__(self, spec: SweepSpec, inputs: Inputs) -> None:
+        self._spec = spec
+        self.parts: dict[str, dict[str, Any]] = {}
+        """What each stage's fingerprint was made of, to explain why one changed."""
+        policy, reward = spec.policy, spec.reward
+        self.policy = self._stage(
+            "policy", section=_fields(policy), weights=inputs.policy, corpus=inputs.policy_corpus
+        )
+        self.reward = self._stage(
+            "reward", section=_fields(reward), weights=inputs.reward, corpus=inputs.reward_corpus
+        )
+        fixed_train = spec.prompts.num_train is not None
+        tokenizer = self.policy if isinstance(spec.prompts.take, FirstTokens) else None
+        source = {"source": inputs.prompts, "tokenizer": tokenizer}
+        drop = {"path", "num_eval"} if fixed_train else {"path"}
+        self.prompts = self._stage("prompts", section=_fields(spec.prompts, drop), **source)
+        self.eval_prompts = self._stage(
+            "eval_prompts", section=_fields(spec.prompts, {"path"}), **source
+        )
+        self.completions = self._stage(
+            "completions",
+            section=_fields(spec.generation),
+            prompts=self.prompts,
+            policy=self.policy,
+        )
+        self.scores = self._stage("scores", completions=self.completions, reward=self.reward)
+        self.pairs = self._stage("pairs", section=_fields(spec.pairs), scores=self.scores)
+        training = spec.training
+        tokenization = {
+            "max_length": training.max_length,
+            "max_prompt_length": training.max_prompt_length,
+            "eos": training.eos,
+        }
+        self.reference = self._stage(
+            "reference", section=tokenization, pairs=self.pairs, policy=self.policy
+        )
+
+    def trial_id(self, trial: TrialSpec) -> str:
+        """12 hex digits for everything that determines the trial's weights."""
+        return fingerprint("trial", self.trial_parts(trial))[:12]
+
+    def trial_parts(self, trial: TrialSpec) -> dict[str, Any]:
+        """What the trial's id is made of."""
+        training = self._spec.training
+        section = _fields(training, _NOT_WEIGHTS)
+        if training.max_steps is not None:
+            del section["num_train_epochs"]
+        section["batch_size"] = (
+            training.per_device_train_batch_size * training.gradient_accumulation_steps
+        )
+        if ROW_MIXING_LOSSES & set(split_loss(trial.loss_type)):
+            section["per_device_train_batch_size"] = training.per_device_train_batch_size
+        return {"training": section, "trial": _fields(trial), "reference": self.reference}
+
+    def evaluation(self, trial_id: str) -> str:
+        """The fingerprint of one trial's evaluation ("untrained" for the policy before training)."""
+        return fingerprint(
+            "evaluation",
+            {
+                "section": _fields(self._spec.evaluation, {"eval_steps"}),
+                "eval_prompts": self.eval_prompts,
+                "reward": self.reward,
+                "policy": self.policy,
+                "trial_id": trial_id,
+            },
+        )
+
+    def _stage(self, name: str, **parts: Any) -> str:
+        self.parts[name] = parts
+        return fingerprint(name, parts)
+
+
+_NOT_WEIGHTS = {
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "logging_steps",
+    "save_steps",
+    "max_length",
+    "max_prompt_length",
+    "eos",
+}
+"""Training fields that leave the weights alone or are in the reference's fingerprint."""
+
+
+def _fields(
+    section: Section | TrialSpec, drop: set[str] | frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """The section as JSON without `drop` and without paths, which inputs' identities stand for."""
+    fields = section.model_dump(mode="json", exclude=set(drop))
+    for name in ("model", "revision"):
+        fields.pop(name, None)
+    for child in ("sft", "train"):
+        if fields.get(child):
+            fields[child].get("corpus", {}).pop("path", None)
+    return fields
+
+
+def needs_making(spec: SweepSpec) -> dict[str, bool]:
+    """Whether the policy and the reward model are artefacts of the sweep, or used as they are found."""
+    policy, reward = spec.policy, spec.reward
+    return {
+        "policy": policy.sft is not None
+        or policy.gguf_file is not None
+        or policy.model.startswith("builtin:"),
+        "reward": reward.type == "classifier"
+        and (reward.train is not None or reward.model.startswith("builtin:")),
+    }

@@ -1,0 +1,205 @@
+"""The records that travel between the stages: plain frozen dataclasses, one row each.
+
+They hold no behaviour and no paths. Log-probabilities are natural logarithms (nats).
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from prefsweep.sweeps.grid import TrialSpec
+
+Split = Literal["train", "test"]
+Metrics = dict[str, float | None]
+"""Metric name to value; None where the metric does not apply (no reward, no untrained policy)."""
+
+
+def prompt_id(text: str) -> str:
+    """Identity of a prompt: the first 16 hex digits of the SHA-256 of its UTF-8 text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt text."""
+
+    prompt_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One candidate completion of a prompt; `finish_reason` is "eos" or "length"."""
+
+    prompt_id: str
+    sample_idx: int
+    prompt: str
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCompletion:
+    """A completion with its reward-model score (higher is better)."""
+
+    prompt_id: str
+    sample_idx: int
+    prompt: str
+    text: str
+    finish_reason: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two completions of one prompt, the preferred one first (Hugging Face preference format)."""
+
+    pair_id: str
+    prompt_id: str
+    split: Split
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_score: float
+    rejected_score: float
+    chosen_finish_reason: str
+    rejected_finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPair:
+    """A pair as token ids, with the reference's log-probability of every completion token.
+
+    `ref_chosen_token_logps[i]` is log pi_ref(chosen_ids[i] | prompt_ids, chosen_ids[:i]), fp32.
+    """
+
+    pair_id: str
+    prompt_id: str
+    split: Split
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    ref_chosen_token_logps: list[float]
+    ref_rejected_token_logps: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSample:
+    """One held-out completion of a policy.
+
+    `kl` is the sum over positions of the full-vocabulary KL(policy || reference), nats;
+    `predictive_entropy` the mean over positions of the policy's entropy, nats;
+    `ref_logp` the reference's log-probability of the completion, nats.
+    """
+
+    prompt_id: str
+    sample_idx: int
+    prompt: str
+    text: str
+    finish_reason: str
+    num_tokens: int
+    reward: float | None
+    kl: float
+    predictive_entropy: float
+    ref_logp: float
+
+
+class Status(StrEnum):
+    """Where a stage or a trial stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a stage or trial failed: one line, the remote traceback, and what to do about it."""
+
+    kind: Literal["deterministic", "transient", "out_of_memory"]
+    message: str
+    traceback: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """One row of the results: a trial, or the untrained policy (`trial` is None)."""
+
+    trial_id: str
+    name: str
+    trial: TrialSpec | None
+    status: Status
+    metrics: Metrics = field(default_factory=dict[str, float | None])
+    train_seconds: float | None = None
+    failure: Failure | None = None
+    history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    samples: list[EvaluationSample] = field(default_factory=list[EvaluationSample])
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """A finished stage as the report shows it: rows made, seconds of work, and notes.
+
+    `notes` are counts worth showing, such as {"dropped: tied scores": 12}.
+    """
+
+    name: str
+    fingerprint: str
+    rows: int
+    seconds: float
+    notes: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResults:
+    """Everything a report is made of. `results[0]` is the untrained policy once it is evaluated."""
+
+    sweep: str
+    spec: dict[str, object]
+    stages: list[StageResult]
+    results: list[TrialResult]
+    environment: dict[str, str]
+    """Versions and machine: name to value."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """How far a stage is: `num_done` of `num_total` units (shards, or 1 of 1)."""
+
+    name: str
+    status: Status
+    path: str
+    rows: int | None = None
+    seconds: float | None = None
+    num_done: int = 0
+    num_total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialStatus:
+    """How far a trial is; `metrics` are its newest training metrics, or the final evaluation."""
+
+    trial_id: str
+    name: str
+    status: Status
+    path: str
+    step: int = 0
+    max_steps: int | None = None
+    seconds: float | None = None
+    metrics: Metrics = field(default_factory=dict[str, float | None])
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepStatus:
+    """What the store knows of a sweep at one moment."""
+
+    sweep: str
+    stages: list[StageStatus]
+    trials: list[TrialStatus]
+    elapsed_s: float | None = None
+    eta_s: float | None = None

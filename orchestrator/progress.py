@@ -1,0 +1,310 @@
+"""A SweepStatus in, a picture of it out: a live view on a terminal, plain log lines elsewhere.
+
+It only reads and draws: where the status comes from is the caller's business, and nothing here
+changes the sweep. Names and messages are shown as text, never as markup or terminal controls.
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from prefsweep.sweeps.records import Metrics, StageStatus, Status, SweepStatus, TrialStatus
+
+MAX_TRIAL_ROWS = 20
+MAX_FAILURES = 5
+"""Failure messages written out below the table."""
+BAR_WIDTH = 8
+"""Characters of a trial's progress bar."""
+
+_STYLES = {
+    Status.PENDING: "dim",
+    Status.RUNNING: "cyan",
+    Status.SUCCEEDED: "green",
+    Status.FAILED: "bold red",
+    Status.INTERRUPTED: "yellow",
+}
+_MARKS = {
+    Status.PENDING: "·",
+    Status.RUNNING: "▸",
+    Status.SUCCEEDED: "✓",
+    Status.FAILED: "✗",
+    Status.INTERRUPTED: "‖",
+}
+_ASCII_MARKS = {
+    Status.PENDING: ".",
+    Status.RUNNING: ">",
+    Status.SUCCEEDED: "+",
+    Status.FAILED: "x",
+    Status.INTERRUPTED: "|",
+}
+_URGENCY = (
+    Status.RUNNING,
+    Status.FAILED,
+    Status.INTERRUPTED,
+    Status.SUCCEEDED,
+    Status.PENDING,
+)
+"""What is shown first where there are more trials than rows."""
+
+
+_METRIC_COLUMNS = (
+    ("loss", 0, ("loss",)),
+    ("margin", 90, ("rewards/margins", "margin_test")),
+    ("grad_norm", 100, ("grad_norm",)),
+    ("reward_mean", 76, ("reward_mean", "eval/reward_mean")),
+    ("kl", 0, ("kl", "eval/kl")),
+)
+"""Header, narrowest terminal (characters) that shows it, and the metrics it takes the first of."""
+
+
+def render(status: SweepStatus) -> RenderableType:
+    """The sweep as a headline, a table of stages, a table of trials and the newest failures."""
+    return _View(status)
+
+
+@dataclass(frozen=True)
+class _View:
+    """`render`'s result; it fits itself to the width and the alphabet of where it is printed."""
+
+    status: SweepStatus
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        marks = _ASCII_MARKS if options.ascii_only else _MARKS
+        yield _headline(self.status)
+        if self.status.stages:
+            yield _stage_table(self.status.stages, marks, options)
+        if self.status.trials:
+            yield _trial_table(self.status.trials, marks, options)
+        yield from _failures(self.status, marks, options)
+
+
+def _headline(status: SweepStatus) -> Text:
+    counts = Counter(trial.status for trial in status.trials)
+    parts = [f"{counts[kind]} {kind}" for kind in _URGENCY if counts[kind]]
+    if status.elapsed_s is not None:
+        parts.append(f"{_duration(status.elapsed_s)} so far")
+    if status.eta_s is not None:
+        parts.append(f"{_duration(status.eta_s)} to go")
+    return Text.assemble((_clean(status.sweep), "bold"), "  ", ", ".join(parts))
+
+
+def _stage_table(
+    stages: Sequence[StageStatus], marks: dict[Status, str], options: ConsoleOptions
+) -> Table:
+    table = _table()
+    table.add_column("", min_width=1)
+    table.add_column("stage", no_wrap=True)
+    for header in ("done", "rows", "time"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for stage in stages:
+        total = "" if stage.num_total is None else f"/{stage.num_total}"
+        table.add_row(
+            Text(marks[stage.status], _STYLES[stage.status]),
+            _name(stage.name, options),
+            f"{stage.num_done}{total}",
+            "" if stage.rows is None else str(stage.rows),
+            "" if stage.seconds is None else _duration(stage.seconds),
+        )
+    return table
+
+
+def _trial_table(
+    trials: Sequence[TrialStatus], marks: dict[Status, str], options: ConsoleOptions
+) -> Table:
+    """One row a trial; narrow terminals leave out columns, and only names are ever cut."""
+    shown = _most_urgent(trials)
+    columns = [
+        ("status", 70, [Text(str(trial.status), _STYLES[trial.status]) for trial in shown]),
+        ("step", 0, [_step(trial) for trial in shown]),
+        ("", 106, [_bar(trial) for trial in shown]),
+        *(
+            (header, min_width, [_metric(trial.metrics, keys) for trial in shown])
+            for header, min_width, keys in _METRIC_COLUMNS
+        ),
+        ("time", 0, [_time(trial) for trial in shown]),
+    ]
+    columns = [column for column in columns if options.max_width >= column[1]]
+    table = _table()
+    table.add_column("", min_width=1)
+    table.add_column("trial", no_wrap=True, overflow="ellipsis")
+    for header, _, cells in columns:
+        widest = max(len(header), *(_cell_width(cell) for cell in cells))
+        justify = "left" if header == "status" else "right"
+        table.add_column(header, justify=justify, no_wrap=True, min_width=widest)
+    for index, trial in enumerate(shown):
+        mark = Text(marks[trial.status], _STYLES[trial.status])
+        cells = (column_cells[index] for _, _, column_cells in columns)
+        table.add_row(mark, _name(trial.name, options), *cells)
+    if len(shown) < len(trials):
+        table.add_row("", Text(f"+{len(trials) - len(shown)} more", "dim"))
+    return table
+
+
+def _cell_width(cell: Text | ProgressBar) -> int:
+    return cell.cell_len if isinstance(cell, Text) else BAR_WIDTH
+
+
+def _most_urgent(trials: Sequence[TrialStatus]) -> list[TrialStatus]:
+    """All trials in their order or, where they are too many, the running and failed ones first."""
+    if len(trials) <= MAX_TRIAL_ROWS:
+        return list(trials)
+    return sorted(trials, key=lambda trial: _URGENCY.index(trial.status))[:MAX_TRIAL_ROWS]
+
+
+def _failures(
+    status: SweepStatus, marks: dict[Status, str], options: ConsoleOptions
+) -> Iterator[RenderableType]:
+    failed = [trial for trial in status.trials if trial.failure is not None]
+    for trial in failed[:MAX_FAILURES]:
+        if trial.failure is not None:
+            advice = f" ({trial.failure.advice})" if trial.failure.advice else ""
+            text = _encodable(f"{trial.name}: {trial.failure.message}{advice}", options.encoding)
+            line = Text.assemble((f"{marks[trial.status]} ", _STYLES[trial.status]), _clean(text))
+            yield line
+    if len(failed) > MAX_FAILURES:
+        yield Text(f"and {len(failed) - MAX_FAILURES} more failures", "dim")
+
+
+def _table() -> Table:
+    return Table(box=None, expand=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+
+
+def _name(text: str, options: ConsoleOptions) -> Text:
+    return Text(_clean(_encodable(text, options.encoding)))
+
+
+def _step(trial: TrialStatus) -> Text:
+    return Text(f"{trial.step}" if trial.max_steps is None else f"{trial.step}/{trial.max_steps}")
+
+
+def _bar(trial: TrialStatus) -> ProgressBar | Text:
+    if not trial.max_steps or trial.status is Status.PENDING:
+        return Text("")
+    return ProgressBar(total=trial.max_steps, completed=trial.step, width=BAR_WIDTH)
+
+
+def _metric(metrics: Metrics, keys: Sequence[str]) -> Text:
+    value = next((metrics[key] for key in keys if metrics.get(key) is not None), None)
+    if value is None:
+        return Text("")
+    return Text(f"{value:.4g}", "" if abs(value) < float("inf") else "bold red")
+
+
+def _time(trial: TrialStatus) -> Text:
+    """Time to go of a running trial, at its pace so far; the time taken of any other."""
+    if trial.seconds is None:
+        return Text("")
+    if trial.status is Status.RUNNING and trial.max_steps and trial.step:
+        left_s = trial.seconds / trial.step * max(trial.max_steps - trial.step, 0)
+        return Text(f"eta {_duration(left_s)}")
+    return Text(_duration(trial.seconds))
+
+
+def _duration(seconds: float) -> str:
+    """4.2 -> 4.2s, 75 -> 1m15s, 4000 -> 1h06m."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _clean(text: str) -> str:
+    """Text on one line without control characters: none may move the cursor or hide anything."""
+    return " ".join(_printable(text).split())
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in line)
+
+
+def _encodable(text: str, encoding: str) -> str:
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+class LiveView:
+    """Draws what `read` returns every `interval_s` seconds, while the `with` block runs.
+
+    On a terminal the last table stays on the screen and the cursor comes back however the block
+    ends; elsewhere nothing is drawn. A `read` that raises skips that tick.
+    """
+
+    def __init__(
+        self, read: Callable[[], SweepStatus], console: Console, interval_s: float = 1.0
+    ) -> None:
+        self._read = read
+        self._interval_s = interval_s
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._over = threading.Event()
+        self._drawing = threading.Lock()
+        self._thread = threading.Thread(target=self._poll, name="live-view", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is None:
+            return
+        try:
+            self._over.set()
+            self._thread.join(self._interval_s)
+            self._draw()
+        finally:
+            self._live.stop()
+
+    def _poll(self) -> None:
+        while not self._over.is_set():
+            self._draw(only_while_open=True)
+            self._over.wait(self._interval_s)
+
+    def _draw(self, only_while_open: bool = False) -> None:
+        try:
+            view = render(self._read())
+        except Exception as error:
+            logging.getLogger(__name__).debug("status could not be read: %s", error)
+            return
+        with self._drawing:
+            if self._live is not None and not (only_while_open and self._over.is_set()):
+                self._live.update(view, refresh=True)
+
+
+def log_handler(console: Console) -> logging.Handler:
+    """A handler that prints `HH:MM:SS message`, above the live view where there is one."""
+    handler = _LineHandler(console)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler
+
+
+class _LineHandler(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = _encodable(self.format(record), self._console.encoding)
+            lines = (_printable(line) for line in text.splitlines())
+            style = "yellow" if record.levelno >= logging.WARNING else ""
+            self._console.print(Text("\n".join(lines), style), soft_wrap=True)
+        except Exception:
+            self.handleError(record)

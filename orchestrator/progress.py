@@ -136,7 +136,7 @@ def _trial_table(
     columns = [column for column in columns if options.max_width >= column[1]]
     table = _table()
     table.add_column("", min_width=1)
-    table.add_column("trial", no_wrap=True, overflow="ellipsis")
+    table.add_column("trial")  # rich narrows only columns that may wrap; _name does not wrap
     for header, _, cells in columns:
         widest = max(len(header), *(_cell_width(cell) for cell in cells))
         justify = "left" if header == "status" else "right"
@@ -180,7 +180,7 @@ def _table() -> Table:
 
 
 def _name(text: str, options: ConsoleOptions) -> Text:
-    return Text(_clean(_encodable(text, options.encoding)))
+    return Text(_clean(_encodable(text, options.encoding)), no_wrap=True, overflow="ellipsis")
 
 
 def _step(trial: TrialStatus) -> Text:

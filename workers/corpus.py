@@ -1,0 +1,307 @@
+"""Where texts come from, in; rows of text and label, out.
+
+Reads the built-in reviews, local files and Hugging Face datasets. It does not cut, shuffle or
+tokenize (prompts.py and sft.py do). Rows are counted from 1, as an editor counts lines.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.spec import BuiltinText, DatasetText, FileText
+from prefsweep.workers import builtin
+from prefsweep.workers.locations import file_sha256, local_path
+
+Record = Mapping[str, object]
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".txt")
+CSV_FIELD_LIMIT = 2**24
+"""Characters a CSV field may have; Python's own limit of 128 Ki is short for whole documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A text, and its label where the source has one."""
+
+    text: str
+    label: str | int | None
+
+
+def load_texts(corpus: BuiltinText | FileText | DatasetText) -> list[Row]:
+    """All rows of the corpus that its `where` keeps, in order.
+
+    Raises DataError, naming the file, the row and the column, for what cannot be used.
+    """
+    if isinstance(corpus, BuiltinText):
+        return [
+            Row(review.text, review.label)
+            for review in builtin.reviews(corpus.num_texts, corpus.text_seed)
+        ]
+    if isinstance(corpus, FileText):
+        source = _local(corpus)
+        if source.suffix == ".txt":
+            rows = _text_lines(corpus, source)
+        else:
+            rows = _select(corpus, _READERS[source.suffix](source), str(source))
+    else:
+        source = corpus.dataset
+        rows = _select(corpus, _dataset_records(corpus), f"dataset {source}")
+    if not rows:
+        kept = f" where {dict(corpus.where)}" if corpus.where else ""
+        raise DataError(f"{source}: there are no texts{kept}; the corpus needs at least one")
+    return rows
+
+
+def source_identity(corpus: BuiltinText | FileText | DatasetText) -> str:
+    """What stands for the corpus's content in fingerprints; columns and `where` are not in it.
+
+    Built in: version, count and seed. File or local folder: SHA-256. Hub: the commit. Raises
+    DataError if there is no such file or dataset, or its commit cannot be found out offline.
+    """
+    if isinstance(corpus, BuiltinText):
+        return f"builtin-{builtin.VERSION}-{corpus.num_texts}-{corpus.text_seed}"
+    if isinstance(corpus, FileText):
+        return f"sha256-{file_sha256(_local(corpus))}"
+    folder = Path(corpus.dataset).expanduser()
+    if folder.exists():
+        return f"sha256-{_folder_sha256(folder)}"
+    return f"{corpus.dataset}@{_hub_commit(corpus)}"
+
+
+# --- choosing rows -------------------------------------------------------------------------------
+
+
+def _select(
+    corpus: FileText | DatasetText, records: Iterable[tuple[int, Record]], source: str
+) -> list[Row]:
+    """The kept records as rows, each checked for the columns that the corpus names."""
+    rows: list[Row] = []
+    for number, record in records:
+        for column in (corpus.column, *corpus.where):
+            if column not in record:
+                raise DataError(
+                    f"{source}, row {number}: there is no column {column!r}; "
+                    f"the columns are {', '.join(map(str, record)) or 'none'}"
+                )
+        if not all(_is(record[column], wanted) for column, wanted in corpus.where.items()):
+            continue
+        text = record[corpus.column]
+        if not isinstance(text, str):
+            raise DataError(
+                f"{source}, row {number}: column {corpus.column!r} is {_short(text)}, not a text"
+            )
+        label = _label(record.get(corpus.label_column), corpus.label_column, f"{source}, {number}")
+        rows.append(Row(text, label))
+    return rows
+
+
+def _is(value: object, wanted: str | int | float | bool) -> bool:
+    """Equality; a CSV cell, always a string, also equals the number or truth value it spells."""
+    if isinstance(value, str) and isinstance(wanted, bool):
+        return value.strip().lower() == str(wanted).lower()
+    if isinstance(value, str) and isinstance(wanted, int | float):
+        try:
+            return float(value) == wanted
+        except ValueError:
+            return False
+    return value == wanted
+
+
+def _label(value: object, column: str, row: str) -> str | int | None:
+    """A label as an int where it is a whole number (1, 1.0, True, "1"), else as a string."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\d{1,9}", value) else value
+    if isinstance(value, int | float) and value == int(value):
+        return int(value)
+    raise DataError(f"{row}: label column {column!r} is {_short(value)}, not a name or an index")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _local(corpus: FileText) -> Path:
+    path = local_path(corpus.path)
+    if not path.is_file():
+        raise DataError(f"path={corpus.path}: no such file (looked in {Path.cwd()})")
+    if path.suffix not in SUFFIXES:
+        raise DataError(
+            f"{path}: the format {path.suffix or '(no suffix)'} is not known; "
+            f"known are {', '.join(SUFFIXES)}"
+        )
+    return path
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); "
+            "convert it to UTF-8"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _text_lines(corpus: FileText, path: Path) -> list[Row]:
+    if corpus.where:
+        raise DataError(f"{path}: where={dict(corpus.where)} needs columns, a .txt file has none")
+    return [Row(line, None) for line in _text(path).split("\n") if line.strip()]
+
+
+def _jsonl_records(path: Path) -> Iterator[tuple[int, Record]]:
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, row {number}: not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, row {number}: {_short(record)} is not a JSON object")
+        yield number, record
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, Record]]:
+    lines = _text(path).splitlines(keepends=True)
+    previous_limit = csv.field_size_limit(CSV_FIELD_LIMIT)
+    number = 0
+    try:
+        for number, record in enumerate(csv.DictReader(lines, strict=True), start=1):
+            if None in record or None in record.values():
+                raise DataError(f"{path}, row {number}: not as many fields as the header has")
+            yield number, record
+    except csv.Error as error:
+        raise DataError(f"{path}, row {number + 1}: not valid CSV: {error}") from None
+    finally:
+        csv.field_size_limit(previous_limit)
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from None
+    yield from enumerate(table.to_pylist(), start=1)
+
+
+_READERS = {
+    ".jsonl": _jsonl_records,
+    ".ndjson": _jsonl_records,
+    ".csv": _csv_records,
+    ".parquet": _parquet_records,
+}
+
+
+# --- Hugging Face datasets -----------------------------------------------------------------------
+
+
+def _dataset_records(corpus: DatasetText) -> Iterator[tuple[int, Record]]:
+    """The dataset's rows, class indices left as ints; only the columns that are read."""
+    import datasets
+    import pyarrow
+    from datasets.exceptions import DatasetsError
+
+    try:
+        with _no_progress_bars():
+            dataset = datasets.load_dataset(
+                corpus.dataset, corpus.config, split=corpus.split, revision=corpus.revision
+            )
+    except (
+        OSError,
+        ValueError,
+        DatasetsError,
+        pyarrow.ArrowException,
+    ) as error:
+        raise DataError(_why_not_found(corpus, error)) from None
+    assert isinstance(dataset, datasets.Dataset), "a named split is one dataset"
+    wanted = {corpus.column, corpus.label_column, *corpus.where}
+    if {corpus.column, *corpus.where} <= set(dataset.column_names):  # else the check names them all
+        dataset = dataset.select_columns([c for c in dataset.column_names if c in wanted])
+    yield from enumerate(dataset, start=1)  # pyright: ignore[reportReturnType]
+
+
+def _why_not_found(corpus: DatasetText, error: Exception) -> str:
+    message = f"dataset={corpus.dataset}, split={corpus.split}: {_first_line(error)}"
+    if Path(corpus.dataset).exists():
+        return message
+    if _is_offline():
+        return (
+            f"{message} (the hub is switched off by HF_HUB_OFFLINE). Unset HF_HUB_OFFLINE, or "
+            "download the dataset and give its local folder"
+        )
+    return f"{message}. Check the id, config and split (and HF_TOKEN, if it is gated)"
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    import datasets
+
+    were_off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            datasets.enable_progress_bars()
+
+
+def _hub_commit(corpus: DatasetText) -> str:
+    """The commit that the revision stands for: as the hub says, else as the local cache has it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    revision = corpus.revision or "main"
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    try:
+        commit = HfApi().dataset_info(corpus.dataset, revision=revision, timeout=20).sha
+    except HFValidationError as error:
+        raise DataError(_why_not_found(corpus, error)) from None
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        commit = _cached_commit(corpus.dataset, revision)
+        if commit is None:
+            raise DataError(_why_not_found(corpus, error)) from None
+    assert commit is not None, "the hub answers with a commit"
+    return commit
+
+
+def _cached_commit(dataset: str, revision: str) -> str | None:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=dataset, repo_type="dataset")
+    reference = Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
+    return reference.read_text().strip() if reference.is_file() else None
+
+
+def _folder_sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()}:{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

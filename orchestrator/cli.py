@@ -1,0 +1,196 @@
+"""The command line: plan, run, resume, status, report. Heavy imports wait until a command needs them.
+
+Exit codes: 0 all is well; 1 finished with failed trials, or a stage failed; 2 the spec, the command
+or the input is wrong; 130 interrupted (run the same command to resume).
+"""
+
+import json
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from prefsweep.sweeps.errors import SweepError, UsageError
+
+if TYPE_CHECKING:
+    from prefsweep.orchestrator.sweep import Sweep
+
+app = typer.Typer(
+    name="prefsweep",
+    help="Sweep DPO variants over loss, beta and alpha; see which buys the most reward for the least "
+    "drift.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Spec = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped sweep.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.max_steps=50 ...")
+]
+Storage = Annotated[str, typer.Option(help="Folder or URI of the store.")]
+Name = Annotated[str, typer.Argument(help="Name of a sweep in the store.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster: auto or HOST:PORT. Default: this machine.")
+]
+Until = Annotated[str, typer.Option(help="Last stage to run.")]
+Inline = Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")]
+Restart = Annotated[
+    bool, typer.Option("--restart-errored", help="Run trials again that failed for good.")
+]
+DEFAULT_STORAGE = "./runs"
+
+
+@app.command()
+def run(
+    spec: Spec,
+    overrides: Overrides = None,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    until: Until = "report",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan only.")] = False,
+    inline: Inline = False,
+    restart_errored: Restart = False,
+) -> None:
+    """Run a sweep, or what is missing of it."""
+    sweep = _resolve(spec, overrides or [], storage)
+    if dry_run:
+        _print_plan(sweep)
+        return
+    _run(sweep, address=address, until=until, inline=inline, restart_errored=restart_errored)
+
+
+@app.command()
+def plan(spec: Spec, overrides: Overrides = None, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Show what a run would do: what is found in the store, and what is new."""
+    _print_plan(_resolve(spec, overrides or [], storage))
+
+
+@app.command()
+def resume(
+    name: Name,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    inline: Inline = False,
+    restart_errored: Restart = False,
+) -> None:
+    """Go on with a sweep from the spec that the store has of it."""
+    from prefsweep.orchestrator.status import open_sweep
+
+    sweep = open_sweep(name, storage)
+    _run(sweep, address=address, until="report", inline=inline, restart_errored=restart_errored)
+
+
+@app.command()
+def status(
+    name: Name,
+    storage: Storage = DEFAULT_STORAGE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it.")] = False,
+) -> None:
+    """Show how a sweep stands, from the store alone."""
+    from prefsweep.orchestrator.progress import LiveView, render
+    from prefsweep.orchestrator.status import open_sweep, read_status, status_document
+
+    sweep = open_sweep(name, storage)
+    if as_json:
+        print(json.dumps(status_document(read_status(sweep)), indent=2))
+    elif watch:
+        with LiveView(lambda: read_status(sweep), console):
+            while True:
+                time.sleep(1)
+    else:
+        console.print(render(read_status(sweep)))
+
+
+@app.command()
+def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Draw the report of a sweep as it stands now."""
+    from prefsweep.orchestrator.pipeline import publish_report, report_path
+    from prefsweep.orchestrator.status import open_sweep
+
+    sweep = open_sweep(name, storage)
+    publish_report(sweep)
+    print(sweep.store.display(report_path(sweep)))
+
+
+def main() -> None:
+    """The `prefsweep` command."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("interrupted; run the same command again to resume")
+        sys.exit(130)
+    except UsageError as error:
+        _print_error(error)
+        sys.exit(2)
+    except SweepError as error:
+        _print_error(error)
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # not one of the command line parser's own
+            raise
+        error.show()  # pyright: ignore[reportAttributeAccessIssue]
+        sys.exit(error.exit_code)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _resolve(spec: str, overrides: list[str], storage: str) -> "Sweep":
+    from prefsweep.orchestrator.sweep import resolve
+    from prefsweep.sweeps.load import load_spec
+
+    return resolve(load_spec(spec, overrides), storage)
+
+
+def _run(
+    sweep: "Sweep", *, address: str | None, until: str, inline: bool, restart_errored: bool
+) -> None:
+    from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster
+    from prefsweep.orchestrator.pipeline import STAGES, report_path, run_sweep
+    from prefsweep.orchestrator.progress import LiveView, log_handler
+    from prefsweep.orchestrator.status import read_status
+    from prefsweep.sweeps.records import Status
+
+    if until not in STAGES:
+        raise UsageError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
+    logger = logging.getLogger("prefsweep")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(log_handler(console))
+
+    def open_cluster() -> Cluster:
+        resources = sweep.spec.resources
+        return InlineCluster(resources) if inline else RayCluster(resources, address)
+
+    with LiveView(lambda: read_status(sweep), console):
+        results = run_sweep(sweep, open_cluster, until=until, restart_errored=restart_errored)
+    failed = [result for result in results if result.status != Status.SUCCEEDED]
+    if until in ("trials", "report") and failed:
+        names = ", ".join(result.name for result in failed)
+        errors.print(
+            f"{len(failed)} of {len(sweep.trials)} trials have not succeeded: {escape(names)}; "
+            f"`prefsweep status {sweep.spec.name}` says why"
+        )
+        raise typer.Exit(1)
+    if until == "report":
+        print(sweep.store.display(report_path(sweep)))
+
+
+def _print_plan(sweep: "Sweep") -> None:
+    from prefsweep.orchestrator.plan import render_plan
+
+    console.print(render_plan(sweep))
+
+
+def _print_error(error: SweepError) -> None:
+    errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

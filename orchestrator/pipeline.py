@@ -1,0 +1,222 @@
+"""The sweep from start to end. Read `run_sweep`; everything else is what its lines mean.
+
+Work that is finished is found in the store and not done again, so running is also resuming.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from prefsweep.orchestrator.cluster import Cluster
+from prefsweep.orchestrator.results import read_results
+from prefsweep.orchestrator.stages import (
+    BuildPairs,
+    CheckPrompts,
+    EvaluateUntrained,
+    Generate,
+    MakePolicy,
+    MakePrompts,
+    MakeReward,
+    Reference,
+    Score,
+    ShardStage,
+    Task,
+    finish_shards,
+    num_shards,
+)
+from prefsweep.orchestrator.status import is_finished, trial_status
+from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.orchestrator.trials import TrialLog
+from prefsweep.orchestrator.watch import TrialWatch
+from prefsweep.sweeps.records import Status, TrialResult
+
+log = logging.getLogger(__name__)
+
+STAGES = (
+    "policy",
+    "reward",
+    "prompts",
+    "completions",
+    "scores",
+    "pairs",
+    "reference",
+    "untrained",
+    "trials",
+    "report",
+)
+"""The stages in order; `--until` takes one of them."""
+
+
+def run_sweep(
+    sweep: Sweep,
+    open_cluster: Callable[[], Cluster],
+    *,
+    until: str = "report",
+    restart_errored: bool = False,
+) -> list[TrialResult]:
+    """Run what is missing of a sweep, up to and with stage `until`; returns the results so far.
+
+    A cluster is opened when the first thing has to run, and closed at the end.
+    """
+    run = Run(sweep, open_cluster, until)
+    with run.recorded():
+        run.tasks([MakePolicy(sweep), MakeReward(sweep), MakePrompts(sweep)])
+        run.shards([Generate(sweep), Score(sweep)])
+        run.tasks([BuildPairs(sweep)])
+        run.shards([Reference(sweep)])
+        run.tasks([EvaluateUntrained(sweep)])
+        run.trials(restart_errored)
+        run.report()
+    return read_results(sweep).results
+
+
+class Run:
+    """One run of a sweep: where it takes place, and how far it goes."""
+
+    def __init__(self, sweep: Sweep, open_cluster: Callable[[], Cluster], until: str) -> None:
+        self.sweep, self.until = sweep, until
+        self._open_cluster = open_cluster
+        self._cluster: Cluster | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster, opened at its first use."""
+        if self._cluster is None:
+            self._cluster = self._open_cluster()
+        return self._cluster
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep the resolved spec and, in state.json, who runs the sweep and how it ended."""
+        store, name = self.sweep.store, self.sweep.spec.name
+        store.write_json(store.sweep(name, "spec.json"), spec_document(self.sweep))
+        self._record(Status.RUNNING)
+        try:
+            yield
+        except KeyboardInterrupt:
+            for trial in self.sweep.trials:
+                if trial_status(self.sweep, trial).status == Status.RUNNING:
+                    TrialLog(self.sweep, trial).write(Status.INTERRUPTED)
+            self._record(Status.INTERRUPTED)
+            raise
+        except BaseException:
+            self._record(Status.FAILED)
+            raise
+        finally:
+            if self._cluster is not None:
+                self._cluster.close()
+        self._record(Status.SUCCEEDED)
+
+    def tasks(self, tasks: Sequence[Task]) -> None:
+        """Run those tasks that are wanted and not done, side by side."""
+        wanted = [task for task in tasks if self._wants(task.name)]
+        missing = [task for task in wanted if not task.done()]
+        for task in wanted:
+            if task not in missing:
+                log.info("%s: found in the store", task.name)
+        if missing:
+            log.info("%s: running", ", ".join(task.name for task in missing))
+            self.cluster.run_tasks(missing)
+            for task in missing:
+                self._log_done(task.name)
+
+    def shards(self, stages: Sequence[ShardStage]) -> None:
+        """Run sharded stages that are wanted and not done, streaming shards through them."""
+        wanted = [stage for stage in stages if self._wants(stage.name)]
+        missing = [stage for stage in wanted if not self._is_done(stage.name)]
+        for stage in wanted:
+            if stage not in missing:
+                log.info("%s: found in the store", stage.name)
+        if not missing:
+            return
+        if missing[0].name == "completions":
+            self.cluster.run_tasks([CheckPrompts(self.sweep)])
+        num, started = num_shards(self.sweep, missing[0].name), time.monotonic()
+        log.info("%s: running %d shards", " -> ".join(stage.name for stage in missing), num)
+        self.cluster.run_shards(missing, num)
+        for stage in missing:
+            finish_shards(stage, self.sweep, num, time.monotonic() - started)
+            self._log_done(stage.name)
+
+    def trials(self, restart_errored: bool) -> None:
+        """Run the trials that are not finished, mirroring their metrics."""
+        if not self._wants("trials"):
+            return
+        todo = self._unfinished(restart_errored)
+        found = len(self.sweep.trials) - len(todo)
+        log.info("trials: %d to run, %d found in the store", len(todo), found)
+        if not todo:
+            return
+        for trial in todo:
+            TrialLog(self.sweep, trial).write(Status.PENDING)
+        started = time.monotonic()
+        with TrialWatch(self.sweep, todo):
+            self.cluster.run_trials(self.sweep, todo)
+        log.info("trials: done in %.1f s", time.monotonic() - started)
+
+    def report(self) -> None:
+        """Draw the report, if the run goes that far."""
+        if self._wants("report"):
+            publish_report(self.sweep)
+            log.info("report: %s", self.sweep.store.display(report_path(self.sweep)))
+
+    def _unfinished(self, restart_errored: bool) -> list[Trial]:
+        """Trials without weights or evaluation; a deterministic failure waits to be asked for."""
+        todo: list[Trial] = []
+        for trial in self.sweep.trials:
+            status = trial_status(self.sweep, trial)
+            waits = status.failure is not None and status.failure.kind == "deterministic"
+            if is_finished(self.sweep, trial.trial_id):
+                continue
+            if waits and not restart_errored:
+                log.info("trial %s failed before; --restart-errored runs it again", trial.name)
+                continue
+            todo.append(trial)
+        return todo
+
+    def _wants(self, stage: str) -> bool:
+        if stage in self.sweep.made and not self.sweep.made[stage]:
+            return False
+        return STAGES.index(stage) <= STAGES.index(self.until)
+
+    def _is_done(self, stage: str) -> bool:
+        return self.sweep.store.manifest(self.sweep.path(stage)) is not None
+
+    def _log_done(self, stage: str) -> None:
+        path = self.sweep.evaluation_path(stage) if stage == "untrained" else self.sweep.path(stage)
+        manifest = self.sweep.store.manifest(path)
+        assert manifest is not None
+        where = self.sweep.store.display(path)
+        log.info("%s: %d rows in %.1f s, %s", stage, manifest.rows, manifest.seconds, where)
+
+    def _record(self, status: Status) -> None:
+        path = self.sweep.store.sweep(self.sweep.spec.name, "state.json")
+        before = self.sweep.store.read_json(path) or {}
+        now = time.time()
+        started = now if status == Status.RUNNING else before.get("started", now)
+        state = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+        self.sweep.store.write_json(path, {"status": status, "updated": now, **state})
+
+
+def spec_document(sweep: Sweep) -> dict[str, object]:
+    """What `status`, `report` and `resume` need to know of a sweep."""
+    return {"spec": sweep.spec.model_dump(mode="json"), "inputs": asdict(sweep.inputs)}
+
+
+def publish_report(sweep: Sweep) -> None:
+    """Draw the report of what there is now, and put it into the sweep's folder."""
+    from prefsweep.orchestrator.report import write_report
+
+    with sweep.store.staging() as folder:
+        write_report(read_results(sweep), folder)
+        for file in sorted(folder.iterdir()):
+            sweep.store.upload(file, sweep.store.sweep(sweep.spec.name, "report", file.name))
+
+
+def report_path(sweep: Sweep) -> str:
+    """Path of the report's page in the store."""
+    return sweep.store.sweep(sweep.spec.name, "report", "index.html")

@@ -1,0 +1,61 @@
+"""What a run would do, before anything starts: what the store has, what is new, how much work it is."""
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from prefsweep.orchestrator.status import is_finished, read_status
+from prefsweep.orchestrator.store import environment
+from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.sweeps.records import Status
+
+
+def render_plan(sweep: Sweep) -> RenderableType:
+    """The plan as a table of stages, a table of trials, and a few lines."""
+    status = read_status(sweep)
+    stages = Table("stage", "in the store", "rows", "where", box=None, pad_edge=False)
+    for stage in status.stages:
+        found = "yes" if stage.status == Status.SUCCEEDED else _partly(stage.num_done)
+        rows = "" if stage.rows is None else str(stage.rows)
+        stages.add_row(stage.name, found, rows, Text(stage.path, overflow="fold"))
+    trials = Table("trial", "id", "in the store", "learning rate", box=None, pad_edge=False)
+    for trial in sweep.trials:
+        weights = sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights"))
+        found = "yes" if is_finished(sweep, trial.trial_id) else "weights" if weights else "new"
+        trials.add_row(trial.name, trial.trial_id, found, f"{trial.spec.learning_rate:g}")
+    return Group(stages, Text(), trials, Text(), *map(Text, _lines(sweep)))
+
+
+def _partly(num_done: int) -> str:
+    return f"{num_done} shards" if num_done else "new"
+
+
+def _lines(sweep: Sweep) -> Iterator[str]:
+    spec, store = sweep.spec, sweep.store
+    finished = [t for t in sweep.trials if is_finished(sweep, t.trial_id)]
+    num_new = len(sweep.trials) - len(finished)
+    yield f"{len(sweep.trials)} trials: {len(finished)} in the store, {num_new} to run"
+    if spec.prompts.num_train is not None:
+        num = spec.prompts.num_train * spec.generation.num_completions
+        yield f"{spec.prompts.num_train} training prompts, {num} completions to score"
+    num = spec.prompts.num_eval * spec.evaluation.num_samples
+    yield f"{spec.prompts.num_eval} held-out prompts, {num} completions for each evaluation"
+    manifests = [store.manifest(store.trial(t.trial_id, "weights")) for t in finished]
+    seconds = [m.seconds for m in manifests if m is not None]
+    if seconds and num_new:
+        mean = sum(seconds) / len(seconds)
+        yield (
+            f"about {mean * num_new / 60:.1f} trial-minutes of training "
+            f"({mean:.0f} s each, by the {len(seconds)} trials in the store)"
+        )
+    now = environment()
+    for manifest in manifests:
+        for name, version in (manifest.environment if manifest else {}).items():
+            if name != "host" and now.get(name) != version:
+                yield (
+                    f"warning: trials in the store were made with {name} {version}, "
+                    f"this is {now.get(name)}; their numbers may differ slightly"
+                )
+                return

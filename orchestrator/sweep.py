@@ -1,0 +1,118 @@
+"""A sweep as everybody sees it: spec, identities and store, small enough to send to any worker."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from prefsweep.orchestrator.store import Store
+from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.grid import TrialSpec, trial_names
+from prefsweep.sweeps.identity import Fingerprints, Inputs, needs_making
+from prefsweep.sweeps.spec import ClassifierReward, FineTuning, SweepSpec
+from prefsweep.workers.corpus import source_identity
+from prefsweep.workers.locations import (
+    ModelSource,
+    load_function,
+    model_identity,
+    model_source,
+)
+
+UNTRAINED = "untrained"
+"""Stands for the policy before training wherever a trial id is asked for."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A grid point of this sweep with its identity and name."""
+
+    trial_id: str
+    name: str
+    spec: TrialSpec
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One resolved sweep. Pickles to its three fields."""
+
+    spec: SweepSpec
+    inputs: Inputs
+    storage: str
+
+    def __reduce__(self) -> tuple[type["Sweep"], tuple[Any, ...]]:
+        return Sweep, (self.spec, self.inputs, self.storage)
+
+    @cached_property
+    def store(self) -> Store:
+        """The store that holds everything."""
+        return Store(self.storage)
+
+    @cached_property
+    def fingerprints(self) -> Fingerprints:
+        """Identities of all stages and trials."""
+        return Fingerprints(self.spec, self.inputs)
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """The trials of the grid, in its order."""
+        specs = self.spec.trials()
+        ids = [self.fingerprints.trial_id(spec) for spec in specs]
+        return [Trial(*fields) for fields in zip(ids, trial_names(specs), specs, strict=True)]
+
+    @cached_property
+    def made(self) -> dict[str, bool]:
+        """Whether policy and reward model are made by the sweep, or used as they are found."""
+        return needs_making(self.spec)
+
+    def path(self, stage: str) -> str:
+        """Path of a stage's artefact in the store."""
+        return self.store.artifact(stage, getattr(self.fingerprints, stage))
+
+    def evaluation_path(self, trial_id: str) -> str:
+        """Path of an evaluation, the untrained policy's included."""
+        fingerprint = self.fingerprints.evaluation(trial_id)
+        if trial_id == UNTRAINED:
+            return self.store.artifact(UNTRAINED, fingerprint)
+        return self.store.evaluation(trial_id, fingerprint)
+
+    def policy_source(self) -> ModelSource:
+        """Where workers load the policy from."""
+        if not self.made["policy"]:
+            return model_source(self.spec.policy)
+        folder = self.store.fetch(self.path("policy"))
+        return ModelSource(path=str(folder), dtype=self.spec.policy.dtype)
+
+    def reward_source(self) -> ModelSource | None:
+        """Where workers load the reward classifier from; None for other rewards."""
+        reward = self.spec.reward
+        if not isinstance(reward, ClassifierReward):
+            return None
+        if not self.made["reward"]:
+            return model_source(reward)
+        return ModelSource(path=str(self.store.fetch(self.path("reward"))))
+
+
+def resolve(spec: SweepSpec, storage: str) -> Sweep:
+    """The sweep of a spec: every model and file it names is looked up. Raises UsageError."""
+    reward = spec.reward
+    is_classifier = isinstance(reward, ClassifierReward)
+    if reward.type == "callable":
+        load_function(reward.function)
+    inputs = Inputs(
+        policy=model_identity(spec.policy, "policy.model"),
+        policy_corpus=_corpus_identity(spec.policy.sft, "policy.sft"),
+        reward=model_identity(reward, "reward.model") if is_classifier else "",
+        reward_corpus=_corpus_identity(reward.train, "reward.train") if is_classifier else "",
+        prompts=_identity(spec.prompts, "prompts"),
+    )
+    return Sweep(spec, inputs, storage)
+
+
+def _corpus_identity(training: FineTuning | None, field: str) -> str:
+    return "" if training is None else _identity(training.corpus, f"{field}.corpus")
+
+
+def _identity(source: Any, field: str) -> str:
+    try:
+        return source_identity(source)
+    except UsageError as error:
+        raise type(error)(f"{field}: {error}") from None

@@ -1,0 +1,92 @@
+"""Follows running trials through the store: log lines for people, a mirror for W&B.
+
+One thread polls status.json and metrics.jsonl; it works alike for any cluster, and nothing it does
+can stop a trial.
+"""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefsweep.orchestrator.results import read_result, read_results
+from prefsweep.orchestrator.status import trial_status
+from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.orchestrator.tracking import WandbMirror
+from prefsweep.orchestrator.trials import parse_metrics
+from prefsweep.sweeps.errors import SweepError
+from prefsweep.sweeps.records import Status, TrialResult
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+ENDED = (Status.SUCCEEDED, Status.FAILED, Status.INTERRUPTED)
+
+
+class TrialWatch:
+    """Watches trials for the length of a `with` block."""
+
+    def __init__(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
+        self._sweep, self._open = sweep, list(trials)
+        self._num_logged: dict[str, int] = {}
+        self._num_ended, self._num_trials = 0, len(trials)
+        folder = Path(tempfile.gettempdir()) / "prefsweep-wandb"
+        if sweep.store.is_local:
+            folder = Path(sweep.store.display(sweep.store.sweep(sweep.spec.name)))
+        wandb, config = sweep.spec.tracking.wandb, sweep.spec.model_dump(mode="json")
+        self._mirror = WandbMirror(wandb, sweep.spec.name, config, folder)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="trial-watch")
+
+    def __enter__(self) -> "TrialWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._poll()
+        self._mirror.finish(read_results(self._sweep).results)
+
+    def _run(self) -> None:
+        while not self._stop.wait(INTERVAL_S):
+            self._poll()
+
+    def _poll(self) -> None:
+        for trial in list(self._open):
+            try:
+                self._poll_trial(trial)
+            except (SweepError, OSError) as error:  # the next poll may see it whole
+                log.debug("watching trial %s: %s", trial.name, error)
+
+    def _poll_trial(self, trial: Trial) -> None:
+        sweep, trial_id = self._sweep, trial.trial_id
+        status = trial_status(sweep, trial)
+        if status.status == Status.PENDING:
+            return
+        if trial_id not in self._num_logged:
+            self._num_logged[trial_id] = 0
+            config = {"trial": trial.spec.model_dump(mode="json"), "trial_id": trial_id}
+            self._mirror.trial_started(trial_id, trial.name, config)
+        data = sweep.store.read(sweep.store.trial(trial_id, "metrics.jsonl"))
+        records = parse_metrics(data)
+        for record in records[self._num_logged[trial_id] :]:
+            self._mirror.log(trial_id, dict(record))
+        self._num_logged[trial_id] = len(records)
+        if status.status in ENDED:
+            result = read_result(sweep, trial)
+            self._mirror.trial_finished(result)
+            self._open.remove(trial)
+            self._num_ended += 1
+            log.info("trial %d/%d %s", self._num_ended, self._num_trials, describe(result))
+
+
+def describe(result: TrialResult) -> str:
+    """One line on how a trial ended."""
+    if result.failure is not None:
+        return f"{result.name} {result.status}: {result.failure.message.splitlines()[0]}"
+    shown = ("reward_mean", "kl", "entropy", "win_rate")
+    values = {name: result.metrics.get(name) for name in shown}
+    numbers = " ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
+    return f"{result.name} {result.status}: {numbers}"

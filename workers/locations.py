@@ -1,0 +1,151 @@
+"""References in, places out: what `builtin:`, `package:`, paths and hub ids stand for.
+
+Knows nothing of loading; needs neither torch nor transformers, so that a driver can resolve all
+references of a sweep before any worker starts.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from prefsweep.sweeps.errors import ModelError, UsageError
+from prefsweep.sweeps.spec import ModelSection, PolicySpec
+
+BUILTIN = "builtin:"
+PACKAGE = "package:"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that `from_pretrained` can load: a local folder or a hub id, and how to load it."""
+
+    path: str
+    revision: str | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "float32"
+
+
+def local_path(reference: str) -> Path:
+    """The path of `package:PACKAGE[/FILE]` inside an installed package, or of a plain path.
+
+    Raises UsageError if the package is not installed; the path itself need not exist.
+    """
+    if not reference.startswith(PACKAGE):
+        return Path(reference).expanduser()
+    package, _, inside = reference.removeprefix(PACKAGE).partition("/")
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(f"{reference}: the Python package {package!r} is not installed here")
+    return Path(next(iter(found.submodule_search_locations))) / inside
+
+
+def model_source(section: ModelSection) -> ModelSource:
+    """Where the model of a spec section is loaded from (not for `builtin:` models)."""
+    path = section.model
+    if path.startswith(PACKAGE):
+        path = str(local_path(path))
+    is_policy = isinstance(section, PolicySpec)
+    return ModelSource(
+        path=path,
+        revision=section.revision,
+        gguf_file=section.gguf_file if is_policy else None,
+        trust_remote_code=section.trust_remote_code,
+        dtype=section.dtype if is_policy else "float32",
+    )
+
+
+def model_identity(section: ModelSection, field: str) -> str:
+    """What stands for the model's weights in fingerprints: content hash, hub commit or version.
+
+    `field` is the dotted name for messages. Raises ModelError if the model cannot be found.
+    """
+    from prefsweep.workers import builtin
+
+    if section.model.startswith(BUILTIN):
+        name = section.model.removeprefix(BUILTIN)
+        if name not in builtin.BUILTIN_MODELS:
+            raise ModelError(
+                f"{field}={section.model}: no such built-in model; "
+                f"there are {', '.join(builtin.BUILTIN_MODELS)}"
+            )
+        return f"{section.model}@{builtin.VERSION}"
+    source = model_source(section)
+    folder = Path(source.path)
+    if folder.is_dir():
+        return _folder_identity(folder, source.gguf_file, field)
+    if section.model.startswith((PACKAGE, "/", ".", "~")):
+        raise ModelError(f"{field}={section.model}: there is no folder {folder}")
+    return _hub_identity(section.model, section.revision, field)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_identity(folder: Path, gguf_file: str | None, field: str) -> str:
+    if gguf_file is not None:
+        if not (folder / gguf_file).is_file():
+            raise ModelError(f"{field}: gguf_file {gguf_file!r} is not in {folder}")
+        return file_sha256(folder / gguf_file)
+    names = sorted(item.name for item in folder.iterdir() if item.suffix in _MODEL_SUFFIXES)
+    if "config.json" not in names:
+        raise ModelError(f"{field}={folder}: the folder has no config.json; is it a model folder?")
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}:{file_sha256(folder / name)}\n".encode())
+    return digest.hexdigest()
+
+
+_MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".py"})
+
+
+def _hub_identity(model: str, revision: str | None, field: str) -> str:
+    """The commit of a hub model: the hub's answer, else the commit in the local cache."""
+    try:
+        if not os.environ.get("HF_HUB_OFFLINE"):
+            return f"{model}@{HfApi().model_info(model, revision=revision, timeout=20).sha}"
+        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    except HFValidationError:
+        raise ModelError(
+            f"{field}={model}: neither a folder here nor the form of a hub id (owner/name)"
+        ) from None
+    except OfflineModeIsEnabled:
+        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    except (HfHubHTTPError, OSError) as error:
+        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            raise ModelError(
+                f"{field}={model}: not a folder here, not in the local Hugging Face cache, and the "
+                f"hub says: {str(error).splitlines()[0]}. Check the id (and HF_TOKEN, if it is gated)"
+            ) from None
+    if not isinstance(cached, str):
+        raise ModelError(
+            f"{field}={model}: not a folder here and not in the local Hugging Face cache, and the hub "
+            "is switched off (HF_HUB_OFFLINE). Download it first, or unset HF_HUB_OFFLINE"
+        )
+    return f"{model}@{Path(cached).parent.name}"
+
+
+def load_function(name: str) -> Callable[[list[str], list[str]], Sequence[float]]:
+    """The function `package.module:function`. Raises UsageError."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"reward.function={name} cannot be imported ({error}); it must be on PYTHONPATH "
+            "of every worker"
+        ) from None

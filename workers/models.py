@@ -1,0 +1,96 @@
+"""Model sources in, loaded models and tokenizers out (transformers, peft). Nothing is cached here."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prefsweep.sweeps.errors import ModelError
+from prefsweep.workers.locations import ModelSource
+
+
+def device() -> torch.device:
+    """The device of this process: the one GPU it was given, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(source: ModelSource) -> PreTrainedModel:
+    """The causal language model on this process's device, in evaluation mode. Raises ModelError."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            revision=source.revision or "main",
+            trust_remote_code=source.trust_remote_code,
+            dtype=getattr(torch, source.dtype),
+            **_gguf(source),
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"policy {source.path}: {error}") from error
+    return model.to(device()).eval()  # pyright: ignore[reportArgumentType]
+
+
+def load_trained(source: ModelSource, weights_dir: Path) -> PreTrainedModel | PeftModel:
+    """A trial's policy: the adapter in `weights_dir` on its base, or the whole model there."""
+    if (weights_dir / "adapter_config.json").is_file():
+        adapted = PeftModel.from_pretrained(load_policy(source), str(weights_dir))
+        return adapted.to(device()).eval()
+    return load_policy(ModelSource(path=str(weights_dir), dtype=source.dtype))
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer with a pad token, padding on the left. Raises ModelError."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path,
+            revision=source.revision or "main",
+            trust_remote_code=source.trust_remote_code,
+            padding_side="left",
+            **_gguf(source),
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"tokenizer of {source.path}: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"tokenizer of {source.path} has no end-of-text token; DPO needs one")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(source: ModelSource) -> int | None:
+    """The model's longest input in tokens, where its config says so."""
+    config = AutoConfig.from_pretrained(
+        source.path,
+        revision=source.revision or "main",
+        trust_remote_code=source.trust_remote_code,
+        **_gguf(source),
+    )
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def load_classifier(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier on this process's device, and its tokenizer. Raises ModelError."""
+    arguments = {
+        "revision": source.revision or "main",
+        "trust_remote_code": source.trust_remote_code,
+    }
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(source.path, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **arguments)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"reward classifier {source.path}: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.to(device()).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def _gguf(source: ModelSource) -> dict[str, str]:
+    return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}

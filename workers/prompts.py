@@ -1,0 +1,61 @@
+"""Texts in, prompts out: the training prompts and the held-out ones, no prompt in both."""
+
+import random
+from collections.abc import Sequence
+
+from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.records import Prompt, prompt_id
+from prefsweep.sweeps.spec import FirstTokens, FirstWords, Prompts, PromptSelection
+from prefsweep.workers.corpus import load_texts
+from prefsweep.workers.locations import ModelSource
+
+
+def make_prompts(spec: Prompts, tokenizer_source: ModelSource) -> tuple[list[Prompt], list[Prompt]]:
+    """The training and the held-out prompts of `spec`, without repetitions.
+
+    The tokenizer is loaded only for `take: {first_tokens: N}`. Raises DataError.
+    """
+    texts = [row.text for row in load_texts(spec)]
+    return select_prompts(_take(texts, spec, tokenizer_source), spec)
+
+
+def select_prompts(
+    texts: Sequence[str], spec: PromptSelection
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Distinct texts, shuffled if asked: first the training prompts, then the held-out ones.
+
+    Where num_train is given, a larger num_eval leaves the training prompts as they are.
+    """
+    distinct = [text for text in dict.fromkeys(texts) if text.strip()]
+    if spec.shuffle_seed is not None:
+        random.Random(spec.shuffle_seed).shuffle(distinct)
+    num_train = len(distinct) - spec.num_eval if spec.num_train is None else spec.num_train
+    if num_train < 1 or num_train + spec.num_eval > len(distinct):
+        wanted = "at least 1" if spec.num_train is None else str(spec.num_train)
+        raise DataError(
+            f"prompts: {len(distinct)} distinct prompts were found in {len(texts)} texts, but "
+            f"num_train={wanted} and num_eval={spec.num_eval} are wanted; "
+            "lower them or give more texts"
+        )
+    prompts = [Prompt(prompt_id(text), text) for text in distinct[: num_train + spec.num_eval]]
+    return prompts[:num_train], prompts[num_train:]
+
+
+def _take(texts: list[str], spec: PromptSelection, source: ModelSource) -> list[str]:
+    take = spec.take
+    if take == "whole":
+        return texts
+    if take == "first_sentence":
+        return [text.split(".")[0] for text in texts]
+    if isinstance(take, FirstWords):
+        return [" ".join(text.split()[: take.first_words]) for text in texts]
+    assert isinstance(take, FirstTokens)
+    from prefsweep.workers.models import load_tokenizer
+
+    tokenizer = load_tokenizer(source)
+    return [
+        tokenizer.decode(
+            tokenizer(text, add_special_tokens=False)["input_ids"][: take.first_tokens]
+        )  # pyright: ignore
+        for text in texts
+    ]

@@ -1,0 +1,155 @@
+"""Pairs in, tokenized pairs with the reference's log-probabilities out, once per sweep.
+
+Tokens are those that TRL 1.16 would make of the same pairs: the completion starts where the tokens
+of the prompt and of prompt + completion diverge, and the end-of-text token follows it. Long prompts
+are cut at their start, long completions at their end.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.records import PreferencePair, TokenizedPair
+from prefsweep.sweeps.spec import TrainingSpec
+
+Ids = tuple[int, ...]
+BATCH_SIZE = 16
+"""Sequences in a forward pass; fixed, so that the values do not depend on a trial's batch size."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """Token ids of one pair: prompt, chosen and rejected completion."""
+
+    prompt_ids: Ids
+    chosen_ids: Ids
+    rejected_ids: Ids
+
+
+def tokenize_pair(
+    pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, spec: TrainingSpec
+) -> PairTokens | None:
+    """The pair as token ids, or None if the prompt alone fills `max_length`."""
+    prompt_ids = _ids(tokenizer, pair.prompt)
+    chosen_ids = _ids(
+        tokenizer, pair.prompt + _ended(pair.chosen, pair.chosen_finish_reason, tokenizer, spec)
+    )
+    rejected_ids = _ids(
+        tokenizer, pair.prompt + _ended(pair.rejected, pair.rejected_finish_reason, tokenizer, spec)
+    )
+    start = min(_common(prompt_ids, chosen_ids), _common(prompt_ids, rejected_ids))
+    kept = prompt_ids[:start]
+    if spec.max_prompt_length is not None:
+        kept = kept[-spec.max_prompt_length :]
+    room = spec.max_length - len(kept)
+    if room < 1:
+        return None
+    if not kept:
+        raise DataError(
+            f"pair {pair.pair_id}: the prompt {pair.prompt!r} has no tokens of its own; the first "
+            "completion token needs one before it"
+        )
+    return PairTokens(kept, chosen_ids[start:][:room], rejected_ids[start:][:room])
+
+
+def reference_pairs(
+    pairs: Sequence[PreferencePair],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: TrainingSpec,
+) -> list[TokenizedPair]:
+    """All pairs that fit, with log pi_ref of every completion token; each sequence is run once."""
+    tokens = [tokenize_pair(pair, tokenizer, spec) for pair in pairs]
+    kept = [(pair, t) for pair, t in zip(pairs, tokens, strict=True) if t is not None]
+    sequences = dict.fromkeys(
+        (t.prompt_ids, ids) for _, t in kept for ids in (t.chosen_ids, t.rejected_ids)
+    )
+    logps = token_logps(model, list(sequences))
+    return [
+        TokenizedPair(
+            pair.pair_id,
+            pair.prompt_id,
+            pair.split,
+            list(t.prompt_ids),
+            list(t.chosen_ids),
+            list(t.rejected_ids),
+            logps[t.prompt_ids, t.chosen_ids],
+            logps[t.prompt_ids, t.rejected_ids],
+        )
+        for pair, t in kept
+    ]
+
+
+@torch.inference_mode()
+def token_logps(
+    model: PreTrainedModel | PeftModel, sequences: Sequence[tuple[Ids, Ids]]
+) -> dict[tuple[Ids, Ids], list[float]]:
+    """(prompt_ids, completion_ids) -> log-probability of every completion token, fp32, nats.
+
+    Sequences are batched by length; the batches depend on the sequences alone.
+    """
+    by_length = sorted(sequences, key=lambda s: (len(s[0]) + len(s[1]), s))
+    logps: dict[tuple[Ids, Ids], list[float]] = {}
+    for start in range(0, len(by_length), BATCH_SIZE):
+        batch = by_length[start : start + BATCH_SIZE]
+        logits_BTV, ids_BT = forward_logits(model, batch)
+        logps_BT = logits_BTV.log_softmax(-1).gather(-1, ids_BT[:, 1:, None])[..., 0].cpu()
+        for row, (prompt_ids, completion_ids) in zip(logps_BT, batch, strict=True):
+            first = (
+                len(prompt_ids) - 1
+            )  # the last prompt token predicts the first of the completion
+            logps[prompt_ids, completion_ids] = row[first : first + len(completion_ids)].tolist()
+    return logps
+
+
+def forward_logits(
+    model: PreTrainedModel | PeftModel, sequences: Sequence[tuple[Ids, Ids]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp32 logits (B, T-1, V) of right-padded prompt + completion, and the ids (B, T)."""
+    rows = [[*prompt_ids, *completion_ids] for prompt_ids, completion_ids in sequences]
+    length = max(len(row) for row in rows)
+    ids_BT = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=model.device)
+    lengths_B = torch.tensor([len(row) for row in rows], device=model.device)
+    mask_BT = torch.arange(length, device=model.device) < lengths_B[:, None]
+    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False).logits
+    return logits_BTV[:, :-1].float(), ids_BT
+
+
+def reference_sums(pair: TokenizedPair, ld_alpha: float | None) -> tuple[float, float]:
+    """(ref_chosen_logps, ref_rejected_logps) as the loss reads them: sums over tokens.
+
+    With ld_alpha, tokens beyond the shorter completion weigh ld_alpha (LD-DPO, arXiv 2409.06411).
+    """
+    shared = min(len(pair.chosen_ids), len(pair.rejected_ids))
+    weight = 1.0 if ld_alpha is None else ld_alpha
+
+    def weighted(logps: list[float]) -> float:
+        return sum(logps[:shared]) + weight * sum(logps[shared:])
+
+    return weighted(pair.ref_chosen_token_logps), weighted(pair.ref_rejected_token_logps)
+
+
+def _ended(
+    text: str, finish_reason: str, tokenizer: PreTrainedTokenizerBase, spec: TrainingSpec
+) -> str:
+    eos = tokenizer.eos_token
+    assert isinstance(eos, str)
+    if text.endswith(eos) or (spec.eos == "finished" and finish_reason != "eos"):
+        return text
+    return text + eos
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+    return tuple(tokenizer(text)["input_ids"])  # pyright: ignore[reportArgumentType]
+
+
+def _common(left: Ids, right: Ids) -> int:
+    return next(_differences(left, right), min(len(left), len(right)))
+
+
+def _differences(left: Ids, right: Ids) -> Iterator[int]:
+    return (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)

@@ -1,0 +1,126 @@
+"""Completions in, rewards out: a sequence classifier, the VADER lexicon, or a Python function."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from prefsweep.sweeps.errors import DataError, ModelError, UsageError
+from prefsweep.sweeps.records import Completion, ScoredCompletion
+from prefsweep.sweeps.spec import CallableReward, ClassifierReward, Reward, VaderReward
+from prefsweep.workers.locations import ModelSource, load_function
+
+
+class Scorer(Protocol):
+    """Something that gives completions a reward; higher is better."""
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """One finite score for each (prompt, completion)."""
+        ...
+
+
+def make_scorer(spec: Reward, source: ModelSource | None) -> Scorer:
+    """The scorer of a reward section; `source` is where a classifier is loaded from."""
+    match spec:
+        case ClassifierReward():
+            assert source is not None
+            return ClassifierScorer(spec, source)
+        case VaderReward():
+            return VaderScorer(spec)
+        case CallableReward():
+            return CallableScorer(spec)
+
+
+def score_completions(scorer: Scorer, completions: Sequence[Completion]) -> list[ScoredCompletion]:
+    """`completions` with their scores. Raises DataError for a score that is not finite."""
+    scores = scorer.score([c.prompt for c in completions], [c.text for c in completions])
+    for completion, score in zip(completions, scores, strict=True):
+        if not math.isfinite(score):
+            raise DataError(f"the reward of completion {completion.text[:60]!r} is {score}")
+    return [
+        ScoredCompletion(c.prompt_id, c.sample_idx, c.prompt, c.text, c.finish_reason, score)
+        for c, score in zip(completions, scores, strict=True)
+    ]
+
+
+class ClassifierScorer:
+    """The logit (or probability) of one label of a Hugging Face sequence classifier."""
+
+    def __init__(self, spec: ClassifierReward, source: ModelSource) -> None:
+        from prefsweep.workers.models import load_classifier
+
+        self._spec = spec
+        self._model, self.tokenizer = load_classifier(source)
+        self._label = _label_index(spec, self._model.config.id2label or {})
+        limits = [spec.max_length, getattr(self._model.config, "max_position_embeddings", None)]
+        self._max_length = min((limit for limit in limits if limit), default=512)
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        texts = _texts(prompts, completions, self._spec.over)
+        scores: list[float] = []
+        for start in range(0, len(texts), self._spec.batch_size):
+            encoded = self.tokenizer(
+                texts[start : start + self._spec.batch_size],
+                return_tensors="pt",
+                padding=True,
+                truncation=True,
+                max_length=self._max_length,
+            ).to(self._model.device)
+            logits_BL = self._model(**encoded).logits.float()
+            if self._spec.output == "probability":
+                logits_BL = logits_BL.softmax(-1)
+            scores += logits_BL[:, self._label].tolist()
+        return scores
+
+
+class VaderScorer:
+    """The compound score of VADER (Hutto and Gilbert, ICWSM 2014), in [-1, 1]."""
+
+    def __init__(self, spec: VaderReward) -> None:
+        try:
+            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        except ImportError:
+            raise UsageError(
+                "reward.type=vader needs the package vaderSentiment: pip install prefsweep[vader]"
+            ) from None
+        self._analyzer = SentimentIntensityAnalyzer()
+        self._over = spec.over
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        texts = _texts(prompts, completions, self._over)
+        return [float(self._analyzer.polarity_scores(text)["compound"]) for text in texts]
+
+
+class CallableScorer:
+    """A user's function, called with all prompts and completions of a shard at once."""
+
+    def __init__(self, spec: CallableReward) -> None:
+        self._name = spec.function
+        self._function = load_function(spec.function)
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        scores = [float(score) for score in self._function(list(prompts), list(completions))]
+        if len(scores) != len(completions):
+            raise DataError(
+                f"reward.function={self._name} returned {len(scores)} scores "
+                f"for {len(completions)} completions"
+            )
+        return scores
+
+
+def _texts(prompts: Sequence[str], completions: Sequence[str], over: str) -> list[str]:
+    if over == "completion":
+        return list(completions)
+    return [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
+
+
+def _label_index(spec: ClassifierReward, id2label: dict[int, str]) -> int:
+    if isinstance(spec.label, int) and spec.label in id2label:
+        return spec.label
+    for index, label in id2label.items():
+        if str(label) == str(spec.label):
+            return index
+    known = ", ".join(str(label) for label in id2label.values())
+    raise ModelError(f"reward.label={spec.label}: {spec.model} has no such label, only {known}")

@@ -1,0 +1,54 @@
+"""Records to parquet and back. Columns are the record's fields, types are inferred from them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Record = TypeVar("Record")
+
+_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    list[int]: pa.list_(pa.int32()),
+    list[float]: pa.list_(pa.float32()),
+}
+
+
+def write_records(records: Iterable[Any], record_type: type, path: Path) -> int:
+    """Write `records`, all of `record_type`, as one parquet file; returns the number of rows."""
+    rows = list(records)
+    columns = {
+        field.name: pa.array([getattr(row, field.name) for row in rows], type=_arrow(hint))
+        for field, hint in _fields(record_type)
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    return len(rows)
+
+
+def read_records(record_type: type[Record], paths: Sequence[Path]) -> list[Record]:
+    """The records of one or several parquet files, in order."""
+    names = [field.name for field, _ in _fields(record_type)]
+    records: list[Record] = []
+    for path in paths:
+        columns = pq.read_table(path, columns=names).to_pydict()
+        records += [
+            record_type(*values) for values in zip(*(columns[n] for n in names), strict=True)
+        ]
+    return records
+
+
+def _fields(record_type: type) -> list[tuple[Any, Any]]:
+    hints = get_type_hints(record_type)
+    return [(field, hints[field.name]) for field in fields(record_type)]
+
+
+def _arrow(hint: Any) -> pa.DataType:
+    if isinstance(hint, UnionType):  # float | None
+        hint = next(member for member in get_args(hint) if member is not type(None))
+    return _TYPES.get(hint, pa.string())  # Literals are strings

@@ -1,0 +1,245 @@
+"""One trial: a grid point and tokenized pairs in, trained weights out (TRL's DPOTrainer).
+
+The reference log-probabilities come with the pairs, so no reference model is in memory and no trial
+tokenizes anything. The trial is handed `report` and `publish`; it knows no Ray, W&B or store.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import DPOConfig, DPOTrainer
+
+from prefsweep.sweeps.errors import DataError, TrialError
+from prefsweep.sweeps.grid import TrialSpec
+from prefsweep.sweeps.records import TokenizedPair
+from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
+from prefsweep.workers.losses import trl_arguments
+from prefsweep.workers.reference import reference_sums
+
+Report = Callable[[dict[str, float]], None]
+"""Takes one line of metrics, with its "step"."""
+Publish = Callable[[int, Path], None]
+"""Takes a step and the folder of a complete checkpoint, to keep it."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a trial talks to whoever runs it. All are called in the training process."""
+
+    report: Report
+    publish: Publish | None = None
+    on_step: Callable[[int, PreTrainedModel | PeftModel], None] | None = None
+    resume_from: Path | None = None
+    """Folder of a checkpoint to continue from."""
+
+
+def train(
+    trial: TrialSpec,
+    spec: TrainingSpec,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[TokenizedPair],
+    output_dir: Path,
+    hooks: Hooks,
+) -> dict[str, float]:
+    """Train `model` on the pairs of the train split and save adapter or weights in `output_dir`.
+
+    `output_dir` gets only the final weights; checkpoints are handed to `hooks.publish`. Returns
+    train_seconds, steps, train_loss (mean over steps) and, on CUDA, gpu_memory_gib (peak).
+    Raises TrialError if a loss or gradient is not finite, before the weights take it.
+    """
+    started = time.monotonic()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    work_dir = output_dir.parent / f"{output_dir.name}-work"
+    trainer = PreparedDPOTrainer(
+        model=model,
+        args=_arguments(trial, spec, work_dir, saves=hooks.publish is not None),
+        train_dataset=preference_dataset(pairs, trial.ld_alpha),
+        processing_class=tokenizer,
+        peft_config=None if spec.lora is None else lora_config(spec.lora),
+        callbacks=[_HooksCallback(hooks)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    outcome = trainer.train(resume_from_checkpoint=_path(hooks.resume_from))
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained.save_pretrained(str(output_dir))
+    if not isinstance(trained, PeftModel):
+        tokenizer.save_pretrained(str(output_dir))
+    metrics = {
+        "train_seconds": time.monotonic() - started,
+        "train_loss": outcome.training_loss,
+        "steps": float(outcome.global_step),
+    }
+    if torch.cuda.is_available():
+        metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return metrics
+
+
+class PreparedDPOTrainer(DPOTrainer):
+    """TRL's trainer on columns that are already tokenized and have their reference sums.
+
+    It replaces two private methods of TRL 1.16 (tests compare with the stock trainer) and stops
+    before an update that is not finite.
+    """
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        loss = super()._compute_loss(model, inputs, return_outputs)
+        if not torch.isfinite(loss[0] if return_outputs else loss):
+            raise TrialError(self._not_finite("loss", loss[0] if return_outputs else loss))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if grad_norm is not None and not math.isfinite(float(grad_norm)):
+            raise TrialError(self._not_finite("gradient norm", grad_norm))
+        return grad_norm
+
+    def _not_finite(self, what: str, value: Any) -> str:
+        return (
+            f"the {what} is {float(value)} at step {self.state.global_step + 1}; "
+            "lower the learning rate, raise beta, or use bf16 instead of fp16"
+        )
+
+
+def preference_dataset(pairs: Sequence[TokenizedPair], ld_alpha: float | None) -> Dataset:
+    """The train split as the columns that TRL's collator reads. Raises DataError if it is empty."""
+    train = [pair for pair in pairs if pair.split == "train"]
+    if not train:
+        raise DataError(
+            "training: no training pair is left; all prompts fill training.max_length. Raise it, "
+            "or set training.max_prompt_length"
+        )
+    sums = [reference_sums(pair, ld_alpha) for pair in train]
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [pair.prompt_ids for pair in train],
+            "chosen_ids": [pair.chosen_ids for pair in train],
+            "rejected_ids": [pair.rejected_ids for pair in train],
+            "ref_chosen_logps": [chosen for chosen, _ in sums],
+            "ref_rejected_logps": [rejected for _, rejected in sums],
+        }
+    )
+
+
+def max_steps(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
+    """Optimizer steps of a trial, as transformers' Trainer counts them."""
+    if spec.max_steps is not None:
+        return spec.max_steps
+    num_train = sum(pair.split == "train" for pair in pairs)
+    batches = math.ceil(num_train / spec.per_device_train_batch_size)
+    steps = max(1, math.ceil(batches / spec.gradient_accumulation_steps))
+    return math.ceil(spec.num_train_epochs * steps)
+
+
+def lora_config(spec: LoraSpec) -> LoraConfig:
+    """peft's configuration of a LoRA section."""
+    modules = spec.target_modules
+    return LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.lora_alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=spec.lora_dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path, *, saves: bool) -> DPOConfig:
+    save_steps = spec.save_steps if saves else None
+    return DPOConfig(
+        output_dir=str(work_dir),
+        learning_rate=trial.learning_rate,
+        num_train_epochs=spec.num_train_epochs,
+        max_steps=spec.max_steps or -1,
+        per_device_train_batch_size=spec.per_device_train_batch_size,
+        gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        optim=spec.optim,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        lr_scheduler_type=spec.lr_scheduler_type,
+        warmup_steps=spec.warmup_steps,
+        bf16=spec.bf16,
+        fp16=spec.fp16,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        disable_dropout=spec.disable_dropout,
+        seed=trial.seed,
+        logging_steps=spec.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no" if save_steps is None else "steps",
+        save_steps=save_steps or 500,
+        save_total_limit=1,
+        max_length=None,  # the columns are cut already
+        precompute_ref_log_probs=True,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        **trl_arguments(trial),
+    )
+
+
+class _HooksCallback(TrainerCallback):
+    """Passes the trainer's events on to the trial's hooks."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is not None and "loss" in logs:
+            numbers = {key: float(value) for key, value in logs.items()}
+            self._hooks.report({"step": float(state.global_step), **numbers})
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self._hooks.publish is not None:
+            assert args.output_dir is not None
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._hooks.publish(state.global_step, folder)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self._hooks.on_step is not None:
+            self._hooks.on_step(state.global_step, kwargs["model"])
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -6,9 +6,8 @@ brought to one canonical form here, so that they run once.
 """
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -40,10 +39,14 @@ SMOOTHED_LOSSES = frozenset({"exo_pair", "robust", "aot", "aot_unpaired"})
 """Losses that read label_smoothing."""
 
 
-def _as_tuple(value: Any) -> Any:
+REVERSE_KL_BELOW = 1e-6
+"""TRL computes the alpha-divergence as reverse KL below this alpha."""
+
+
+def as_tuple(value: Any) -> Any:
     """A single value in YAML stands for a list of one."""
     if isinstance(value, list | tuple):
-        return tuple(value)  # pyright: ignore[reportUnknownVariableType]
+        return tuple(cast("Sequence[Any]", value))
     return (value,)
 
 
@@ -52,13 +55,13 @@ def split_loss(loss_type: str) -> list[str]:
     return loss_type.split("+")
 
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Losses = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Divergences = Annotated[tuple[Divergence, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-PositiveAxis = Annotated[tuple[Positive, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
+Losses = Annotated[tuple[str, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Divergences = Annotated[tuple[Divergence, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+PositiveAxis = Annotated[tuple[Positive, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 AlphaAxis = Annotated[
-    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
-    BeforeValidator(_as_tuple),
+    tuple[Annotated[float, Field(ge=0)], ...],
+    BeforeValidator(as_tuple),
     Field(min_length=1),
 ]
 
@@ -66,7 +69,7 @@ AlphaAxis = Annotated[
 class TrialSpec(BaseModel):
     """One grid point with its seed: what a trial trains with, beside the training section."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     loss_type: str
     """A loss name, or several joined by "+"."""
@@ -86,41 +89,57 @@ class TrialSpec(BaseModel):
         """The one form of all trials that train the same weights.
 
         alpha = 1 is forward KL, alpha = 0 reverse KL; ld_alpha = 1 is no length desensitization;
-        robust without smoothing is sigmoid; equal weights of 1 are the default.
+        robust without smoothing is sigmoid; the order of a combination does not matter; equal
+        weights of 1 and TRL's discopop_tau are the defaults; sft alone reads neither beta nor
+        ld_alpha.
         """
         changes: dict[str, Any] = {}
-        if self.f_divergence_type == "alpha_divergence" and self.alpha in (0.0, 1.0):
+        if self.alpha is not None and (self.alpha < REVERSE_KL_BELOW or self.alpha == 1.0):
             limit = "forward_kl" if self.alpha == 1.0 else "reverse_kl"
             changes |= {"f_divergence_type": limit, "alpha": None}
         if self.ld_alpha == 1.0:
             changes["ld_alpha"] = None
-        if self.loss_type == "robust" and self.label_smoothing == 0.0:
-            changes["loss_type"] = "sigmoid"
-        if self.loss_weights is not None and set(self.loss_weights) == {1.0}:
-            changes["loss_weights"] = None
-        return self.model_copy(update=changes) if changes else self
+        if self.discopop_tau == 0.05:
+            changes["discopop_tau"] = None
+        names = split_loss(self.loss_type)
+        if self.label_smoothing == 0.0:
+            names = ["sigmoid" if name == "robust" else name for name in names]
+        weights = self.loss_weights or (1.0,) * len(names)
+        parts = sorted(zip(names, weights, strict=True), key=lambda p: LOSS_NAMES.index(p[0]))
+        changes["loss_type"] = "+".join(name for name, _ in parts)
+        is_default = all(weight == 1.0 for weight in weights)
+        changes["loss_weights"] = None if is_default else tuple(weight for _, weight in parts)
+        if self.loss_type == "sft":
+            changes |= {"beta": GridBlock().beta[0], "ld_alpha": None}
+        return self.model_copy(update=changes)
 
 
 class GridBlock(BaseModel):
-    """A product of lists: every combination of its values is a trial. A single value is a list of one."""
+    """A product of lists: every combination of its values is a trial.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    A single value is a list of one.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     loss_type: Losses = ("sigmoid",)
     """Losses by TRL's names; a combination is written with "+", as in sigmoid+sft."""
     f_divergence_type: Divergences = ("reverse_kl",)
     """Divergence that holds the policy to the reference (f-DPO, arXiv 2309.16240)."""
     alpha: AlphaAxis | None = None
-    """alpha of the alpha-divergence, f'(u) = (1 - u^-alpha)/alpha; 1 is forward KL, 0 reverse KL. For alpha_divergence only."""
+    """alpha of the alpha-divergence, f'(u) = (1 - u^-alpha)/alpha; 1 is forward KL, 0 reverse KL.
+    For alpha_divergence only."""
     beta: PositiveAxis = (0.1,)
     """Strength of the pull to the reference: smaller drifts further."""
     learning_rate: PositiveAxis = (1e-5,)
     """Peak learning rate."""
-    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
-    """Assumed probability of a flipped label; read by exo_pair, robust, aot and aot_unpaired only."""
-    ld_alpha: float | None = Field(None, ge=0.0, le=1.0)
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Assumed probability of a flipped label; for exo_pair, robust, aot and aot_unpaired only."""
+    ld_alpha: float | None = Field(default=None, ge=0.0, le=1.0)
     """Weight of the tokens beyond the shorter completion (LD-DPO); None or 1 weights all alike."""
-    discopop_tau: float | None = Field(None, gt=0.0)
+    discopop_tau: float | None = Field(default=None, gt=0.0)
     """Temperature of discopop's blend; None is TRL's default, 0.05. For discopop only."""
     loss_weights: tuple[Positive, ...] | None = None
     """Weights of a combination, in its order; None weights all with 1."""
@@ -132,6 +151,8 @@ class GridBlock(BaseModel):
             unknown = [name for name in split_loss(loss) if name not in LOSS_NAMES]
             if unknown:
                 raise ValueError(f"unknown loss {unknown[0]!r}; use one of {', '.join(LOSS_NAMES)}")
+            if len(set(split_loss(loss))) < len(split_loss(loss)):
+                raise ValueError(f"{loss!r} has a loss twice; use loss_weights to weight it")
         return losses
 
     @model_validator(mode="after")
@@ -139,8 +160,9 @@ class GridBlock(BaseModel):
         wants_alpha = "alpha_divergence" in self.f_divergence_type
         if self.alpha is not None and not wants_alpha:
             raise ValueError(
-                f"alpha={list(self.alpha)} is given but f_divergence_type={list(self.f_divergence_type)} "
-                "does not read it; set f_divergence_type: alpha_divergence or remove alpha"
+                f"alpha={list(self.alpha)} is given but "
+                f"f_divergence_type={list(self.f_divergence_type)} does not read it; "
+                "set f_divergence_type: alpha_divergence or remove alpha"
             )
         if wants_alpha and self.alpha is None:
             raise ValueError(
@@ -157,8 +179,9 @@ class GridBlock(BaseModel):
             if wrong or loss == "sft":
                 divergences = [d for d in self.f_divergence_type if d != "reverse_kl"]
                 raise ValueError(
-                    f"loss_type {loss!r} has no {divergences[0]} form; use f_divergence_type: reverse_kl, "
-                    f"or one of the losses {', '.join(sorted(DIVERGENCE_LOSSES - {'sft'}))}"
+                    f"loss_type {loss!r} has no {divergences[0]} form; "
+                    "use f_divergence_type: reverse_kl, or one of the losses "
+                    f"{', '.join(sorted(DIVERGENCE_LOSSES - {'sft'}))}"
                 )
         return self
 
@@ -167,7 +190,8 @@ class GridBlock(BaseModel):
         names = [set(split_loss(loss)) for loss in self.loss_type]
         if self.label_smoothing and not all(group & SMOOTHED_LOSSES for group in names):
             raise ValueError(
-                f"label_smoothing={self.label_smoothing} is read by {', '.join(sorted(SMOOTHED_LOSSES))} only; "
+                f"label_smoothing={self.label_smoothing} is read by "
+                f"{', '.join(sorted(SMOOTHED_LOSSES))} only; "
                 "put those losses in a block of their own"
             )
         if any("exo_pair" in group for group in names) and not self.label_smoothing:
@@ -177,7 +201,7 @@ class GridBlock(BaseModel):
         if self.discopop_tau is not None and not all("discopop" in group for group in names):
             raise ValueError(f"discopop_tau={self.discopop_tau} is read by discopop only")
         if self.loss_type == ("sft",) and len(self.beta) > 1:
-            raise ValueError(f"loss_type sft does not read beta={list(self.beta)}; give one value")
+            raise ValueError(f"loss_type sft does not read beta={list(self.beta)}; remove it")
         return self
 
     @model_validator(mode="after")
@@ -187,8 +211,8 @@ class GridBlock(BaseModel):
         for loss in self.loss_type:
             if len(split_loss(loss)) != len(self.loss_weights):
                 raise ValueError(
-                    f"loss_weights={list(self.loss_weights)} has {len(self.loss_weights)} values, but "
-                    f"loss_type {loss!r} combines {len(split_loss(loss))} losses"
+                    f"loss_weights={list(self.loss_weights)} has {len(self.loss_weights)} values, "
+                    f"but loss_type {loss!r} combines {len(split_loss(loss))} losses"
                 )
         return self
 
@@ -225,8 +249,8 @@ def expand(blocks: Sequence[GridBlock], seeds: Sequence[int]) -> list[TrialSpec]
 
 
 def number(value: float) -> str:
-    """A float in a name: 0.1, 1, 1e-05 -> "0.1", "1", "1e-05"."""
-    return f"{value:.12g}"
+    """A float in a name, exact: 0.1, 1.0, 1e-05 -> "0.1", "1", "1e-05"."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def trial_names(trials: Sequence[TrialSpec]) -> list[str]:
@@ -260,10 +284,10 @@ def _base_name(trial: TrialSpec) -> str:
         alpha = "" if trial.alpha is None else number(trial.alpha)
         prefix = "" if trial.loss_type == "sigmoid" else f"{trial.loss_type}-"
         loss = f"{prefix}{trial.f_divergence_type}{alpha}"
-    return f"{loss}-beta{number(trial.beta)}"
+    return loss if trial.loss_type == "sft" else f"{loss}-beta{number(trial.beta)}"
 
 
 def _label(value: float | tuple[float, ...] | None) -> str:
     if isinstance(value, tuple):
         return "_".join(number(item) for item in value)
-    return "none" if value is None or math.isnan(value) else number(value)
+    return "none" if value is None else number(value)

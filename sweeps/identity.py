@@ -112,7 +112,7 @@ class Fingerprints:
         return {"training": section, "trial": _fields(trial), "reference": self.reference}
 
     def evaluation(self, trial_id: str) -> str:
-        """The fingerprint of one trial's evaluation ("untrained" for the policy before training)."""
+        """The fingerprint of one trial's evaluation; "untrained" is the policy before training."""
         return fingerprint(
             "evaluation",
             {
@@ -156,7 +156,7 @@ def _fields(
 
 
 def needs_making(spec: SweepSpec) -> dict[str, bool]:
-    """Whether the policy and the reward model are artefacts of the sweep, or used as they are found."""
+    """Whether the policy and the reward model are artefacts of the sweep (or used as found)."""
     policy, reward = spec.policy, spec.reward
     return {
         "policy": policy.sft is not None

@@ -3,45 +3,74 @@
 All mistakes are SpecErrors that name the place, the value and the remedy.
 """
 
+import copy
 import difflib
+import os.path
 import re
-import types
-import typing
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from prefsweep.sweeps.errors import SpecError
+from prefsweep.sweeps.mistakes import mistakes, short
 from prefsweep.sweeps.spec import SweepSpec
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that refuses duplicate keys and reads 1e-4 as a number (YAML 1.2)."""
+    """YAML 1.2's plain values (1e-4 is a number, `no` a text); no tags, no double keys."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key: Any = self.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = cast("yaml.Event", self.peek_event())  # pyright: ignore[reportUnknownMemberType]
+        tag: str | None = getattr(event, "tag", None)
+        if tag not in (None, "!"):
+            line = event.start_mark.line + 1
+            raise SpecError(f"line {line}: tag {tag!r}: a sweep holds plain values only; remove it")
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Checked here and not where mappings are built, because merge keys (<<) change the nodes.
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key_node, _ in cast("list[tuple[yaml.Node, yaml.Node]]", node.value):
             line = key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise SpecError(f"line {line}: key {key!r} is not a name; quote it or remove it")
-            if key in seen:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not (isinstance(key_node, yaml.ScalarNode) and key_node.tag.endswith(":str")):
+                key = short(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "[...]"
+                raise SpecError(f"line {line}: key {key} is not a name; quote it or remove it")
+            key = cast("str", key_node.value)
+            if key in lines:
                 raise SpecError(
-                    f"line {line}: key {key!r} was already given in line {seen[key]}; keep one"
+                    f"line {line}: key {short(key)} was already given in line {lines[key]}; "
+                    "keep one"
                 )
-            seen[key] = line
-        return super().construct_mapping(node, deep=deep)
+            lines[key] = line
+        return node
 
 
-_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+# The first pattern that matches decides; what matches none is text. Integers beyond 64 bits are
+# read as floats, which the spec refuses where it wants an integer.
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]{0,17})|0x[0-9a-fA-F]{1,15}", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first
+    )
 
 
 def shipped_names() -> list[str]:
@@ -53,7 +82,7 @@ def shipped_names() -> list[str]:
 
 
 def load_spec(source: str, overrides: Sequence[str] = ()) -> SweepSpec:
-    """The resolved spec of `source`, a YAML file or a shipped name, with `KEY=VALUE` overrides applied.
+    """The spec of `source`, a YAML file or a shipped name, with `KEY=VALUE` overrides applied.
 
     Raises SpecError.
     """
@@ -62,146 +91,86 @@ def load_spec(source: str, overrides: Sequence[str] = ()) -> SweepSpec:
     if not isinstance(data, dict):
         raise SpecError(f"{where}: a sweep is a mapping of sections, not {_kind(data)}")
     for override in overrides:
-        _apply(typing.cast("dict[str, Any]", data), override)
-    return validate_spec(data, where)
+        _apply(cast("dict[str, Any]", data), override)
+    given = f" with {', '.join(short(override) for override in overrides)}" if overrides else ""
+    return validate_spec(cast("Any", data), where + given)
 
 
 def validate_spec(data: Any, where: str) -> SweepSpec:
-    """`data` (from YAML or JSON) as a SweepSpec; `where` names its origin in messages. Raises SpecError."""
+    """`data` (from YAML or JSON) as a SweepSpec; `where` names its origin in messages.
+
+    Raises SpecError.
+    """
     try:
         return SweepSpec.model_validate(data)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _messages(error))
+        lines = "\n".join(f"  {line}" for line in mistakes(error))
         raise SpecError(f"{where} is not a valid sweep:\n{lines}") from None
 
 
 def _read(source: str) -> tuple[str, str]:
-    path = Path(source)
-    if source in shipped_names() and not path.is_file():
-        item = resources.files("prefsweep.sweeps") / f"{source}.yaml"
-        return item.read_text(encoding="utf-8"), f"shipped sweep {source!r}"
-    if not path.is_file():
+    """The text, and what to call it in messages. A file goes before a shipped name."""
+    if not os.path.exists(source):
+        if source in shipped_names():
+            item = resources.files("prefsweep.sweeps") / f"{source}.yaml"
+            return item.read_text(encoding="utf-8"), f"shipped sweep {source!r}"
         near = difflib.get_close_matches(source, shipped_names(), 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise SpecError(
-            f"{source}: no such file and no shipped sweep of that name; {hint}shipped are {', '.join(shipped_names())}"
+            f"{short(source)}: no such file and no shipped sweep of that name; {hint}"
+            f"shipped are {', '.join(shipped_names())}"
         )
     try:
-        return path.read_text(encoding="utf-8"), source
+        return Path(source).read_text(encoding="utf-8"), source
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{source} cannot be read as UTF-8 text: {error}") from None
 
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        return yaml.load(text, _Loader)
     except SpecError as error:
         raise SpecError(f"{where}, {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise SpecError(f"{where} is nested too deeply, or contains itself") from None
+    except yaml.YAMLError as error:
         raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
-    """Set the dotted key of `KEY=VALUE` in `data`; numbers index lists; the value is read as YAML."""
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise SpecError(f"override {override!r} is not of the form section.key=value")
+    """Set the dotted key of `KEY=VALUE` in `data`; numbers index lists; the value is read as YAML.
+
+    What lies on the way is copied first: a YAML alias may have put it in other places too.
+    """
+    key, equals, text = override.partition("=")
     parts = key.strip().split(".")
+    name = f"override {short(override)}"
+    if not equals or not all(parts):
+        raise SpecError(f"{name} is not of the form section.key=value")
+    value = _parse(text, name)
     target: Any = data
     for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(target, list):
-            items = typing.cast("list[Any]", target)
-            if not part.isdecimal() or int(part) >= len(items):
-                raise SpecError(
-                    f"override {override!r}: {'.'.join(parts[:depth])} has entries 0 to {len(items) - 1}, not {part!r}"
-                )
-            if last:
-                items[int(part)] = _parse(value, f"override {override!r}")
-            else:
-                target = items[int(part)]
-        elif isinstance(target, dict):
-            mapping = typing.cast("dict[str, Any]", target)
-            if last:
-                mapping[part] = _parse(value, f"override {override!r}")
-            else:
-                if mapping.get(part) is None:
-                    mapping[part] = {}
-                target = mapping[part]
+        index = _index(target, part, f"{name}: {'.'.join(parts[:depth])}")
+        if depth == len(parts) - 1:
+            target[index] = value
         else:
-            raise SpecError(
-                f"override {override!r}: {'.'.join(parts[:depth])} is {target!r}, which has no keys"
-            )
+            inner = target[index] if isinstance(index, int) else target.get(index)
+            target[index] = {} if inner is None else copy.copy(inner)
+            target = target[index]
 
 
-def _messages(error: ValidationError) -> Iterator[str]:
-    """One line per mistake: dotted name, what is wrong, the value, the remedy."""
-    for item in error.errors(include_url=False):
-        location = [part for part in item["loc"] if part not in _UNION_TAGS]
-        name = ".".join(str(part) for part in location) or "the sweep"
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(location[-1]), _known_keys(item["loc"][:-1]), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            known = "" if near else f"; known are {', '.join(_known_keys(item['loc'][:-1]))}"
-            yield f"{name}: unknown key{hint}{known}"
-        elif item["type"] == "missing":
-            yield f"{name}: required, but not given"
-        elif item["type"] == "value_error":
-            yield f"{name}: {item['msg'].removeprefix('Value error, ')}"
-        else:
-            yield f"{name}: {item['msg'][:1].lower() + item['msg'][1:]}, got {_short(item['input'])}"
-
-
-_UNION_TAGS = frozenset(
-    {
-        "builtin",
-        "file",
-        "dataset",
-        "classifier",
-        "vader",
-        "callable",
-        "FirstWords",
-        "FirstTokens",
-        "constrained-int",
-    }
-)
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the model at `location`; union tags in it choose the member."""
-    model: Any = SweepSpec
-    for part in location:
-        if isinstance(part, int):
-            continue
-        members = [m for m in _models(model) if part in m.model_fields]
-        if members:
-            model = members[0].model_fields[part].annotation
-        else:
-            model = next(
-                (m for m in _models(model) if _tag(m) == part or m.__name__ == part), model
-            )
-    return sorted({key for m in _models(model) for key in m.model_fields})
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The pydantic models inside a (possibly nested) annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType, tuple, typing.Annotated):
-        return [m for argument in typing.get_args(annotation) for m in _models(argument)]
-    return []
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("type")
-    return typing.get_args(field.annotation)[0] if field is not None else None
+def _index(target: Any, part: str, place: str) -> str | int:
+    """`part` as an index of `target`, a mapping or a list; SpecError if it is neither."""
+    if isinstance(target, dict):
+        return part
+    if not isinstance(target, list):
+        raise SpecError(f"{place} is {short(target)}, which has no keys")
+    indices = [str(i) for i in range(len(cast("list[Any]", target)))]
+    if part not in indices:
+        entries = f"entries 0 to {len(indices) - 1}" if indices else "no entries"
+        raise SpecError(f"{place} has {entries}, not {part!r}")
+    return int(part)
 
 
 def _kind(value: Any) -> str:
     return "empty" if value is None else f"a {type(value).__name__}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

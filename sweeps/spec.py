@@ -4,114 +4,26 @@ Nothing here reads files or the environment; `load.py` makes a SweepSpec from YA
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
+from prefsweep.sweeps.grid import GridBlock, TrialSpec, as_tuple, expand
+from prefsweep.sweeps.texts import BuiltinPrompts as BuiltinPrompts
+from prefsweep.sweeps.texts import BuiltinText as BuiltinText
+from prefsweep.sweeps.texts import Corpus as Corpus
+from prefsweep.sweeps.texts import DatasetPrompts as DatasetPrompts
+from prefsweep.sweeps.texts import DatasetText as DatasetText
+from prefsweep.sweeps.texts import FilePrompts as FilePrompts
+from prefsweep.sweeps.texts import FileText as FileText
+from prefsweep.sweeps.texts import FirstTokens as FirstTokens
+from prefsweep.sweeps.texts import FirstWords as FirstWords
+from prefsweep.sweeps.texts import Prompts as Prompts
+from prefsweep.sweeps.texts import PromptSelection as PromptSelection
+from prefsweep.sweeps.texts import Section as Section
+from prefsweep.sweeps.texts import Seed as Seed
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-# --- where texts come from -----------------------------------------------------------------------
-
-
-class BuiltinText(Section):
-    """The synthetic labelled movie reviews written for this project."""
-
-    type: Literal["builtin"] = "builtin"
-    num_texts: int = Field(3000, ge=1)
-    """Reviews to write."""
-    text_seed: int = 0
-    """Seed of the synthesis."""
-
-
-class FileText(Section):
-    """A local JSONL, CSV, parquet or plain-text file (one text a line)."""
-
-    type: Literal["file"]
-    path: str
-    """Path, relative to the folder where the command runs."""
-    column: str = "text"
-    """Column that holds the text; not read for .txt files."""
-    label_column: str = "label"
-    """Column that holds the label; read where a classifier is trained."""
-    where: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Rows to keep: column name to the value it must have."""
-
-
-class DatasetText(Section):
-    """A Hugging Face dataset, by hub id or local folder."""
-
-    type: Literal["dataset"]
-    dataset: str
-    """Hub id or path, as `datasets.load_dataset` takes it."""
-    config: str | None = None
-    """Configuration of the dataset; None takes its default."""
-    revision: str | None = None
-    """Commit, tag or branch; None takes the newest one."""
-    split: str = "train"
-    """Split, in the notation of `datasets` (train[:10%])."""
-    column: str = "text"
-    """Column that holds the text."""
-    label_column: str = "label"
-    """Column that holds the label; read where a classifier is trained."""
-    where: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Rows to keep: column name to the value it must have."""
-
-
-Corpus = Annotated[BuiltinText | FileText | DatasetText, Field(discriminator="type")]
-
-
-class FirstTokens(Section):
-    """Keep the first tokens, counted by the policy's tokenizer."""
-
-    first_tokens: int = Field(ge=1)
-    """Tokens to keep."""
-
-
-class FirstWords(Section):
-    """Keep the first words, split at white space."""
-
-    first_words: int = Field(ge=1)
-    """Words to keep."""
-
-
-class PromptSelection(Section):
-    """How texts become prompts, and how many."""
-
-    take: Literal["whole", "first_sentence"] | FirstWords | FirstTokens = "whole"
-    """Part of each text that is the prompt; first_sentence is what stands before the first full stop."""
-    num_train: int | None = Field(None, ge=1)
-    """Prompts to make pairs from; None takes all that are left after the held-out ones."""
-    num_eval: int = Field(50, ge=1)
-    """Held-out prompts for the evaluation; never among the training prompts."""
-    shuffle_seed: int | None = None
-    """Seed of a shuffle before prompts are taken; None keeps the order of the source."""
-
-
-class BuiltinPrompts(BuiltinText, PromptSelection):
-    """Openings of the synthetic reviews."""
-
-    take: Literal["whole", "first_sentence"] | FirstWords | FirstTokens = FirstWords(first_words=4)
-    text_seed: int = 1
-
-
-class FilePrompts(FileText, PromptSelection):
-    """Prompts from a local file."""
-
-
-class DatasetPrompts(DatasetText, PromptSelection):
-    """Prompts from a Hugging Face dataset."""
-
-
-Prompts = Annotated[BuiltinPrompts | FilePrompts | DatasetPrompts, Field(discriminator="type")]
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -122,24 +34,27 @@ class FineTuning(Section):
 
     corpus: Corpus = BuiltinText()
     """Texts to train on."""
-    num_train_epochs: float = Field(1.0, gt=0)
+    num_train_epochs: float = Field(default=1.0, gt=0)
     """Passes over the corpus."""
-    per_device_train_batch_size: int = Field(16, ge=1)
+    per_device_train_batch_size: int = Field(default=16, ge=1)
     """Texts a step."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate; decays linearly to 0."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps until the learning rate is at its peak."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay (AdamW)."""
-    max_length: int = Field(256, ge=2)
+    max_length: int = Field(default=256, ge=2)
     """Tokens kept of each text."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights that start fresh and of the data order."""
 
 
 class ModelSection(Section):
-    """A model: `builtin:NAME`, `package:NAME` (files inside an installed Python package), a local folder, or a hub id."""
+    """A model: `builtin:NAME`, `package:NAME`, a local folder, or a hub id.
+
+    `package:NAME` is a folder of files inside an installed Python package.
+    """
 
     model: str = Field(min_length=1)
     """The model, in one of the four forms above."""
@@ -178,9 +93,9 @@ class ClassifierReward(ModelSection):
     """Raw logit of the label, or its softmax probability."""
     over: Literal["full", "completion"] = "full"
     """Text that is scored: prompt + completion, or the completion alone."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Texts a forward pass."""
-    max_length: int | None = Field(None, ge=1)
+    max_length: int | None = Field(default=None, ge=1)
     """Tokens kept of each text; None keeps what the model can read."""
     train: FineTuning | None = None
     """Training of the classifier on labelled texts before the sweep; None takes it as it is."""
@@ -195,7 +110,7 @@ class VaderReward(Section):
 
 
 class CallableReward(Section):
-    """Your own Python function, `f(prompts: list[str], completions: list[str]) -> list[float]`."""
+    """Your own function, `f(prompts: list[str], completions: list[str]) -> list[float]`."""
 
     type: Literal["callable"]
     function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
@@ -211,36 +126,36 @@ Reward = Annotated[ClassifierReward | VaderReward | CallableReward, Field(discri
 
 
 class Sampling(Section):
-    """How completions are sampled; names and meaning are those of transformers' GenerationConfig."""
+    """How completions are sampled; names and meaning are transformers' GenerationConfig's."""
 
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
     """Longest completion, tokens."""
-    min_new_tokens: int = Field(0, ge=0)
+    min_new_tokens: int = Field(default=0, ge=0)
     """Shortest completion before the end-of-text token may come, tokens."""
     do_sample: bool = True
     """Sample; false decodes greedily."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Divides the logits."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(default=0, ge=0)
     """Tokens to sample among; 0 is all."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Probability mass to sample among; 1 is all."""
-    no_repeat_ngram_size: int = Field(0, ge=0)
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
     """Length of n-grams that may occur once only; 0 allows all."""
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(default=1.0, gt=0)
     """Penalty on tokens that occurred; 1 is none."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Prompts generated together; part of the result, because padding is."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the sampling."""
 
 
 class GenerationSpec(Sampling):
     """Candidate completions for the pairs."""
 
-    num_completions: int = Field(4, ge=2)
+    num_completions: int = Field(default=4, ge=2)
     """Completions a prompt."""
-    shard_size: int = Field(32, ge=1)
+    shard_size: int = Field(default=32, ge=1)
     """Prompts a shard, the unit that is handed to a worker and redone if it is lost."""
 
 
@@ -248,26 +163,29 @@ class PairsSpec(Section):
     """How scored completions become preference pairs; equal scores never make one."""
 
     rule: Literal["best_worst", "ranks", "adjacent", "all", "random_pair"] = "best_worst"
-    """best_worst: highest against lowest; ranks: the given rank pairs; adjacent: each rank against the next; all: every ordered pair; random_pair: one at random."""
+    """best_worst: highest against lowest; ranks: the given rank pairs; adjacent: each rank against
+    the next; all: every ordered pair; random_pair: one at random."""
     ranks: tuple[tuple[int, int], ...] | None = None
     """[chosen, rejected] ranks by score, 0 the best; for rule: ranks only."""
-    min_margin: float = Field(0.0, ge=0)
+    min_margin: float = Field(default=0.0, ge=0)
     """Least score difference of a pair."""
-    test_fraction: float = Field(0.2, ge=0, lt=1)
+    test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of the prompts whose pairs are kept out of training; by prompt, never by row."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split and of random_pair."""
 
     @model_validator(mode="after")
     def ranks_belong_to_rule(self) -> Self:
         if (self.rule == "ranks") != (self.ranks is not None):
             raise ValueError(
-                f"rule={self.rule} and ranks={self.ranks}: give ranks with rule: ranks, and only there"
+                f"rule={self.rule} and ranks={self.ranks}: "
+                "give ranks with rule: ranks, and only there"
             )
         for chosen, rejected in self.ranks or ():
             if not 0 <= chosen < rejected:
                 raise ValueError(
-                    f"ranks has [{chosen}, {rejected}]; the first must be the better (smaller) rank, from 0"
+                    f"ranks has [{chosen}, {rejected}]; "
+                    "the first must be the better (smaller) rank, from 0"
                 )
         return self
 
@@ -278,11 +196,11 @@ class PairsSpec(Section):
 class LoraSpec(Section):
     """Low-rank adapters (arXiv 2106.09685), by peft's names."""
 
-    r: int = Field(8, ge=1)
+    r: int = Field(default=8, ge=1)
     """Rank."""
-    lora_alpha: float = Field(16, gt=0)
+    lora_alpha: float = Field(default=16.0, gt=0)
     """Scale: the update is multiplied by lora_alpha / r."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Modules that get an adapter."""
@@ -291,30 +209,31 @@ class LoraSpec(Section):
 class TrainingSpec(Section):
     """What all trials have in common; names and meaning are TRL's and transformers'."""
 
-    num_train_epochs: float = Field(1.0, gt=0)
+    num_train_epochs: float = Field(default=1.0, gt=0)
     """Passes over the training pairs; not read if max_steps is given."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; None goes by num_train_epochs."""
-    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_train_batch_size: int = Field(default=8, ge=1)
     """Pairs in a forward pass."""
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes to an optimizer step."""
     optim: str = "adamw_torch"
     """Optimizer, by transformers' name (adamw_torch, rmsprop, sgd, ...)."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm to clip at; 0 does not clip."""
     lr_scheduler_type: str = "linear"
     """Learning-rate schedule, by transformers' name."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps until the learning rate is at its peak."""
-    max_length: int = Field(512, ge=2)
+    max_length: int = Field(default=512, ge=2)
     """Tokens of prompt + completion; longer completions are cut at their end."""
-    max_prompt_length: int | None = Field(None, ge=1)
+    max_prompt_length: int | None = Field(default=None, ge=1)
     """Tokens of the prompt, cut at its start; None leaves it whole."""
     eos: Literal["always", "finished"] = "always"
-    """End-of-text token after every completion (as TRL does), or only after those that ended by themselves."""
+    """End-of-text token after every completion (as TRL does), or only after those that ended by
+    themselves."""
     bf16: bool = False
     """Train in bfloat16 autocast."""
     fp16: bool = False
@@ -325,10 +244,10 @@ class TrainingSpec(Section):
     """Switch off the model's dropout."""
     lora: LoraSpec | None = None
     """Adapters to train; None trains all weights."""
-    logging_steps: int = Field(10, ge=1)
+    logging_steps: int = Field(default=10, ge=1)
     """Steps between two lines of metrics."""
-    save_steps: int | None = Field(None, ge=1)
-    """Steps between two checkpoints, a multiple of logging_steps; None keeps the final weights only."""
+    save_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints, a multiple of logging_steps; None keeps final weights only."""
 
     @model_validator(mode="after")
     def precision_is_one(self) -> Self:
@@ -340,7 +259,8 @@ class TrainingSpec(Section):
     def save_steps_is_multiple_of_logging_steps(self) -> Self:
         if self.save_steps is not None and self.save_steps % self.logging_steps:
             raise ValueError(
-                f"save_steps={self.save_steps} is not a multiple of logging_steps={self.logging_steps}; "
+                f"save_steps={self.save_steps} is not a multiple of "
+                f"logging_steps={self.logging_steps}; "
                 "a resumed trial would log another first window"
             )
         return self
@@ -349,18 +269,18 @@ class TrainingSpec(Section):
     def prompt_leaves_room(self) -> Self:
         if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
             raise ValueError(
-                f"max_prompt_length={self.max_prompt_length} leaves no room for a completion in "
-                f"max_length={self.max_length}; lower the first or raise the second"
+                f"max_prompt_length={self.max_prompt_length} leaves no room for a completion "
+                f"in max_length={self.max_length}; lower the first or raise the second"
             )
         return self
 
 
 class EvaluationSpec(Sampling):
-    """The same for every trial and for the untrained policy; same prompts, same sampling seeds."""
+    """The same for every trial and for the untrained policy: prompts, sampling and seeds."""
 
-    num_samples: int = Field(1, ge=1)
+    num_samples: int = Field(default=1, ge=1)
     """Completions for each held-out prompt."""
-    eval_steps: int | None = Field(None, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1)
     """Training steps between two evaluations on the way; None evaluates at the end only."""
 
 
@@ -387,10 +307,11 @@ class ResourcesSpec(Section):
     """GPUs of a reference actor."""
     gpus_per_trial: Share = "auto"
     """GPUs of a trial; fractions share one."""
-    cpus_per_worker: int = Field(1, ge=1)
+    cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores reserved for every actor, task and trial."""
-    threads_per_worker: int = Field(1, ge=1)
-    """Threads of torch in every worker; fixed, so that results do not depend on the number of workers."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Threads of torch in every worker; fixed, so that results do not depend on how many workers
+    there are."""
 
 
 class WandbSpec(Section):
@@ -411,10 +332,6 @@ class TrackingSpec(Section):
     """Weights & Biases."""
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-
-
 class SweepSpec(Section):
     """A whole sweep."""
 
@@ -432,9 +349,9 @@ class SweepSpec(Section):
     """Preference pairs."""
     training: TrainingSpec = TrainingSpec()
     """What all trials have in common."""
-    grid: Annotated[tuple[GridBlock, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    grid: Annotated[tuple[GridBlock, ...], BeforeValidator(as_tuple), Field(min_length=1)]
     """Blocks of loss x divergence x beta x learning rate."""
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (0,)
     """Training seeds; every grid point runs once with each."""
     evaluation: EvaluationSpec = EvaluationSpec()
     """Evaluation of every trial and of the untrained policy."""
@@ -443,21 +360,14 @@ class SweepSpec(Section):
     tracking: TrackingSpec = TrackingSpec()
     """Where metrics go beside the store."""
 
-    @field_validator("seeds")
-    @classmethod
-    def seeds_are_32_bit(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        for seed in seeds:
-            if not 0 <= seed < 2**32:
-                raise ValueError(f"seed {seed} is outside 0 to 2^32 - 1")
-        return seeds
-
     @model_validator(mode="after")
     def ranks_fit_completions(self) -> Self:
         for chosen, rejected in self.pairs.ranks or ():
             if rejected >= self.generation.num_completions:
                 raise ValueError(
                     f"pairs.ranks has [{chosen}, {rejected}], but generation.num_completions="
-                    f"{self.generation.num_completions} gives ranks 0 to {self.generation.num_completions - 1}"
+                    f"{self.generation.num_completions} gives ranks 0 to "
+                    f"{self.generation.num_completions - 1}"
                 )
         return self
 

@@ -138,16 +138,11 @@ class WandbMirror:
         self._jobs.put(None)
         self._thread.join(FINISH_TIMEOUT_S)
         if self._num_dropped:
-            logger.warning(
-                "W&B was too slow for %d metric records; metrics.jsonl has them all",
-                self._num_dropped,
-            )
+            message = "W&B was too slow for %d metric records; metrics.jsonl has them all"
+            logger.warning(message, self._num_dropped)
         if self._thread.is_alive():
-            logger.warning(
-                "W&B did not finish within %.0f s; going on without it. Every metric is in "
-                "metrics.jsonl, and `wandb sync` uploads what W&B kept on disk",
-                FINISH_TIMEOUT_S,
-            )
+            message = "W&B did not finish within %.0f s; metrics.jsonl has all it may be missing"
+            logger.warning(message, FINISH_TIMEOUT_S)
 
     def _send(self, job: "_Job") -> None:
         if self.mode == "disabled" or self._closed:
@@ -184,19 +179,17 @@ class _Writer:
             job(self)
         except Exception as error:
             self._mode = "disabled"
-            logger.warning(
-                "W&B failed (%s) and is off for the rest of this sweep; every metric is in "
-                "metrics.jsonl",
-                _one_line(error),
-            )
+            message = "W&B failed (%s) and is off from here on; metrics.jsonl has every metric"
+            logger.warning(message, _one_line(error))
 
     def start_trial(self, trial_id: str, name: str, config: dict[str, object]) -> None:
         if trial_id in self._runs:
             return
         run = self._open(trial_id, name, "trial", {**config, "spec": self._config})
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP)
-        self._runs[trial_id] = run
+        if run is not None:
+            run.define_metric(STEP)
+            run.define_metric("*", step_metric=STEP)
+            self._runs[trial_id] = run
 
     def log(self, trial_id: str, record: Mapping[str, float | None]) -> None:
         run = self._runs.get(trial_id)
@@ -215,6 +208,8 @@ class _Writer:
 
     def write_sweep(self, results: Sequence[TrialResult]) -> None:
         run = self._open("results", self._sweep, "sweep", self._config)
+        if run is None:
+            return
         run.log({"results": _result_table(results)})
         statuses = [result.status for result in results if result.trial is not None]
         run.summary.update({f"num_{status}": statuses.count(status) for status in set(statuses)})
@@ -231,8 +226,12 @@ class _Writer:
 
     def _open(
         self, identity: str, name: str, job_type: str, config: dict[str, object]
-    ) -> "wandb.Run":
-        """A new W&B run; online falls back to offline here. Raises what W&B raises offline."""
+    ) -> "wandb.Run | None":
+        """A new W&B run. Online falls back to offline here; offline, what W&B raises is raised.
+
+        None where the server is lost while other runs are open: until W&B's process has ended,
+        and those runs with it, the failed run's id stays taken.
+        """
         # Its error telemetry goes to the same server, and holds up the exit when that is dead.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
@@ -242,6 +241,7 @@ class _Writer:
         while True:
             try:
                 with _exit_hooks_kept():
+                    wandb.setup(settings)
                     return wandb.init(
                         entity=self._spec.entity,
                         project=_project(self._spec, os.environ),
@@ -260,6 +260,10 @@ class _Writer:
                 if self._mode != "online":
                     raise
                 self._go_offline(_one_line(error))
+                if self._runs:
+                    logger.warning("%s is not mirrored; its metrics are in metrics.jsonl", name)
+                    return None
+                wandb.teardown()
 
     def _close_run(self, run: "wandb.Run", exit_code: int) -> None:
         try:
@@ -314,7 +318,7 @@ def _exit_hooks_kept() -> Iterator[None]:
 def _project(spec: WandbSpec, environ: Mapping[str, str]) -> str:
     """The project of the spec; WANDB_PROJECT replaces the default one."""
     default = WandbSpec.model_fields["project"].default
-    return environ.get("WANDB_PROJECT") or default if spec.project == default else spec.project
+    return environ.get("WANDB_PROJECT", default) if spec.project == default else spec.project
 
 
 def _history_row(record: Mapping[str, float | None]) -> dict[str, float]:

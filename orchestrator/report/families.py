@@ -23,7 +23,7 @@ COLOURS = (
     "#5f7d2e",
 )
 NEUTRAL = "#7d8590"
-"""The untrained policy and the frontier."""
+"""The untrained policy."""
 SYMBOLS = {
     "circle": "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z",
     "square": "M-4.5,-4.5h9v9h-9z",

@@ -63,17 +63,17 @@ def comparison_plots(comparison: Comparison, families: Sequence[Family]) -> list
 def _reward_against_kl(comparison: Comparison, families: Sequence[Family]) -> Plot:
     data = _scatter(families, "kl")
     untrained = comparison.untrained
-    if len(comparison.pareto) > 1:
+    if comparison.pareto:
         data.insert(0, _frontier_line(comparison))
     if metric(untrained, "reward_mean") is not None and untrained is not None:
-        data.append(_untrained_point(untrained, 0.0))
-    layout = _layout("KL(policy || untrained), nats per completion", height=460)
+        data.append(_untrained_point(untrained, 0.0, "bottom right"))
+    layout = _layout("KL(policy || untrained), nats", height=460)
     layout["xaxis"]["rangemode"] = "tozero"
     return Plot(
         id="reward-kl",
         title="Reward against drift",
         caption="Up and to the left is better. Bars are 95% intervals of the mean reward; the "
-        "number beside a point is its beta; the dotted line joins the Pareto set.",
+        "number beside a point is its beta; the broad line joins the Pareto set.",
         figure={"data": data, "layout": layout},
     )
 
@@ -83,7 +83,9 @@ def _reward_against_entropy(comparison: Comparison, families: Sequence[Family]) 
     untrained = comparison.untrained
     entropy = metric(untrained, "entropy")
     if untrained is not None and entropy is not None:
-        data.append(_untrained_point(untrained, entropy))
+        others = [metric(result, "entropy") or entropy for result in comparison.finished]
+        side = "left" if entropy > statistics.fmean(others) else "right"
+        data.append(_untrained_point(untrained, entropy, f"bottom {side}"))
     return Plot(
         id="reward-entropy",
         title="Reward against entropy",
@@ -102,7 +104,7 @@ def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
         data += _family_traces(family, members, [beta_of(m) * shift for m in members], label=False)
     betas = sorted({beta_of(result) for result in comparison.finished})
     layout = _layout("beta (log scale)")
-    layout["xaxis"] |= {"type": "log"}
+    layout["xaxis"] |= {"type": "log", "showgrid": False}
     if len(betas) <= 10:
         layout["xaxis"] |= {"tickvals": betas, "ticktext": [number(beta) for beta in betas]}
     layout["shapes"] = _untrained_band(comparison.untrained)
@@ -161,9 +163,10 @@ def _family_traces(
         "marker": {"color": family.colour, "symbol": family.symbol, "size": 10},
         "text": [f"\u00a0{number(beta_of(member))}" for member in members],
         "textposition": "middle right",
-        "textfont": {"color": family.colour, "size": 11},
+        "textfont": {"color": family.colour, "size": 12},
         "customdata": [_hover(member) for member in members],
         "hovertemplate": "%{customdata}<extra></extra>",
+        "cliponaxis": False,
     }
     return [line, points]
 
@@ -197,7 +200,7 @@ def _error_bars(members: Sequence[TrialResult], rewards: Sequence[float], colour
     }
 
 
-def _untrained_point(untrained: TrialResult, x: float) -> Trace:
+def _untrained_point(untrained: TrialResult, x: float, label_side: str) -> Trace:
     reward = metric(untrained, "reward_mean") or 0.0
     return {
         "type": "scatter",
@@ -207,9 +210,9 @@ def _untrained_point(untrained: TrialResult, x: float) -> Trace:
         "y": _rounded([reward]),
         "error_y": _error_bars([untrained], [reward], NEUTRAL),
         "marker": {"color": NEUTRAL, "symbol": "star", "size": 15},
-        "text": ["\u00a0untrained"],
-        "textposition": "bottom right",
-        "textfont": {"color": NEUTRAL, "size": 11},
+        "text": ["\u00a0untrained\u00a0"],
+        "textposition": label_side,
+        "textfont": {"color": NEUTRAL, "size": 12},
         "customdata": [_hover(untrained)],
         "hovertemplate": "%{customdata}<extra></extra>",
         "cliponaxis": False,
@@ -217,13 +220,17 @@ def _untrained_point(untrained: TrialResult, x: float) -> Trace:
 
 
 def _frontier_line(comparison: Comparison) -> Trace:
+    """From the untrained policy, which nothing dominates, along the Pareto set."""
+    start = metric(comparison.untrained, "reward_mean")
+    kls = [metric(result, "kl") or 0.0 for result in comparison.pareto]
+    rewards = [metric(result, "reward_mean") or 0.0 for result in comparison.pareto]
     return {
         "type": "scatter",
         "mode": "lines",
         "name": "Pareto set",
-        "x": _rounded([metric(result, "kl") or 0.0 for result in comparison.pareto]),
-        "y": _rounded([metric(result, "reward_mean") or 0.0 for result in comparison.pareto]),
-        "line": {"color": NEUTRAL, "width": 2, "dash": "dot"},
+        "x": _rounded(kls if start is None else [0.0, *kls]),
+        "y": _rounded(rewards if start is None else [start, *rewards]),
+        "line": {"color": "rgba(125,133,144,0.28)", "width": 9},
         "hoverinfo": "skip",
     }
 
@@ -265,10 +272,11 @@ def _hover(result: TrialResult) -> str:
 
 def training_plots(families: Sequence[Family]) -> list[Plot]:
     """One plot per logged quantity, one line per trial, whose meta is `trial:<trial_id>`."""
+    hidden = hidden_at_first(families)
     plots: list[Plot] = []
     for key, title in CURVES.items():
         data = [
-            trace
+            trace | {"visible": member.trial_id not in hidden}
             for family in families
             for rank, member in enumerate(family.members)
             if (trace := _curve(member, key, family.colour, DASHES[rank % len(DASHES)]))
@@ -284,6 +292,13 @@ def training_plots(families: Sequence[Family]) -> list[Plot]:
                 )
             )
     return plots
+
+
+def hidden_at_first(families: Sequence[Family]) -> set[str]:
+    """Ids of the failed trials, unless nothing else has a curve: one that diverged flattens all."""
+    logged = [member for family in families for member in family.members if member.history]
+    failed = {member.trial_id for member in logged if member.status is Status.FAILED}
+    return set() if len(failed) == len(logged) else failed
 
 
 def _curve(result: TrialResult, key: str, colour: str, dash: str) -> Trace | None:

@@ -32,7 +32,7 @@ class Comparison:
     """Trials that succeeded."""
     best: TrialResult | None
     budget: float | None
-    """Median KL of the competing trials, nats."""
+    """Median KL of the competing trials, nats; None for fewer than two."""
     best_within: TrialResult | None
     pareto: list[TrialResult]
     """Trials that neither another trial nor the untrained policy dominates, by KL ascending."""
@@ -44,7 +44,7 @@ def compare(results: SweepResults) -> Comparison:
     untrained = next((result for result in results.results if result.trial is None), None)
     finished = [result for result in trials if result.status is Status.SUCCEEDED]
     points = [point for point in map(_point, finished) if point is not None]
-    budget = statistics.median(point.kl for point in points) if points else None
+    budget = statistics.median(point.kl for point in points) if len(points) > 1 else None
     by_id = {result.trial_id: result for result in finished}
 
     def named(point: Point | None) -> TrialResult | None:

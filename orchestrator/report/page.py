@@ -15,7 +15,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from prefsweep.orchestrator.report.families import SYMBOLS, Family, families
-from prefsweep.orchestrator.report.figures import DASHES, comparison_plots, training_plots
+from prefsweep.orchestrator.report.figures import (
+    DASHES,
+    comparison_plots,
+    hidden_at_first,
+    training_plots,
+)
 from prefsweep.orchestrator.report.formats import counted, duration, show, without_terminal_codes
 from prefsweep.orchestrator.report.frontier import (
     Comparison,
@@ -27,7 +32,7 @@ from prefsweep.orchestrator.report.frontier import (
 from prefsweep.orchestrator.report.samples import sample_data
 from prefsweep.orchestrator.report.tables import evaluation_size, status_counts, time_spent
 from prefsweep.sweeps.grid import number
-from prefsweep.sweeps.records import StageResult, Status, SweepResults, TrialResult
+from prefsweep.sweeps.records import Failure, StageResult, Status, SweepResults, TrialResult
 
 TABLE_METRICS = {
     "reward_mean": (
@@ -52,8 +57,8 @@ TABLE_METRICS = {
         "Predictive entropy",
         "mean over generated positions of the policy's full-vocabulary entropy, nats",
     ),
-    "distinct_1": ("Distinct-1", "unique unigrams / unigrams over all completions"),
-    "distinct_2": ("Distinct-2", "unique bigrams / bigrams over all completions"),
+    "distinct_1": ("Distinct\u20111", "unique unigrams / unigrams over all completions"),
+    "distinct_2": ("Distinct\u20112", "unique bigrams / bigrams over all completions"),
     "ref_perplexity": (
         "Ref. perplexity",
         "exp of the mean per-token negative log-likelihood under the untrained policy",
@@ -90,10 +95,10 @@ def page_html(results: SweepResults) -> str:
         comparison_plots=comparisons,
         no_plots=_why_no_plots(comparison),
         training_plots=curves,
-        families=[_legend(family) for family in groups],
+        families=[_legend(family, hidden_at_first(groups)) for family in groups],
         table=_table(comparison, groups),
         samples=data["samples"],
-        failures=[_failure(result) for result in results.results if result.failure is not None],
+        failures=_failures(results),
         unfinished=_unfinished(comparison),
         stages=[_stage(stage) for stage in results.stages],
         cost=_cost(results),
@@ -122,15 +127,17 @@ def _asset(name: str) -> str:
 def _head(
     results: SweepResults, comparison: Comparison, groups: Sequence[Family]
 ) -> dict[str, Any]:
-    tiles = [_tile("Untrained policy", comparison.untrained, comparison)]
-    tiles.append(_tile("Best reward", comparison.best, comparison))
-    if comparison.budget is not None:
-        label = f"Best within KL {show(comparison.budget)}"
-        tiles.append(_tile(label, comparison.best_within, comparison))
+    within = "" if comparison.budget is None else f" within KL {comparison.budget:.3g} (median)"
+    tiles = [
+        _tile("Reward of the untrained policy", comparison.untrained, comparison),
+        _tile("Best reward", comparison.best, comparison),
+        _tile(f"Best reward{within}", comparison.best_within, comparison),
+        _accuracy_tile(comparison),
+    ]
     return {
         "sweep": results.sweep,
         "compared": _what_was_compared(results, comparison, groups),
-        "tiles": tiles,
+        "tiles": [tile for tile in tiles if tile is not None],
         "caveats": _caveats(comparison),
         "counts": status_counts(comparison),
         "evaluation": evaluation_size(results),
@@ -166,22 +173,33 @@ def _first(section: object, keys: Sequence[str]) -> str | None:
     return next((str(section[key]) for key in keys if section.get(key)), None)
 
 
-def _tile(label: str, result: TrialResult | None, comparison: Comparison) -> dict[str, Any]:
-    """One large number with what belongs to it."""
+def _tile(label: str, result: TrialResult | None, comparison: Comparison) -> dict[str, Any] | None:
+    """A reward as one large number with what belongs to it; None where there is no reward."""
     reward, bounds = metric(result, "reward_mean"), interval(result)
-    start = metric(comparison.untrained, "reward_mean")
-    trained = result is not None and result.trial is not None
-    gain = None if reward is None or start is None or not trained else reward - start
+    if result is None or reward is None:
+        return None
     details = [f"95% interval {show(bounds[0])} to {show(bounds[1])}"] if bounds else []
-    if trained:
+    if result.trial is not None:
         details.append(f"KL {show(metric(result, 'kl'))} nats")
-    if gain is not None:
-        details.append(f"{'+' if gain >= 0 else ''}{show(gain)} over untrained")
+        start = metric(comparison.untrained, "reward_mean")
+        if start is not None:
+            sign = "+" if reward >= start else ""
+            details.append(f"{sign}{show(reward - start)} over untrained")
+    name = None if result.trial is None else result.name
+    return {"label": label, "name": name, "value": show(reward), "details": details}
+
+
+def _accuracy_tile(comparison: Comparison) -> dict[str, Any] | None:
+    """What there is to compare without a reward: how well a trial tells the test pairs apart."""
+    able = [result for result in comparison.finished if metric(result, "accuracy_test") is not None]
+    if comparison.best is not None or not able:
+        return None
+    best = max(able, key=lambda result: metric(result, "accuracy_test") or 0.0)
     return {
-        "label": label,
-        "name": result.name if trained and result is not None else None,
-        "value": show(reward),
-        "details": details,
+        "label": "Best accuracy on the test pairs",
+        "name": best.name,
+        "value": show(metric(best, "accuracy_test")),
+        "details": [f"KL {show(metric(best, 'kl'))} nats"],
     }
 
 
@@ -262,10 +280,16 @@ def _metric_cell(result: TrialResult, name: str) -> dict[str, Any]:
     }
 
 
-def _legend(family: Family) -> dict[str, Any]:
+def _legend(family: Family, hidden: set[str]) -> dict[str, Any]:
     """A family's legend buttons; its trials with a training curve have one each."""
     trials = [
-        {"key": f"trial:{member.trial_id}", "name": member.name, "short": short, "dash": dash}
+        {
+            "key": f"trial:{member.trial_id}",
+            "name": member.name,
+            "short": short,
+            "dash": dash,
+            "shown": member.trial_id not in hidden,
+        }
         for member, short, dash in zip(
             family.members, _short_names(family), _dash_patterns(family), strict=True
         )
@@ -303,15 +327,25 @@ def _dash_patterns(family: Family) -> list[str]:
 # --- failures, data, cost ------------------------------------------------------------------------
 
 
-def _failure(result: TrialResult) -> dict[str, str]:
-    assert result.failure is not None
-    return {
-        "name": result.name,
-        "kind": result.failure.kind.replace("_", " "),
-        "message": without_terminal_codes(result.failure.message),
-        "advice": result.failure.advice,
-        "traceback": without_terminal_codes(result.failure.traceback),
-    }
+def _failures(results: SweepResults) -> list[dict[str, Any]]:
+    """Failures with the trials they struck; the same failure of many trials is told once."""
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for result in results.results:
+        if result.failure is None and result.status is not Status.FAILED:
+            continue
+        failure = result.failure or Failure("transient", "No reason was recorded.")
+        told = groups.setdefault(
+            (failure.kind, failure.message, failure.advice),
+            {
+                "names": [],
+                "kind": failure.kind.replace("_", " "),
+                "message": without_terminal_codes(failure.message),
+                "advice": failure.advice,
+                "traceback": without_terminal_codes(failure.traceback),
+            },
+        )
+        told["names"].append(result.name)
+    return list(groups.values())
 
 
 def _unfinished(comparison: Comparison) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@
     responsive: true,
     displaylogo: false,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    displayModeBar: matchMedia("(hover: none)").matches ? false : "hover",
     toImageButtonOptions: { format: "svg" },
   };
 
@@ -102,10 +103,14 @@
     });
   }
 
-  $("kl-scale")?.addEventListener("click", ({ currentTarget: button }) => {
-    press(button, !pressed(button));
-    Plotly.relayout("reward-kl", { "xaxis.type": pressed(button) ? "log" : "linear", "xaxis.autorange": true });
-  });
+  for (const button of document.querySelectorAll("[data-scale]")) {
+    const { scale, targets } = button.dataset;
+    button.addEventListener("click", () => {
+      press(button, !pressed(button));
+      const changes = { [`${scale}.type`]: pressed(button) ? "log" : "linear", [`${scale}.autorange`]: true };
+      plots.filter(({ id }) => targets.split(" ").includes(id)).forEach((plot) => Plotly.relayout(plot, changes));
+    });
+  }
 
   // --- table ---------------------------------------------------------------------------------
 
@@ -156,8 +161,8 @@
     const card = make("article", policy.untrained ? "completion untrained" : "completion");
     card.append(make("h4", "", policy.name));
     for (const [, text, reward, kl, cut] of samples) {
-      card.append(make("p", "score", score(reward, kl) + (cut ? " · cut at the length limit" : "")));
-      const body = make("p", "text", text || "(empty)");
+      card.append(make("p", "score", score(reward, kl) + (cut ? " · cut off" : "")));
+      const body = make("p", "text", text.replace(/^ /, "") || "(empty)");
       body.dir = "auto";
       card.append(body);
     }
@@ -189,7 +194,7 @@
       const label = words.length > 70 ? `${words.slice(0, 70).join("")}…` : words.join("");
       $("prompt").append(make("option", "", `${index + 1}. ${label}`));
     });
-    if (policies.length <= 13) $("policies").value = "all";
+    if (policies.length <= 13 && innerWidth > 760) $("policies").value = "all";
     $("prompt").addEventListener("change", showPrompt);
     $("policies").addEventListener("change", showPrompt);
     $("previous-prompt").addEventListener("click", () => step(-1));

@@ -199,10 +199,10 @@ def evaluation_size(results: SweepResults) -> str:
 
 
 def time_spent(results: SweepResults) -> str:
-    """Seconds of work, summed; several workers do it at the same time."""
+    """Seconds summed over workers, which is more than the time on the clock."""
     stages = sum(stage.seconds for stage in results.stages)
     training = sum(result.train_seconds or 0.0 for result in results.results)
-    return f"{duration(stages)} of work in the stages before, {duration(training)} of training"
+    return f"{duration(stages)} in the stages before training, {duration(training)} in training"
 
 
 def _summary_table(comparison: Comparison) -> Sequence[str]:

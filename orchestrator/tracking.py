@@ -97,13 +97,9 @@ class WandbMirror:
     ) -> None:
         """`config` is the resolved spec; W&B's files go to `folder`/wandb."""
         self.mode: Mode = wandb_mode(spec, os.environ)
-        """The mode the mirror starts in."""
         if spec.mode == "online" and self.mode == "offline":
-            logger.warning(
-                "tracking.wandb.mode is online, but there is no W&B API key; recording offline in "
-                "%s (set WANDB_API_KEY, or `wandb login`)",
-                folder,
-            )
+            message = "tracking.wandb.mode is online, but there is no W&B API key; %s"
+            logger.warning(message, "recording offline (set WANDB_API_KEY, or `wandb login`)")
         self._writer = _Writer(spec, sweep, config, folder, self.mode)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -170,6 +166,7 @@ class _Writer:
         self._folder = folder
         self._mode: Mode = mode
         self._runs: dict[str, wandb.Run] = {}
+        self._lost_table = False
 
     def do(self, job: "_Job") -> None:
         """Run a job; the border that no exception of W&B's crosses."""
@@ -201,8 +198,7 @@ class _Writer:
         run = self._runs.pop(result.trial_id, None)
         if run is None:
             return
-        if result.samples:
-            run.log({"samples": _sample_table(result.samples)})
+        self._log_table(run, "samples", _sample_table(result.samples))
         run.summary.update(_summary(result))
         self._close_run(run, _EXIT_CODES.get(result.status, 1))
 
@@ -210,7 +206,7 @@ class _Writer:
         run = self._open("results", self._sweep, "sweep", self._config)
         if run is None:
             return
-        run.log({"results": _result_table(results)})
+        self._log_table(run, "results", _result_table(results))
         statuses = [result.status for result in results if result.trial is not None]
         run.summary.update({f"num_{status}": statuses.count(status) for status in set(statuses)})
         self._close_run(run, 0 if set(statuses) <= {Status.SUCCEEDED} else 1)
@@ -265,6 +261,19 @@ class _Writer:
                     return None
                 wandb.teardown()
 
+    def _log_table(self, run: "wandb.Run", key: str, table: "_Table") -> None:
+        """Online, W&B asks its server about a table at once; without an answer it is left out."""
+        import wandb
+
+        columns, *rows = table
+        try:
+            data = wandb.Table(columns=list(columns), data=list(rows), allow_mixed_types=True)
+            run.log({key: data})
+        except Exception as error:
+            if not self._lost_table:
+                logger.warning("W&B refused a table of %s (%s)", key, _one_line(error))
+            self._lost_table = True
+
     def _close_run(self, run: "wandb.Run", exit_code: int) -> None:
         try:
             run.finish(exit_code=exit_code)
@@ -274,11 +283,8 @@ class _Writer:
 
     def _go_offline(self, why: str) -> None:
         self._mode = "offline"
-        logger.warning(
-            "W&B cannot be reached (%s); recording offline in %s, upload it with `wandb sync`",
-            why,
-            self._folder / "wandb",
-        )
+        message = "W&B cannot be reached (%s); recording offline in %s, for `wandb sync`"
+        logger.warning(message, why, self._folder / "wandb")
 
 
 _Job = Callable[[_Writer], None]
@@ -345,38 +351,32 @@ def _summary(result: TrialResult) -> dict[str, float | str]:
     return summary
 
 
-def _sample_table(samples: Sequence[EvaluationSample]) -> "wandb.Table":
-    import wandb
+_Table = list[list[Any]]
+"""Header first, then the rows."""
 
-    return wandb.Table(
-        columns=["prompt", "completion", "reward", "kl"],
-        data=[[sample.prompt, sample.text, sample.reward, sample.kl] for sample in samples],
-        allow_mixed_types=True,
-    )
+
+def _sample_table(samples: Sequence[EvaluationSample]) -> _Table:
+    rows = [[sample.prompt, sample.text, sample.reward, sample.kl] for sample in samples]
+    return [["prompt", "completion", "reward", "kl"], *rows]
 
 
 _GRID_COLUMNS = ("loss_type", "f_divergence_type", "alpha", "beta", "learning_rate", "seed")
 
 
-def _result_table(results: Sequence[TrialResult]) -> "wandb.Table":
+def _result_table(results: Sequence[TrialResult]) -> _Table:
     """One row for every result, the untrained policy included; all metrics that any of them has."""
-    import wandb
-
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
-    return wandb.Table(
-        columns=["trial_id", "name", "status", *_GRID_COLUMNS, *metrics, "train_seconds", "error"],
-        data=[
-            [
-                *(result.trial_id, result.name, str(result.status)),
-                *(getattr(result.trial, column, None) for column in _GRID_COLUMNS),
-                *(result.metrics.get(name) for name in metrics),
-                result.train_seconds,
-                result.failure.message if result.failure else None,
-            ]
-            for result in results
-        ],
-        allow_mixed_types=True,
-    )
+    rows = [
+        [
+            *(result.trial_id, result.name, str(result.status)),
+            *(getattr(result.trial, column, None) for column in _GRID_COLUMNS),
+            *(result.metrics.get(name) for name in metrics),
+            *(result.train_seconds, result.failure.message if result.failure else None),
+        ]
+        for result in results
+    ]
+    ends = ["train_seconds", "error"]
+    return [["trial_id", "name", "status", *_GRID_COLUMNS, *metrics, *ends], *rows]
 
 
 _SECRET_KEY = re.compile(r"(^|[_.-])(token|api_?key|password|secret|secret_key|access_key)$", re.I)

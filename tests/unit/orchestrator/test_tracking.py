@@ -308,7 +308,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch, broken: str = "", slow: str = ""
 
 
 @pytest.mark.parametrize(
-    "broken", ["setup", "init", "define_metric", "log", "summary", "finish", "Table", "teardown"]
+    "broken", ["setup", "init", "define_metric", "log", "summary", "finish", "teardown"]
 )
 def test_a_wandb_that_raises_leaves_the_caller_untouched(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -319,6 +319,16 @@ def test_a_wandb_that_raises_leaves_the_caller_untouched(
     assert fake.calls[-1] == "teardown"
     expected = [] if broken == "teardown" else [f"Broken: {broken} is broken and says so at length"]
     assert [message.split("(")[1].split(")")[0] for message in warnings(caplog)] == expected
+
+
+def test_a_table_that_is_refused_costs_the_table_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = fake_wandb(monkeypatch, broken="Table")
+    mirror_two_trials(WandbMirror(WandbSpec(), "demo", CONFIG, tmp_path))
+    assert [fake.calls.count(name) for name in ("Table", "summary", "finish")] == [3, 3, 3]
+    (warning,) = warnings(caplog)
+    assert "refused a table of samples (Broken: Table is broken" in warning
 
 
 def test_a_wandb_that_cannot_be_imported_costs_one_warning(

@@ -170,11 +170,10 @@ class _Writer:
 
     def do(self, job: "_Job") -> None:
         """Run a job; the border that no exception of W&B's crosses."""
-        if self._mode == "disabled":
-            return
         try:
-            job(self)
-        except Exception as error:
+            if self._mode != "disabled":
+                job(self)
+        except (Exception, SystemExit) as error:
             self._mode = "disabled"
             message = "W&B failed (%s) and is off from here on; metrics.jsonl has every metric"
             logger.warning(message, _one_line(error))
@@ -195,16 +194,14 @@ class _Writer:
             run.log(row)
 
     def finish_trial(self, result: TrialResult) -> None:
-        run = self._runs.pop(result.trial_id, None)
-        if run is None:
+        if (run := self._runs.pop(result.trial_id, None)) is None:
             return
         self._log_table(run, "samples", _sample_table(result.samples))
         run.summary.update(_summary(result))
         self._close_run(run, _EXIT_CODES.get(result.status, 1))
 
     def write_sweep(self, results: Sequence[TrialResult]) -> None:
-        run = self._open("results", self._sweep, "sweep", self._config)
-        if run is None:
+        if (run := self._open("results", self._sweep, "sweep", self._config)) is None:
             return
         self._log_table(run, "results", _result_table(results))
         statuses = [result.status for result in results if result.trial is not None]
@@ -232,8 +229,8 @@ class _Writer:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        settings = wandb.Settings(**_quiet(wandb.Settings.model_fields))
         self._folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(**_quiet(wandb.Settings.model_fields))
         while True:
             try:
                 with _exit_hooks_kept():
@@ -247,7 +244,7 @@ class _Writer:
                         job_type=job_type,
                         config=_without_secrets(config),
                         dir=str(self._folder),
-                        mode="online" if self._mode == "online" else "offline",
+                        mode=self._mode,
                         resume="allow",
                         reinit="create_new",
                         settings=settings,
@@ -266,6 +263,8 @@ class _Writer:
         import wandb
 
         columns, *rows = table
+        if not rows:
+            return
         try:
             data = wandb.Table(columns=list(columns), data=list(rows), allow_mixed_types=True)
             run.log({key: data})

@@ -119,7 +119,9 @@ class BuiltinPrompts(BuiltinText, PromptSelection):
     """Openings of the synthetic reviews."""
 
     take: Take = FirstWords(first_words=4)
+    """Part of each text that is the prompt."""
     text_seed: Seed = 1
+    """Seed of the synthesis; not the one of the corpora, so that prompts are new to the models."""
 
 
 class FilePrompts(FileText, PromptSelection):

@@ -1,14 +1,13 @@
-"""The plots of the page as Plotly figures: plain dictionaries that go into the page as JSON.
+"""The plots that compare trials, as Plotly figures: plain dictionaries that become JSON.
 
 Colours of text and grid are left to report.js, which knows whether the page is light or dark.
-A trace's `meta` is the key of the legend button that hides it. Only succeeded trials are drawn
-in the comparisons; every trial that has logged something has its training curve.
+A trace's `meta` is the key of the legend button that hides it. Only succeeded trials are drawn.
 """
 
 import html
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +20,6 @@ from prefsweep.sweeps.records import Status, TrialResult
 BAND = "rgba(125,133,144,0.16)"
 MAX_LABELS = 40
 """Points that still get their beta written beside them."""
-MAX_CURVE_POINTS = 300
-"""Points of a training curve; longer ones are thinned evenly."""
-CURVES = {
-    "loss": "Training loss",
-    "rewards/margins": "Margin of the implicit rewards",
-    "rewards/accuracies": "Accuracy of the implicit rewards",
-    "grad_norm": "Gradient norm",
-    "eval/reward_mean": "Held-out reward on the way",
-    "eval/kl": "Held-out KL on the way, nats",
-}
-"""Key of a history record -> title of its plot; a plot without data is left out."""
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-"""Line styles of a family's trials, by beta and seed."""
-
 Trace = dict[str, Any]
 
 
@@ -53,33 +38,36 @@ def comparison_plots(comparison: Comparison, families: Sequence[Family]) -> list
     drawn = [result for result in comparison.finished if metric(result, "reward_mean") is not None]
     if not drawn:
         return []
-    return [
+    plots = [
         _reward_against_kl(comparison, families),
         _reward_against_entropy(comparison, families),
         _reward_by_beta(comparison, families),
     ]
+    return [plot for plot in plots if plot.figure["data"]]
 
 
 def _reward_against_kl(comparison: Comparison, families: Sequence[Family]) -> Plot:
-    data = _scatter(families, "kl")
+    data = _scatter(families, "kl", label=_label_fits(comparison))
     untrained = comparison.untrained
-    if comparison.pareto:
+    if len(comparison.pareto) > 1:
         data.insert(0, _frontier_line(comparison))
     if metric(untrained, "reward_mean") is not None and untrained is not None:
         data.append(_untrained_point(untrained, 0.0, "bottom right"))
-    layout = _layout("KL(policy || untrained), nats", height=460)
+    layout = plot_layout("KL(policy || untrained), nats", height=460)
     layout["xaxis"]["rangemode"] = "tozero"
+    joined = "The broad line joins the Pareto set." if len(comparison.pareto) > 1 else ""
+    betas = "The number beside a point is its beta." if _label_fits(comparison) else ""
     return Plot(
         id="reward-kl",
         title="Reward against drift",
-        caption="Up and to the left is better. Bars are 95% intervals of the mean reward; the "
-        "number beside a point is its beta; the broad line joins the Pareto set.",
+        caption="Up and to the left is better. Bars are 95% intervals of the mean reward. "
+        f"{betas} {joined}".rstrip(),
         figure={"data": data, "layout": layout},
     )
 
 
 def _reward_against_entropy(comparison: Comparison, families: Sequence[Family]) -> Plot:
-    data = _scatter(families, "entropy")
+    data = _scatter(families, "entropy", label=_label_fits(comparison))
     untrained = comparison.untrained
     entropy = metric(untrained, "entropy")
     if untrained is not None and entropy is not None:
@@ -91,7 +79,7 @@ def _reward_against_entropy(comparison: Comparison, families: Sequence[Family]) 
         title="Reward against entropy",
         caption="Up and to the right is better: reward that did not cost diversity. Entropy is of "
         "the pooled tokens of all completions.",
-        figure={"data": data, "layout": _layout("Entropy of the completions, nats")},
+        figure={"data": data, "layout": plot_layout("Entropy of the completions, nats")},
     )
 
 
@@ -103,7 +91,7 @@ def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
         shift = 1.035 ** (index - (len(families) - 1) / 2)
         data += _family_traces(family, members, [beta_of(m) * shift for m in members], label=False)
     betas = sorted({beta_of(result) for result in comparison.finished})
-    layout = _layout("beta (log scale)")
+    layout = plot_layout("beta (log scale)")
     layout["xaxis"] |= {"type": "log", "showgrid": False}
     if len(betas) <= 10:
         layout["xaxis"] |= {"tickvals": betas, "ticktext": [number(beta) for beta in betas]}
@@ -117,15 +105,17 @@ def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
     )
 
 
-def _scatter(families: Sequence[Family], x: str) -> list[Trace]:
+def _scatter(families: Sequence[Family], x: str, *, label: bool) -> list[Trace]:
     """Reward against the metric `x`, two traces a family."""
-    drawn = {family.key: _with_metrics(family, "reward_mean", x) for family in families}
-    label = sum(map(len, drawn.values())) <= MAX_LABELS
     data: list[Trace] = []
     for family in families:
-        members = drawn[family.key]
+        members = _with_metrics(family, "reward_mean", x)
         data += _family_traces(family, members, [metric(m, x) or 0.0 for m in members], label=label)
     return data
+
+
+def _label_fits(comparison: Comparison) -> bool:
+    return len(comparison.finished) <= MAX_LABELS
 
 
 def _with_metrics(family: Family, *names: str) -> list[TrialResult]:
@@ -146,19 +136,19 @@ def _family_traces(
         return []
     rewards = [metric(member, "reward_mean") or 0.0 for member in members]
     line_x, line_y = _means_by_beta(members, x, rewards)
-    common = {"type": "scatter", "meta": family.key, "name": _plain(family.label)}
+    common = {"type": "scatter", "meta": family.key, "name": plain(family.label)}
     line = common | {
         "mode": "lines",
-        "x": _rounded(line_x),
-        "y": _rounded(line_y),
+        "x": rounded(line_x),
+        "y": rounded(line_y),
         "line": {"color": family.colour, "width": 1.5},
         "opacity": 0.6,
         "hoverinfo": "skip",
     }
     points = common | {
         "mode": "markers+text" if label else "markers",
-        "x": _rounded(x),
-        "y": _rounded(rewards),
+        "x": rounded(x),
+        "y": rounded(rewards),
         "error_y": _error_bars(members, rewards, family.colour),
         "marker": {"color": family.colour, "symbol": family.symbol, "size": 10},
         "text": [f"\u00a0{number(beta_of(member))}" for member in members],
@@ -192,8 +182,8 @@ def _error_bars(members: Sequence[TrialResult], rewards: Sequence[float], colour
     return {
         "type": "data",
         "symmetric": False,
-        "array": _rounded(up),
-        "arrayminus": _rounded(down),
+        "array": rounded(up),
+        "arrayminus": rounded(down),
         "color": colour,
         "thickness": 1.2,
         "width": 3,
@@ -206,8 +196,8 @@ def _untrained_point(untrained: TrialResult, x: float, label_side: str) -> Trace
         "type": "scatter",
         "mode": "markers+text",
         "name": "untrained",
-        "x": _rounded([x]),
-        "y": _rounded([reward]),
+        "x": rounded([x]),
+        "y": rounded([reward]),
         "error_y": _error_bars([untrained], [reward], NEUTRAL),
         "marker": {"color": NEUTRAL, "symbol": "star", "size": 15},
         "text": ["\u00a0untrained\u00a0"],
@@ -220,16 +210,12 @@ def _untrained_point(untrained: TrialResult, x: float, label_side: str) -> Trace
 
 
 def _frontier_line(comparison: Comparison) -> Trace:
-    """From the untrained policy, which nothing dominates, along the Pareto set."""
-    start = metric(comparison.untrained, "reward_mean")
-    kls = [metric(result, "kl") or 0.0 for result in comparison.pareto]
-    rewards = [metric(result, "reward_mean") or 0.0 for result in comparison.pareto]
     return {
         "type": "scatter",
         "mode": "lines",
         "name": "Pareto set",
-        "x": _rounded(kls if start is None else [0.0, *kls]),
-        "y": _rounded(rewards if start is None else [start, *rewards]),
+        "x": rounded([metric(result, "kl") or 0.0 for result in comparison.pareto]),
+        "y": rounded([metric(result, "reward_mean") or 0.0 for result in comparison.pareto]),
         "line": {"color": "rgba(125,133,144,0.28)", "width": 9},
         "hoverinfo": "skip",
     }
@@ -258,7 +244,7 @@ def _hover(result: TrialResult) -> str:
     around = f" [{show(bounds[0])}, {show(bounds[1])}]" if bounds else ""
     return "<br>".join(
         (
-            f"<b>{_plain(result.name)}</b>",
+            f"<b>{plain(result.name)}</b>",
             f"reward {show(metric(result, 'reward_mean'))}{around}",
             f"KL {show(metric(result, 'kl'))} nats",
             f"entropy {show(metric(result, 'entropy'))} nats",
@@ -267,78 +253,10 @@ def _hover(result: TrialResult) -> str:
     )
 
 
-# --- training curves -----------------------------------------------------------------------------
-
-
-def training_plots(families: Sequence[Family]) -> list[Plot]:
-    """One plot per logged quantity, one line per trial, whose meta is `trial:<trial_id>`."""
-    hidden = hidden_at_first(families)
-    plots: list[Plot] = []
-    for key, title in CURVES.items():
-        data = [
-            trace | {"visible": member.trial_id not in hidden}
-            for family in families
-            for rank, member in enumerate(family.members)
-            if (trace := _curve(member, key, family.colour, DASHES[rank % len(DASHES)]))
-        ]
-        if data:
-            layout = _layout("step", y_title="", height=270)
-            plots.append(
-                Plot(
-                    id=f"curve-{key.replace('/', '-')}",
-                    title=title,
-                    caption="",
-                    figure={"data": data, "layout": layout},
-                )
-            )
-    return plots
-
-
-def hidden_at_first(families: Sequence[Family]) -> set[str]:
-    """Ids of the failed trials, unless nothing else has a curve: one that diverged flattens all."""
-    logged = [member for family in families for member in family.members if member.history]
-    failed = {member.trial_id for member in logged if member.status is Status.FAILED}
-    return set() if len(failed) == len(logged) else failed
-
-
-def _curve(result: TrialResult, key: str, colour: str, dash: str) -> Trace | None:
-    points = _series(result.history, key)
-    if not points:
-        return None
-    points = _thinned(points)
-    return {
-        "type": "scatter",
-        "mode": "lines" if len(points) > 1 else "markers",
-        "meta": f"trial:{result.trial_id}",
-        "name": _plain(result.name),
-        "x": _rounded([step for step, _ in points]),
-        "y": _rounded([value for _, value in points]),
-        "line": {"color": colour, "width": 1.6, "dash": dash},
-        "hovertemplate": f"{_plain(result.name)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
-    }
-
-
-def _series(history: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of the records that hold the key; a NaN stays, to leave a gap in the line."""
-    return [
-        (record["step"], value)
-        for record in history
-        if "step" in record and (value := record.get(key)) is not None
-    ]
-
-
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_CURVE_POINTS, evenly spaced, the first and the last among them."""
-    if len(points) <= MAX_CURVE_POINTS:
-        return points
-    last = len(points) - 1
-    return [points[i * last // (MAX_CURVE_POINTS - 1)] for i in range(MAX_CURVE_POINTS)]
-
-
 # --- shared --------------------------------------------------------------------------------------
 
 
-def _layout(x_title: str, *, y_title: str = "Reward (mean)", height: int = 380) -> Trace:
+def plot_layout(x_title: str, *, y_title: str = "Reward (mean)", height: int = 380) -> Trace:
     return {
         "height": height,
         "showlegend": False,
@@ -349,11 +267,11 @@ def _layout(x_title: str, *, y_title: str = "Reward (mean)", height: int = 380) 
     }
 
 
-def _rounded(values: Sequence[float]) -> list[float | None]:
+def rounded(values: Sequence[float]) -> list[float | None]:
     """Six significant digits are more than a plot shows; NaN and infinity are gaps."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Plotly reads a little HTML in its texts; names are not HTML, and no template either."""
     return html.escape(text, quote=False).replace("%{", "%\u200b{")

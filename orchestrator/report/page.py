@@ -6,7 +6,7 @@ the page as text, never as markup. A content security policy in the page forbids
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -14,23 +14,18 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from prefsweep.orchestrator.report.curves import DASHES, hidden_at_first, training_plots
 from prefsweep.orchestrator.report.families import SYMBOLS, Family, families
-from prefsweep.orchestrator.report.figures import (
-    DASHES,
-    comparison_plots,
-    hidden_at_first,
-    training_plots,
-)
-from prefsweep.orchestrator.report.formats import counted, duration, show, without_terminal_codes
+from prefsweep.orchestrator.report.figures import comparison_plots
+from prefsweep.orchestrator.report.formats import duration, show, without_terminal_codes
 from prefsweep.orchestrator.report.frontier import (
     Comparison,
     compare,
     interval,
-    intervals_overlap,
     metric,
 )
+from prefsweep.orchestrator.report.headline import headline
 from prefsweep.orchestrator.report.samples import sample_data
-from prefsweep.orchestrator.report.tables import evaluation_size, status_counts, time_spent
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Failure, StageResult, Status, SweepResults, TrialResult
 
@@ -91,7 +86,7 @@ def page_html(results: SweepResults) -> str:
         script=Markup(_asset("report.js")),
         plotly=Markup(get_plotlyjs()) if data["figures"] else "",
         data=embedded_json(data),
-        head=_head(results, comparison, groups),
+        head=headline(results, comparison, groups),
         comparison_plots=comparisons,
         no_plots=_why_no_plots(comparison),
         training_plots=curves,
@@ -119,115 +114,6 @@ def _asset(name: str) -> str:
     return (
         resources.files("prefsweep.orchestrator.report").joinpath(name).read_text(encoding="utf-8")
     )
-
-
-# --- head ----------------------------------------------------------------------------------------
-
-
-def _head(
-    results: SweepResults, comparison: Comparison, groups: Sequence[Family]
-) -> dict[str, Any]:
-    within = "" if comparison.budget is None else f" within KL {comparison.budget:.3g} (median)"
-    tiles = [
-        _tile("Reward of the untrained policy", comparison.untrained, comparison),
-        _tile("Best reward", comparison.best, comparison),
-        _tile(f"Best reward{within}", comparison.best_within, comparison),
-        _accuracy_tile(comparison),
-    ]
-    return {
-        "sweep": results.sweep,
-        "compared": _what_was_compared(results, comparison, groups),
-        "tiles": [tile for tile in tiles if tile is not None],
-        "caveats": _caveats(comparison),
-        "counts": status_counts(comparison),
-        "evaluation": evaluation_size(results),
-        "time": time_spent(results),
-    }
-
-
-def _what_was_compared(
-    results: SweepResults, comparison: Comparison, groups: Sequence[Family]
-) -> str:
-    labels = [family.label for family in groups]
-    betas = sorted({member.trial.beta for f in groups for member in f.members if member.trial})
-    losses = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
-    text = f"{counted(len(comparison.trials), 'trial')}: {losses or 'none yet'}"
-    if betas:
-        text += f"; beta {', '.join(map(number, betas)) if len(betas) <= 8 else _span(betas)}"
-    models = [
-        f"{section} {name}"
-        for section, keys in (("policy", ("model",)), ("reward", ("model", "function", "type")))
-        if (name := _first(results.spec.get(section), keys))
-    ]
-    return ". ".join([text, *([", ".join(models).capitalize()] if models else [])]) + "."
-
-
-def _span(values: Sequence[float]) -> str:
-    return f"{number(values[0])} to {number(values[-1])}"
-
-
-def _first(section: object, keys: Sequence[str]) -> str | None:
-    """The first of these keys that a section of the spec has."""
-    if not isinstance(section, Mapping):
-        return None
-    return next((str(section[key]) for key in keys if section.get(key)), None)
-
-
-def _tile(label: str, result: TrialResult | None, comparison: Comparison) -> dict[str, Any] | None:
-    """A reward as one large number with what belongs to it; None where there is no reward."""
-    reward, bounds = metric(result, "reward_mean"), interval(result)
-    if result is None or reward is None:
-        return None
-    details = [f"95% interval {show(bounds[0])} to {show(bounds[1])}"] if bounds else []
-    if result.trial is not None:
-        details.append(f"KL {show(metric(result, 'kl'))} nats")
-        start = metric(comparison.untrained, "reward_mean")
-        if start is not None:
-            sign = "+" if reward >= start else ""
-            details.append(f"{sign}{show(reward - start)} over untrained")
-    name = None if result.trial is None else result.name
-    return {"label": label, "name": name, "value": show(reward), "details": details}
-
-
-def _accuracy_tile(comparison: Comparison) -> dict[str, Any] | None:
-    """What there is to compare without a reward: how well a trial tells the test pairs apart."""
-    able = [result for result in comparison.finished if metric(result, "accuracy_test") is not None]
-    if comparison.best is not None or not able:
-        return None
-    best = max(able, key=lambda result: metric(result, "accuracy_test") or 0.0)
-    return {
-        "label": "Best accuracy on the test pairs",
-        "name": best.name,
-        "value": show(metric(best, "accuracy_test")),
-        "details": [f"KL {show(metric(best, 'kl'))} nats"],
-    }
-
-
-def _caveats(comparison: Comparison) -> list[str]:
-    """What a reader should know before quoting the numbers above."""
-    best, lines = comparison.best, list[str]()
-    if comparison.untrained is None:
-        lines.append("The untrained policy is not evaluated yet; there is nothing to compare with.")
-    if best is None:
-        return lines
-    if intervals_overlap(best, comparison.untrained):
-        lines.append(
-            "The 95% intervals of the best trial and of the untrained policy overlap: "
-            "these prompts do not show that training helped."
-        )
-    rivals = [
-        result
-        for result in comparison.finished
-        if result is not best and intervals_overlap(best, result)
-    ]
-    if rivals:
-        lines.append(
-            f"The intervals of {counted(len(rivals), 'other trial')} overlap the best one's; "
-            "more held-out prompts or seeds would tell them apart."
-        )
-    if len({result.trial.seed for result in comparison.finished if result.trial}) > 1:
-        lines.append("Every seed is a trial of its own; lines run through the means over seeds.")
-    return lines
 
 
 def _why_no_plots(comparison: Comparison) -> str:
@@ -313,15 +199,8 @@ def _short_names(family: Family) -> list[str]:
 
 
 def _dash_patterns(family: Family) -> list[str]:
-    patterns = {
-        "solid": "none",
-        "dash": "5 3",
-        "dot": "1.5 2.5",
-        "dashdot": "5 2.5 1.5 2.5",
-        "longdash": "9 3",
-        "longdashdot": "9 2.5 1.5 2.5",
-    }
-    return [patterns[DASHES[rank % len(DASHES)]] for rank in range(len(family.members))]
+    patterns = list(DASHES.values())
+    return [patterns[rank % len(patterns)] for rank in range(len(family.members))]
 
 
 # --- failures, data, cost ------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""The top of the page: what was compared, the numbers to quote, and what to know before that."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefsweep.orchestrator.report.families import Family
+from prefsweep.orchestrator.report.formats import counted, show
+from prefsweep.orchestrator.report.frontier import (
+    Comparison,
+    interval,
+    intervals_overlap,
+    metric,
+)
+from prefsweep.orchestrator.report.tables import evaluation_size, status_counts, time_spent
+from prefsweep.sweeps.grid import number
+from prefsweep.sweeps.records import SweepResults, TrialResult
+
+
+def headline(
+    results: SweepResults, comparison: Comparison, groups: Sequence[Family]
+) -> dict[str, Any]:
+    """What the template's header needs."""
+    within = "" if comparison.budget is None else f" within KL {comparison.budget:.3g} (median)"
+    tiles = [
+        _tile("Reward of the untrained policy", comparison.untrained, comparison),
+        _tile("Best reward", comparison.best, comparison),
+        _tile(f"Best reward{within}", comparison.best_within, comparison),
+        _accuracy_tile(comparison),
+    ]
+    return {
+        "sweep": results.sweep,
+        "compared": _what_was_compared(results, comparison, groups),
+        "tiles": [tile for tile in tiles if tile is not None],
+        "caveats": _caveats(comparison),
+        "counts": status_counts(comparison),
+        "evaluation": evaluation_size(results),
+        "time": time_spent(results),
+    }
+
+
+def _what_was_compared(
+    results: SweepResults, comparison: Comparison, groups: Sequence[Family]
+) -> str:
+    labels = [family.label for family in groups]
+    betas = sorted({member.trial.beta for f in groups for member in f.members if member.trial})
+    losses = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+    text = f"{counted(len(comparison.trials), 'trial')}: {losses or 'none yet'}"
+    if betas:
+        text += f"; beta {', '.join(map(number, betas)) if len(betas) <= 8 else _span(betas)}"
+    models = [
+        f"{section} {name}"
+        for section, keys in (("policy", ("model",)), ("reward", ("model", "function", "type")))
+        if (name := _first(results.spec.get(section), keys))
+    ]
+    return ". ".join([text, *([", ".join(models).capitalize()] if models else [])]) + "."
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{number(values[0])} to {number(values[-1])}"
+
+
+def _first(section: object, keys: Sequence[str]) -> str | None:
+    """The first of these keys that a section of the spec has."""
+    if not isinstance(section, Mapping):
+        return None
+    return next((str(section[key]) for key in keys if section.get(key)), None)
+
+
+def _tile(label: str, result: TrialResult | None, comparison: Comparison) -> dict[str, Any] | None:
+    """A reward as one large number with what belongs to it; None where there is no reward."""
+    reward, bounds = metric(result, "reward_mean"), interval(result)
+    if result is None or reward is None:
+        return None
+    details = [f"95% interval {show(bounds[0])} to {show(bounds[1])}"] if bounds else []
+    if result.trial is not None:
+        details.append(f"KL {show(metric(result, 'kl'))} nats")
+        start = metric(comparison.untrained, "reward_mean")
+        if start is not None:
+            sign = "+" if reward >= start else ""
+            details.append(f"{sign}{show(reward - start)} over untrained")
+    name = None if result.trial is None else result.name
+    return {"label": label, "name": name, "value": show(reward), "details": details}
+
+
+def _accuracy_tile(comparison: Comparison) -> dict[str, Any] | None:
+    """What there is to compare without a reward: how well a trial tells the test pairs apart."""
+    able = [result for result in comparison.finished if metric(result, "accuracy_test") is not None]
+    if comparison.best is not None or not able:
+        return None
+    best = max(able, key=lambda result: metric(result, "accuracy_test") or 0.0)
+    return {
+        "label": "Best accuracy on the test pairs",
+        "name": best.name,
+        "value": show(metric(best, "accuracy_test")),
+        "details": [f"KL {show(metric(best, 'kl'))} nats"],
+    }
+
+
+def _caveats(comparison: Comparison) -> list[str]:
+    """What a reader should know before quoting the numbers above."""
+    best, lines = comparison.best, list[str]()
+    if comparison.untrained is None:
+        lines.append("The untrained policy is not evaluated yet; there is nothing to compare with.")
+    if best is None:
+        return lines
+    if intervals_overlap(best, comparison.untrained):
+        lines.append(
+            "The 95% intervals of the best trial and of the untrained policy overlap: "
+            "these prompts do not show that training helped."
+        )
+    rivals = [
+        result
+        for result in comparison.finished
+        if result is not best and intervals_overlap(best, result)
+    ]
+    if rivals:
+        lines.append(
+            f"The intervals of {counted(len(rivals), 'other trial')} overlap the best one's; "
+            "more held-out prompts or seeds would tell them apart."
+        )
+    if len({result.trial.seed for result in comparison.finished if result.trial}) > 1:
+        lines.append("Every seed is a trial of its own; lines run through the means over seeds.")
+    return lines

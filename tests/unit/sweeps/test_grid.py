@@ -2,6 +2,8 @@ import itertools
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from prefsweep.sweeps.grid import (
     DIVERGENCE_LOSSES,
     LOSS_NAMES,
@@ -10,7 +12,6 @@ from prefsweep.sweeps.grid import (
     expand,
     trial_names,
 )
-from pydantic import ValidationError
 
 
 def block(**fields: Any) -> GridBlock:

@@ -2,6 +2,9 @@ import itertools
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
 from prefsweep.sweeps.grid import GridBlock
 from prefsweep.sweeps.identity import canonical_json
 from prefsweep.sweeps.spec import (
@@ -12,8 +15,6 @@ from prefsweep.sweeps.spec import (
     SweepSpec,
     TrainingSpec,
 )
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
 
 MINIMAL: dict[str, Any] = {
     "name": "tiny",
@@ -137,5 +138,5 @@ def test_ranks_must_exist_among_the_completions():
 @pytest.mark.parametrize("seed", [-1, 2**32])
 @pytest.mark.parametrize("where", ["seeds", "generation"])
 def test_seeds_are_32_bit(seed: int, where: str):
-    with pytest.raises(ValidationError, match="equal to 0|less than 4294967296"):
+    with pytest.raises(ValidationError, match=r"equal to 0|less than 4294967296"):
         spec(**{where: [seed] if where == "seeds" else {"seed": seed}})

@@ -23,6 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.pytorch_utils import Conv1D
 from trl import DPOConfig, DPOTrainer
 
 from prefsweep.sweeps.errors import DataError, TrialError
@@ -73,7 +74,7 @@ def train(
         args=_arguments(trial, spec, work_dir, saves=hooks.publish is not None),
         train_dataset=preference_dataset(pairs, trial.ld_alpha),
         processing_class=tokenizer,
-        peft_config=None if spec.lora is None else lora_config(spec.lora),
+        peft_config=None if spec.lora is None else lora_config(spec.lora, model),
         callbacks=[_HooksCallback(hooks)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -119,7 +120,7 @@ class PreparedDPOTrainer(DPOTrainer):
 
     def _not_finite(self, what: str, value: Any) -> str:
         return (
-            f"the {what} is {float(value)} at step {self.state.global_step + 1}; "
+            f"the {what} is {float(value.detach() if torch.is_tensor(value) else value)} at step {self.state.global_step + 1}; "
             "lower the learning rate, raise beta, or use bf16 instead of fp16"
         )
 
@@ -154,14 +155,15 @@ def max_steps(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
     return math.ceil(spec.num_train_epochs * steps)
 
 
-def lora_config(spec: LoraSpec) -> LoraConfig:
-    """peft's configuration of a LoRA section."""
+def lora_config(spec: LoraSpec, model: PreTrainedModel) -> LoraConfig:
+    """peft's configuration of a LoRA section for `model`, whose linear layers may be Conv1D."""
     modules = spec.target_modules
     return LoraConfig(
         r=spec.r,
         lora_alpha=spec.lora_alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=spec.lora_dropout,
         target_modules=modules if isinstance(modules, str) else list(modules),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
 
@@ -182,7 +184,7 @@ def _arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path, *, saves: b
         warmup_steps=spec.warmup_steps,
         bf16=spec.bf16,
         fp16=spec.fp16,
-        gradient_checkpointing=spec.gradient_checkpointing,
+        activation_checkpointing=spec.gradient_checkpointing,
         disable_dropout=spec.disable_dropout,
         seed=trial.seed,
         logging_steps=spec.logging_steps,
@@ -215,7 +217,8 @@ class _HooksCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs is not None and "loss" in logs:
-            numbers = {key: float(value) for key, value in logs.items()}
+            # num_tokens counts this process's tokens only: after a resume it would be wrong
+            numbers = {key: float(value) for key, value in logs.items() if key != "num_tokens"}
             self._hooks.report({"step": float(state.global_step), **numbers})
 
     def on_save(

@@ -1,0 +1,194 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prefsweep.sweeps.errors import DataError, TrialError
+from prefsweep.sweeps.grid import TrialSpec
+from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
+from prefsweep.workers.locations import ModelSource
+from prefsweep.workers.models import load_policy, load_tokenizer, load_trained
+from prefsweep.workers.train import Hooks, max_steps, train
+
+from .preference_data import stock_trainer, tokenized_pairs
+
+SPEC = TrainingSpec(max_steps=4, per_device_train_batch_size=2, logging_steps=1)
+LORA = LoraSpec(r=4, target_modules=("c_attn",))
+
+
+def trial(**fields: Any) -> TrialSpec:
+    return TrialSpec(**{"loss_type": "sigmoid", "beta": 0.1, "learning_rate": 1e-3, **fields})
+
+
+def run(
+    source: ModelSource, grid_point: TrialSpec, spec: TrainingSpec, folder: Path, **hooks: Any
+) -> list[dict[str, float]]:
+    records: list[dict[str, float]] = []
+    train(
+        grid_point,
+        spec,
+        load_policy(source),
+        load_tokenizer(source),
+        tokenized_pairs(source),
+        folder / "weights",
+        Hooks(report=records.append, **hooks),
+    )
+    return records
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(next((folder / "weights").glob("*.safetensors")))
+
+
+@pytest.mark.parametrize(
+    "grid_point",
+    [
+        trial(),
+        trial(loss_type="hinge"),
+        trial(loss_type="ipo"),
+        trial(f_divergence_type="forward_kl"),
+        trial(f_divergence_type="js_divergence", beta=0.5),
+        trial(f_divergence_type="alpha_divergence", alpha=0.3),
+        trial(f_divergence_type="alpha_divergence", alpha=0.7),
+        trial(loss_type="sigmoid+sft", loss_weights=(1.0, 0.5)),
+        trial(ld_alpha=0.5),
+    ],
+    ids=lambda t: f"{t.loss_type}-{t.f_divergence_type}-{t.alpha}-{t.ld_alpha}",
+)
+def test_losses_are_those_of_stock_trl(
+    policy_source: ModelSource, tmp_path: Path, grid_point: TrialSpec
+) -> None:
+    grid_point = grid_point.model_copy(update={"learning_rate": 2e-4})
+    ours = run(policy_source, grid_point, SPEC, tmp_path)
+    stock = stock_trainer(policy_source, grid_point, SPEC, tmp_path / "stock")
+    stock.train()
+    theirs = [entry for entry in stock.state.log_history if "loss" in entry]
+    assert [r["step"] for r in ours] == [1, 2, 3, 4]
+    for key in ("loss", "rewards/margins", "grad_norm"):
+        assert [r[key] for r in ours] == pytest.approx([e[key] for e in theirs], rel=1e-5, abs=1e-5)
+
+
+def test_policy_equal_to_reference_starts_at_log_2(
+    policy_source: ModelSource, tmp_path: Path
+) -> None:
+    assert run(policy_source, trial(), SPEC, tmp_path)[0]["loss"] == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_the_same_trial_gives_the_same_weights_bit_for_bit(
+    policy_source: ModelSource, tmp_path: Path, lora: LoraSpec | None
+) -> None:
+    spec = SPEC.model_copy(update={"lora": lora})
+    run(policy_source, trial(), spec, tmp_path / "a")
+    torch.manual_seed(999)
+    run(policy_source, trial(), spec, tmp_path / "b")
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_saved_weights_load_as_the_trained_policy(
+    policy_source: ModelSource, tmp_path: Path, lora: LoraSpec | None
+) -> None:
+    trained: list[torch.Tensor] = []
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def keep(step: int, model: Any) -> None:
+        if step == SPEC.max_steps:
+            with torch.no_grad():
+                trained.append(model(ids).logits)
+
+    run(policy_source, trial(), SPEC.model_copy(update={"lora": lora}), tmp_path, on_step=keep)
+    with torch.no_grad():
+        loaded = load_trained(policy_source, tmp_path / "weights")(ids).logits
+        before = load_policy(policy_source)(ids).logits
+    assert torch.allclose(loaded, trained[0], atol=1e-5)
+    assert not torch.allclose(loaded, before, atol=1e-4)
+
+
+def test_a_resumed_trial_ends_as_an_uninterrupted_one_bit_for_bit(
+    policy_source: ModelSource, tmp_path: Path
+) -> None:
+    spec = SPEC.model_copy(update={"save_steps": 2})
+    whole = run(policy_source, trial(), spec, tmp_path / "whole")
+
+    def die(step: int, folder: Path) -> None:
+        import shutil
+
+        shutil.copytree(folder, tmp_path / "checkpoint")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(policy_source, trial(), spec, tmp_path / "cut", publish=die)
+    rest = run(policy_source, trial(), spec, tmp_path / "cut", resume_from=tmp_path / "checkpoint")
+    timing = {"epoch"}
+    assert [{k: v for k, v in r.items() if k not in timing} for r in rest] == [
+        {k: v for k, v in r.items() if k not in timing} for r in whole[2:]
+    ]
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    policy_source: ModelSource, tmp_path: Path
+) -> None:
+    model = load_policy(policy_source)
+    steps: list[int] = []
+
+    def poison(step: int, trained: Any) -> None:
+        steps.append(step)
+        if step == 2:
+            with torch.no_grad():
+                next(trained.parameters()).fill_(float("nan"))
+
+    with pytest.raises(TrialError, match=r"loss is nan at step 3.*lower the learning rate"):
+        train(
+            trial(),
+            SPEC,
+            model,
+            load_tokenizer(policy_source),
+            tokenized_pairs(policy_source),
+            tmp_path / "weights",
+            Hooks(report=lambda record: None, on_step=poison),
+        )
+    assert steps == [1, 2]
+    assert not (tmp_path / "weights").exists()
+
+
+def test_no_training_pair_is_refused(policy_source: ModelSource, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no training pair is left"):
+        train(
+            trial(),
+            SPEC,
+            load_policy(policy_source),
+            load_tokenizer(policy_source),
+            tokenized_pairs(policy_source, num_test=8),
+            tmp_path / "weights",
+            Hooks(report=lambda record: None),
+        )
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (TrainingSpec(max_steps=7), 7),
+        (TrainingSpec(num_train_epochs=2, per_device_train_batch_size=3), 6),
+        (
+            TrainingSpec(
+                num_train_epochs=3, per_device_train_batch_size=3, gradient_accumulation_steps=2
+            ),
+            6,
+        ),
+    ],
+)
+def test_steps_are_counted_as_the_trainer_counts_them(
+    policy_source: ModelSource, tmp_path: Path, spec: TrainingSpec, expected: int
+) -> None:
+    assert max_steps(spec, tokenized_pairs(policy_source)) == expected
+    records = run(policy_source, trial(), spec.model_copy(update={"logging_steps": 1}), tmp_path)
+    assert records[-1]["step"] == expected

@@ -152,7 +152,7 @@ def _family_traces(
         "error_y": _error_bars(members, rewards, family.colour),
         "marker": {"color": family.colour, "symbol": family.symbol, "size": 10},
         "text": [f"\u00a0{number(beta_of(member))}" for member in members],
-        "textposition": "middle right",
+        "textposition": "top right",
         "textfont": {"color": family.colour, "size": 12},
         "customdata": [_hover(member) for member in members],
         "hovertemplate": "%{customdata}<extra></extra>",

@@ -47,12 +47,10 @@ def _what_was_compared(
     text = f"{counted(len(comparison.trials), 'trial')}: {losses or 'none yet'}"
     if betas:
         text += f"; beta {', '.join(map(number, betas)) if len(betas) <= 8 else _span(betas)}"
-    models = [
-        f"{section} {name}"
-        for section, keys in (("policy", ("model",)), ("reward", ("model", "function", "type")))
-        if (name := _first(results.spec.get(section), keys))
-    ]
-    return ". ".join([text, *([", ".join(models).capitalize()] if models else [])]) + "."
+    for section, keys in (("policy", ("model",)), ("reward", ("model", "function", "type"))):
+        name = _first(results.spec.get(section), keys)
+        text += f"; {section} {name}" if name else ""
+    return f"{text}."
 
 
 def _span(values: Sequence[float]) -> str:
@@ -116,7 +114,7 @@ def _caveats(comparison: Comparison) -> list[str]:
     if rivals:
         lines.append(
             f"The intervals of {counted(len(rivals), 'other trial')} overlap the best one's; "
-            "more held-out prompts or seeds would tell them apart."
+            "it takes more held-out prompts or seeds to tell them apart."
         )
     if len({result.trial.seed for result in comparison.finished if result.trial}) > 1:
         lines.append("Every seed is a trial of its own; lines run through the means over seeds.")

@@ -10,9 +10,10 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
+from prefsweep.orchestrator.report import page as page_module
 from prefsweep.orchestrator.report import write_report
 from prefsweep.orchestrator.report.curves import MAX_CURVE_POINTS, training_plots
-from prefsweep.orchestrator.report.families import families
+from prefsweep.orchestrator.report.families import COLOURS, NEUTRAL, families
 from prefsweep.orchestrator.report.figures import MAX_LABELS, comparison_plots
 from prefsweep.orchestrator.report.formats import duration, show
 from prefsweep.orchestrator.report.frontier import Point, best, best_within, compare, pareto
@@ -424,7 +425,8 @@ def _without_reward(result: TrialResult) -> TrialResult:
 def test_single_trial_has_no_budget() -> None:
     results = sweep_results([TrialSpec(loss_type="sigmoid", beta=0.1, learning_rate=1e-5)])
     shown = page(results)
-    assert "1 trial: sigmoid; beta 0.1." in shown.text
+    models = "policy builtin:tiny-gpt2; reward builtin:tiny-classifier"
+    assert f"1 trial: sigmoid; beta 0.1; {models}." in shown.text
     assert "within KL" not in shown.text
     assert shown.data["figures"]["reward-kl"]["data"]
 
@@ -481,7 +483,25 @@ def test_prompts_beyond_the_character_limit_are_left_out(monkeypatch: pytest.Mon
     assert (len(data["prompts"]), data["num_prompts"]) == (1, len(PROMPTS))
 
 
-# --- numbers -------------------------------------------------------------------------------------
+# --- colours and numbers -------------------------------------------------------------------------
+
+
+def test_colours_can_be_told_from_the_light_and_the_dark_ground() -> None:
+    for ground in ("#ffffff", "#14171a"):
+        assert all(_contrast(colour, ground) >= 3 for colour in (*COLOURS, NEUTRAL))
+        assert ground in (Path(page_module.__file__).parent / "style.css").read_text()
+
+
+def _contrast(one: str, other: str) -> float:
+    """WCAG 2 contrast ratio of two #rrggbb colours."""
+    dark, light = sorted((_luminance(one), _luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_numbers_have_about_four_digits() -> None:

@@ -27,7 +27,7 @@ BUILTIN_MODELS: tuple[ModelName, ...] = ("tiny-gpt2", "tiny-classifier")
 LABELS = ("NEGATIVE", "POSITIVE")
 """Label names; the position is the label's id in the classifier."""
 
-LABEL_SLOPE = 1.2
+LABEL_SLOPE = 0.9
 """Log-odds of POSITIVE for one grade of a review's total: readers disagree about mixed reviews, and
 a classifier trained on their labels has graded logits, not two saturated values."""
 
@@ -275,7 +275,7 @@ def _tiny_gpt2(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
         GPT2Config(
             vocab_size=len(tokenizer),
             n_positions=NUM_POSITIONS,
-            n_embd=128,
+            n_embd=96,
             n_layer=2,
             n_head=4,
             resid_pdrop=0.0,

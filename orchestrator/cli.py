@@ -1,4 +1,4 @@
-"""The command line: plan, run, resume, status, report. Heavy imports wait until a command needs them.
+"""The command line. Heavy imports wait until a command needs them.
 
 Exit codes: 0 all is well; 1 finished with failed trials, or a stage failed; 2 the spec, the command
 or the input is wrong; 130 interrupted (run the same command to resume).
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="prefsweep",
-    help="Sweep DPO variants over loss, beta and alpha; see which buys the most reward for the least "
-    "drift.",
+    help="Sweep DPO variants over loss, beta and alpha, and see which buys the most reward for the "
+    "least drift.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

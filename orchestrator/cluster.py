@@ -9,8 +9,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefsweep.orchestrator.border import set_up_worker, stage_error
-from prefsweep.orchestrator.shards import ShardPool, run_pools
+from prefsweep.orchestrator.border import set_up_worker
+from prefsweep.orchestrator.hosts import Hosts
+from prefsweep.orchestrator.shards import run_shards, run_tasks, stage_pool
 from prefsweep.orchestrator.stages import ShardStage, Task, is_missing
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import run_trial
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GPU_STAGES = frozenset({"policy", "reward", "untrained"})
+GPU_TASKS = frozenset({"policy", "reward", "untrained"})
 """Tasks that train or run a model."""
 
 WORKER_ENV = {
@@ -100,60 +101,54 @@ class RayCluster:
                 f"resources.cpus_per_worker={resources.cpus_per_worker}, but the cluster has "
                 f"{self.num_cpus:g} CPUs; lower it or attach to a larger cluster"
             )
+        for stage in ("completions", "scores", "reference"):
+            self._gpus(*self._share(stage))
+        self._gpus(resources.gpus_per_trial, "gpus_per_trial")
+        self._hosts = Hosts(
+            num_cpus=resources.cpus_per_worker,
+            cluster_cpus=self.num_cpus,
+            threads=resources.threads_per_worker,
+        )
 
     def run_tasks(self, tasks: Sequence[Task]) -> None:
-        ray, names = self._ray, {}
-        for task in tasks:
-            gpus = self._gpus("auto") if task.name in GPU_STAGES else 0
-            remote = ray.remote(
-                num_cpus=self._resources.cpus_per_worker, num_gpus=gpus, max_retries=3
-            )(_run_task)
-            names[remote.remote(task, self._resources.threads_per_worker)] = task.name
-        for reference, name in names.items():
-            try:
-                ray.get(reference)
-            except ray.exceptions.RayError as error:
-                raise stage_error(name, error) from error
+        gpus = self._gpus("auto", "")
+        run_tasks(tasks, self._hosts, {t.name: gpus if t.name in GPU_TASKS else 0.0 for t in tasks})
 
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> None:
         sizes = self._pool_sizes([stage.name for stage in stages], num_shards)
         pools = [
-            ShardPool(
-                stage,
-                size,
-                num_cpus=self._resources.cpus_per_worker,
-                num_gpus=self._gpus(self._share(stage.name)),
-                threads=self._resources.threads_per_worker,
-            )
+            stage_pool(stage, size, self._gpus(*self._share(stage.name)))
             for stage, size in zip(stages, sizes, strict=True)
         ]
-        run_pools(pools, num_shards)
+        run_shards(pools, stages, num_shards, self._hosts)
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         from prefsweep.orchestrator.tuning import tune_trials
 
-        tune_trials(sweep, trials, self._gpus(self._resources.gpus_per_trial))
+        self._hosts.end_idle()
+        tune_trials(sweep, trials, self._gpus(self._resources.gpus_per_trial, "gpus_per_trial"))
 
     def close(self) -> None:
         self._ray.shutdown()
 
-    def _gpus(self, share: float | str) -> float:
+    def _gpus(self, share: float | str, field: str) -> float:
         """`auto` is one GPU where there are any."""
-        gpus = float(share) if share != "auto" else min(1.0, self.num_gpus)
+        gpus = min(1.0, self.num_gpus) if share == "auto" else float(share)
         if gpus > self.num_gpus:
             raise ClusterError(
-                f"{gpus:g} GPUs are asked for (resources.gpus_per_*), but the cluster has "
-                f"{self.num_gpus:g}; lower the share or attach to a cluster with GPUs (--address)"
+                f"resources.{field}={gpus:g}, but the cluster has {self.num_gpus:g} GPUs; "
+                "lower it or attach to a cluster with GPUs (--address)"
             )
         return gpus
 
-    def _share(self, stage: str) -> float | str:
-        resources = self._resources
-        return {
-            "completions": resources.gpus_per_generator,
-            "scores": resources.gpus_per_scorer,
-            "reference": resources.gpus_per_reference_worker,
+    def _share(self, stage: str) -> tuple[float | str, str]:
+        """The GPU share of a sharded stage, and the field that gives it."""
+        field = {
+            "completions": "gpus_per_generator",
+            "scores": "gpus_per_scorer",
+            "reference": "gpus_per_reference_worker",
         }[stage]
+        return getattr(self._resources, field), field
 
     def _pool_sizes(self, stages: Sequence[str], num_shards: int) -> list[int]:
         """Workers of each stage: as the spec says, or for `auto` as many as fit side by side."""
@@ -165,7 +160,7 @@ class RayCluster:
         }
         slots = int(self.num_cpus // resources.cpus_per_worker)
         if self.num_gpus:
-            share = max(self._gpus(self._share(stage)) for stage in stages)
+            share = max(self._gpus(*self._share(stage)) for stage in stages)
             slots = min(slots, int(self.num_gpus / share)) if share else slots
         scorers = max(1, slots // 4) if "scores" in stages else 0
         fitting = {"scores": scorers, "completions": slots - scorers, "reference": slots}
@@ -173,11 +168,6 @@ class RayCluster:
             fitting[stage] if wanted[stage] == "auto" else int(wanted[stage]) for stage in stages
         ]
         return [max(1, min(size, num_shards)) for size in sizes]
-
-
-def _run_task(task: Task, threads: int) -> None:
-    set_up_worker(threads)
-    task.run()
 
 
 def _start_ray(resources: ResourcesSpec, address: str | None, num_cpus: int | None) -> "ModuleType":

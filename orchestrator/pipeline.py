@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from prefsweep.orchestrator.cluster import Cluster
+from prefsweep.orchestrator.evaluations import EvaluateUntrained
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.stages import (
     BuildPairs,
     CheckPrompts,
-    EvaluateUntrained,
     Generate,
     MakePolicy,
     MakePrompts,

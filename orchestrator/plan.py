@@ -1,4 +1,4 @@
-"""What a run would do, before anything starts: what the store has, what is new, how much work it is."""
+"""What a run would do, before anything starts: what is in the store, what is new, how much work."""
 
 from collections.abc import Iterator
 

@@ -1,7 +1,7 @@
 """What runs in a worker for each stage: fetch from the store, call `workers`, publish the result.
 
 Every class here is small, can be pickled, and is run by a Cluster: a `Task` once, a `ShardStage`
-for every shard, a trial by `run_trial` (trials.py).
+for every shard. Evaluations are in evaluations.py, trials in trials.py.
 """
 
 import time
@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prefsweep.orchestrator.store import new_manifest
-from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
+from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps.errors import ModelError
 from prefsweep.sweeps.records import (
     Completion,
-    EvaluationSample,
-    Metrics,
     PreferencePair,
     Prompt,
     ScoredCompletion,
@@ -32,7 +30,8 @@ REFERENCE_SHARD_PROMPTS = 64
 class Task(Protocol):
     """Something a worker does once."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def done(self) -> bool:
         """Whether its artefacts are in the store."""
@@ -46,8 +45,11 @@ class Task(Protocol):
 class ShardStage(Protocol):
     """Something workers do for every shard; `load` is called once in every worker."""
 
-    name: str
-    sweep: Sweep
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sweep(self) -> Sweep: ...
 
     def shard_path(self, index: int) -> str: ...
 
@@ -275,62 +277,6 @@ class Reference:
             self.sweep.spec.training,
         )
         _publish_shard(self, TokenizedPair, tokenized, index, started)
-
-
-@dataclass(frozen=True)
-class EvaluateUntrained:
-    """The policy before training, evaluated as every trial is."""
-
-    sweep: Sweep
-    name: str = UNTRAINED
-
-    def done(self) -> bool:
-        return self.sweep.store.manifest(self.sweep.evaluation_path(UNTRAINED)) is not None
-
-    def run(self) -> None:
-        from contextlib import nullcontext
-
-        from prefsweep.workers.models import load_policy, load_tokenizer
-
-        source = self.sweep.policy_source()
-        policy = load_policy(source)
-        evaluate_and_publish(
-            self.sweep, UNTRAINED, policy, lambda: nullcontext(policy), load_tokenizer(source)
-        )
-
-
-def evaluate_and_publish(
-    sweep: Sweep, trial_id: str, policy: Any, reference: Any, tokenizer: Any, beta: float = 0.0
-) -> Metrics:
-    """Evaluate a policy on the held-out prompts and publish metrics.json and samples.parquet."""
-    import json
-
-    from prefsweep.workers.evaluate import evaluate, margin_metrics, win_metrics
-    from prefsweep.workers.score import make_scorer
-
-    started = time.monotonic()
-    scorer = make_scorer(sweep.spec.reward, sweep.reward_source())
-    prompts = read_records(sweep, "eval_prompts", Prompt)
-    metrics, samples = evaluate(
-        policy, reference, tokenizer, prompts, scorer, sweep.spec.evaluation
-    )
-    if trial_id == UNTRAINED:
-        metrics |= win_metrics(samples, samples) | {"margin_test": 0.0, "accuracy_test": None}
-    else:
-        untrained = sweep.store.fetch(sweep.evaluation_path(UNTRAINED)) / "samples.parquet"
-        metrics |= win_metrics(samples, tables.read_records(EvaluationSample, [untrained]))
-        pairs = read_records(sweep, "reference", TokenizedPair)
-        metrics |= margin_metrics(policy, pairs, beta)
-    with sweep.store.staging() as folder:
-        output = folder / "evaluation"
-        output.mkdir()
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True))
-        tables.write_records(samples, EvaluationSample, output / "samples.parquet")
-        manifest = new_manifest(
-            sweep.fingerprints.evaluation(trial_id), len(samples), time.monotonic() - started
-        )
-        sweep.store.publish(sweep.evaluation_path(trial_id), output, manifest)
-    return metrics
 
 
 def is_missing(stage: ShardStage, index: int) -> bool:

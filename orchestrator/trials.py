@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefsweep.orchestrator.stages import evaluate_and_publish, read_records
+from prefsweep.orchestrator.evaluations import evaluate_and_publish
+from prefsweep.orchestrator.stages import read_records
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.sweeps.errors import StoreError, SweepError
@@ -23,7 +24,7 @@ KEPT_CHECKPOINTS = 2
 
 
 def run_trial(sweep: Sweep, trial: Trial) -> None:
-    """Do what is missing of a trial: weights, then evaluation. Failures are recorded, not raised."""
+    """Do what is missing of a trial: weights, then evaluation. Records failures, raises none."""
     log = TrialLog(sweep, trial)
     log.write(Status.RUNNING)
     try:

@@ -65,16 +65,18 @@ class Fingerprints:
         self.policy = self._stage(
             "policy", section=_fields(policy), weights=inputs.policy, corpus=inputs.policy_corpus
         )
+        self._scoring = _fields(reward, {"train"})
+        training = _fields(reward).get("train")
         self.reward = self._stage(
-            "reward", section=_fields(reward), weights=inputs.reward, corpus=inputs.reward_corpus
+            "reward", training=training, weights=inputs.reward, corpus=inputs.reward_corpus
         )
         fixed_train = spec.prompts.num_train is not None
         tokenizer = self.policy if isinstance(spec.prompts.take, FirstTokens) else None
         source = {"source": inputs.prompts, "tokenizer": tokenizer}
-        drop = {"path", "num_eval"} if fixed_train else {"path"}
+        drop = {"path", "label_column", "num_eval"} if fixed_train else {"path", "label_column"}
         self.prompts = self._stage("prompts", section=_fields(spec.prompts, drop), **source)
         self.eval_prompts = self._stage(
-            "eval_prompts", section=_fields(spec.prompts, {"path"}), **source
+            "eval_prompts", section=_fields(spec.prompts, {"path", "label_column"}), **source
         )
         self.completions = self._stage(
             "completions",
@@ -82,7 +84,9 @@ class Fingerprints:
             prompts=self.prompts,
             policy=self.policy,
         )
-        self.scores = self._stage("scores", completions=self.completions, reward=self.reward)
+        self.scores = self._stage(
+            "scores", section=self._scoring, completions=self.completions, reward=self.reward
+        )
         self.pairs = self._stage("pairs", section=_fields(spec.pairs), scores=self.scores)
         training = spec.training
         tokenization = {
@@ -119,6 +123,7 @@ class Fingerprints:
                 "section": _fields(self._spec.evaluation, {"eval_steps"}),
                 "eval_prompts": self.eval_prompts,
                 "reward": self.reward,
+                "scoring": self._scoring,
                 "policy": self.policy,
                 "trial_id": trial_id,
             },
@@ -151,7 +156,9 @@ def _fields(
         fields.pop(name, None)
     for child in ("sft", "train"):
         if fields.get(child):
-            fields[child].get("corpus", {}).pop("path", None)
+            fields[child]["corpus"].pop("path", None)
+            if child == "sft":
+                fields[child]["corpus"].pop("label_column", None)
     return fields
 
 

@@ -155,7 +155,7 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 def win_metrics(
     samples: Sequence[EvaluationSample], untrained: Sequence[EvaluationSample]
 ) -> Metrics:
-    """Share of prompts whose mean reward beats the untrained policy's (tie = 1/2), Wilson interval."""
+    """Share of prompts whose mean reward beats the untrained policy's (tie = 1/2)."""
     ours, theirs = prompt_rewards(samples), prompt_rewards(untrained)
     shared = [prompt for prompt in ours if prompt in theirs]
     if not shared:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefsweep.sweeps.errors import ModelError
 from prefsweep.sweeps.records import Completion, Prompt
@@ -79,7 +79,7 @@ class Generator:
             )
         ]
 
-    def _unpadded(self, encoded: dict[str, torch.Tensor], repeats: int) -> Iterator[list[int]]:
+    def _unpadded(self, encoded: BatchEncoding, repeats: int) -> Iterator[list[int]]:
         for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):
             prompt_ids = ids[mask.bool()].tolist()
             for _ in range(repeats):

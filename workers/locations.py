@@ -128,13 +128,14 @@ def _hub_identity(model: str, revision: str | None, field: str) -> str:
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
         if not isinstance(cached, str):
             raise ModelError(
-                f"{field}={model}: not a folder here, not in the local Hugging Face cache, and the "
-                f"hub says: {str(error).splitlines()[0]}. Check the id (and HF_TOKEN, if it is gated)"
+                f"{field}={model}: not a folder here, not in the local Hugging Face cache, and "
+                f"the hub says: {str(error).splitlines()[0]}. Check the id (and HF_TOKEN, if it "
+                "is gated)"
             ) from None
     if not isinstance(cached, str):
         raise ModelError(
-            f"{field}={model}: not a folder here and not in the local Hugging Face cache, and the hub "
-            "is switched off (HF_HUB_OFFLINE). Download it first, or unset HF_HUB_OFFLINE"
+            f"{field}={model}: not a folder here and not in the local Hugging Face cache, and the "
+            "hub is switched off (HF_HUB_OFFLINE). Download it first, or unset HF_HUB_OFFLINE"
         )
     return f"{model}@{Path(cached).parent.name}"
 

@@ -1,4 +1,4 @@
-"""Model sources in, loaded models and tokenizers out (transformers, peft). Nothing is cached here."""
+"""Model sources in, loaded models and tokenizers out (transformers, peft); nothing is cached."""
 
 from pathlib import Path
 

@@ -59,8 +59,9 @@ def build_pairs(
         reasons = ", ".join(f"{name} {count:g}" for name, count in counts.notes().items())
         raise DataError(
             f"pairs: no training pair can be made from the completions of {len(by_prompt)} prompts "
-            f"({reasons}; in the test split {len(pairs)}). Generate more varied completions "
-            "(generation.temperature, num_completions), lower pairs.min_margin, or use another reward"
+            f"({reasons}; in the test split {len(pairs)}). Generate more varied ones "
+            "(generation.temperature, num_completions), lower pairs.min_margin, "
+            "or use another reward"
         )
     return pairs, counts
 

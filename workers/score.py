@@ -1,8 +1,8 @@
 """Completions in, rewards out: a sequence classifier, the VADER lexicon, or a Python function."""
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -116,7 +116,7 @@ def _texts(prompts: Sequence[str], completions: Sequence[str], over: str) -> lis
     return [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
 
 
-def _label_index(spec: ClassifierReward, id2label: dict[int, str]) -> int:
+def _label_index(spec: ClassifierReward, id2label: Mapping[Any, str]) -> int:
     if isinstance(spec.label, int) and spec.label in id2label:
         return spec.label
     for index, label in id2label.items():

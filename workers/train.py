@@ -24,7 +24,8 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.pytorch_utils import Conv1D
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from prefsweep.sweeps.errors import DataError, TrialError
 from prefsweep.sweeps.grid import TrialSpec
@@ -119,8 +120,9 @@ class PreparedDPOTrainer(DPOTrainer):
         return grad_norm
 
     def _not_finite(self, what: str, value: Any) -> str:
+        value = float(value.detach() if torch.is_tensor(value) else value)
         return (
-            f"the {what} is {float(value.detach() if torch.is_tensor(value) else value)} at step {self.state.global_step + 1}; "
+            f"the {what} is {value} at step {self.state.global_step + 1}; "
             "lower the learning rate, raise beta, or use bf16 instead of fp16"
         )
 

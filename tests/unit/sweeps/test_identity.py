@@ -77,6 +77,8 @@ DOWN = {
     "trial": set[str](),
 }
 RESULTS = {"trial", "evaluation"}
+SCORED = {"scores", "pairs", "reference"}
+"""What changes where the same reward model is read in another way."""
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,8 @@ RESULTS = {"trial", "evaluation"}
         {"seeds": [0, 1]},
         {"grid": [{"beta": [0.1, 1], "loss_type": ["sigmoid"]}]},
         {"prompts.path": "elsewhere/prompts.txt"},
+        {"prompts.label_column": "stars"},
+        {"policy.sft.corpus.label_column": "stars"},
         {"policy.sft.corpus.path": "elsewhere/a.txt"},
         {"training.num_train_epochs": 7},
         {"training.per_device_train_batch_size": 4, "training.gradient_accumulation_steps": 2},
@@ -107,6 +111,8 @@ def test_what_does_not_change_a_result_does_not_change_an_identity(changes: dict
         ({"policy.sft.seed": 1}, DOWN["policy"] | RESULTS | {"untrained"}),
         ({"policy.dtype": "bfloat16"}, DOWN["policy"] | RESULTS | {"untrained"}),
         ({"reward.train.seed": 1}, DOWN["reward"] | RESULTS | {"untrained"}),
+        ({"reward.over": "completion"}, SCORED | RESULTS | {"untrained"}),
+        ({"reward.label": "NEGATIVE"}, SCORED | RESULTS | {"untrained"}),
         ({"prompts.num_train": 99}, DOWN["prompts"] | RESULTS | {"eval_prompts", "untrained"}),
         ({"prompts.take": {"first_words": 3}}, None),
         ({"generation.seed": 1}, DOWN["completions"] | RESULTS),
@@ -182,17 +188,17 @@ def test_limits_of_the_alpha_divergence_have_the_ids_of_what_they_are():
 
 
 GOLDEN = {
-    "policy": "2444d3f6c085",
-    "reward": "f2de2254bd29",
-    "prompts": "d9ccd80122c1",
-    "eval_prompts": "ac48c39d2f28",
-    "completions": "8a707776951f",
-    "scores": "215283a1c0d6",
-    "pairs": "e4846a351800",
-    "reference": "fa0ca5e86d3c",
-    "trial": "8fe2e3ea0bd9",
-    "evaluation": "20c68cb80ae3",
-    "untrained": "db8bb6f304a0",
+    "policy": "0605e1ebdfb4",
+    "reward": "e10702154395",
+    "prompts": "85e4f3701528",
+    "eval_prompts": "5f1ef82c473e",
+    "completions": "97f10a563113",
+    "scores": "50f3b2edd3e1",
+    "pairs": "f50fdd1239f6",
+    "reference": "4a8bf4a0781a",
+    "trial": "28bc8b87f384",
+    "evaluation": "ac82945615a2",
+    "untrained": "ff74b8e9a810",
 }
 """First 12 digits. Another value means: what users have computed would be computed again."""
 

@@ -38,7 +38,7 @@ def other_source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     return ModelSource(path=str(folder))
 
 
-def sample(prompt: str, reward: float | None, num_tokens: int = 2, **values: float):  # noqa: ANN201
+def sample(prompt: str, reward: float | None, num_tokens: int = 2, **values: float):
     numbers = {"kl": 1.0, "predictive_entropy": 1.0, "ref_logp": -2.0, **values}
     return EvaluationSample(prompt, 0, prompt, "x", "eos", num_tokens, reward, **numbers)
 

@@ -10,7 +10,9 @@ from prefsweep.workers.pairs import build_pairs, rank, split_of
 TRAIN_ONLY = {"test_fraction": 0.0}
 
 
-def scored(*scores: float, prompt_id: str = "p", texts: str | None = None) -> list[ScoredCompletion]:
+def scored(
+    *scores: float, prompt_id: str = "p", texts: str | None = None
+) -> list[ScoredCompletion]:
     return [
         ScoredCompletion(prompt_id, i, "A film", f" {(texts or 'abcdefgh')[i]}", "eos", score)
         for i, score in enumerate(scores)
@@ -55,9 +57,7 @@ def test_random_pair_is_ordered_by_score_and_fixed_by_the_seed() -> None:
 
 
 def test_equal_scores_never_make_a_pair_and_are_counted() -> None:
-    pairs, counts = build_pairs(
-        scored(1.0, 1.0, 0.0), PairsSpec(rule="all", test_fraction=0.0)
-    )
+    pairs, counts = build_pairs(scored(1.0, 1.0, 0.0), PairsSpec(rule="all", test_fraction=0.0))
     assert [(p.chosen, p.rejected) for p in pairs] == [(" a", " c"), (" b", " c")]
     assert counts.notes()["dropped: equal scores"] == 1
 

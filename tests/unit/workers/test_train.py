@@ -68,8 +68,9 @@ def test_losses_are_those_of_stock_trl(
     stock.train()
     theirs = [entry for entry in stock.state.log_history if "loss" in entry]
     assert [r["step"] for r in ours] == [1, 2, 3, 4]
-    for key in ("loss", "rewards/margins", "grad_norm"):
-        assert [r[key] for r in ours] == pytest.approx([e[key] for e in theirs], rel=1e-5, abs=1e-5)
+    for key, rel in (("loss", 1e-5), ("rewards/margins", 1e-5), ("grad_norm", 1e-4)):
+        expected = [entry[key] for entry in theirs]
+        assert [record[key] for record in ours] == pytest.approx(expected, rel=rel, abs=1e-5)
 
 
 def test_policy_equal_to_reference_starts_at_log_2(

@@ -1,0 +1,95 @@
+"""Worker processes that outlive a stage: starting one and importing torch takes seconds.
+
+A host is a Ray actor with its share of CPUs and GPUs. It runs tasks, and shards of one stage after
+the other; the model of a stage stays loaded from its first shard to its last.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from prefsweep.orchestrator.border import set_up_worker
+from prefsweep.orchestrator.stages import ShardStage, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A handle on one worker process."""
+
+    actor: Any
+    num_gpus: float
+
+
+class Hosts:
+    """The hosts of a run: leased to a stage, given back, leased again."""
+
+    def __init__(self, *, num_cpus: float, cluster_cpus: float, threads: int) -> None:
+        self._num_cpus, self._cluster_cpus, self._threads = num_cpus, cluster_cpus, threads
+        self._idle: list[Host] = []
+        self._num_leased = 0
+
+    def lease(self, num_gpus: float) -> Host:
+        """A host with that share of a GPU: an idle one, or a new one (which may wait for room)."""
+        same = [host for host in self._idle if host.num_gpus == num_gpus]
+        host = same[0] if same else self._start(num_gpus)
+        if same:
+            self._idle.remove(host)
+        self._num_leased += 1
+        return host
+
+    def give_back(self, host: Host) -> None:
+        """The host is idle again; it forgets what it has loaded."""
+        self._num_leased -= 1
+        if (self._num_leased + len(self._idle) + 1) * self._num_cpus > self._cluster_cpus:
+            _end(host)  # another one waits for its CPUs
+        else:
+            host.actor.forget.remote()
+            self._idle.append(host)
+
+    def lost(self, host: Host) -> None:
+        """The host's process has died."""
+        self._num_leased -= 1
+
+    def end_idle(self) -> None:
+        """End the idle hosts, and with them their claim on CPUs and GPUs."""
+        for host in self._idle:
+            _end(host)
+        self._idle = []
+
+    def _start(self, num_gpus: float) -> Host:
+        import ray
+
+        self.end_idle()  # idle hosts of another kind may hold what the new one needs
+        actor = ray.remote(num_cpus=self._num_cpus, num_gpus=num_gpus)(_HostActor)
+        return Host(actor.remote(self._threads), num_gpus)
+
+
+def _end(host: Host) -> None:
+    import ray
+
+    ray.kill(host.actor)
+
+
+class _HostActor:
+    """What runs in the worker process."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._stage = ""
+        self._worker: Any = None
+
+    def run_task(self, task: Task) -> None:
+        """Run a task."""
+        set_up_worker(self._threads)
+        task.run()
+
+    def run_shard(self, stage: ShardStage, index: int) -> None:
+        """Run a shard; what the stage needs is loaded at its first one."""
+        set_up_worker(self._threads)
+        if self._stage != stage.name:
+            self.forget()
+            self._worker, self._stage = stage.load(), stage.name
+        stage.run(self._worker, index)
+
+    def forget(self) -> None:
+        """Drop the loaded model."""
+        self._worker, self._stage = None, ""

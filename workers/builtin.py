@@ -31,7 +31,7 @@ LABEL_SLOPE = 0.9
 """Log-odds of POSITIVE for one grade of a review's total: readers disagree about mixed reviews, and
 a classifier trained on their labels has graded logits, not two saturated values."""
 
-TOKENIZER_TEXTS, TOKENIZER_SEED, VOCAB_SIZE = 3000, 20_240, 1024
+TOKENIZER_TEXTS, TOKENIZER_SEED, VOCAB_SIZE = 3000, 20_240, 1200
 NUM_POSITIONS = 256
 EOS, PAD, START = SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|start|>")
 EOS_ID, PAD_ID, START_ID = range(3)

@@ -6,6 +6,7 @@ or the input is wrong; 130 interrupted (run the same command to resume).
 
 import json
 import logging
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -122,10 +123,9 @@ def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
 
 def main() -> None:
     """The `prefsweep` command."""
+    _end_on_sigterm()
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.exit(app(standalone_mode=False) or 0)  # typer returns the code of an Exit
     except (KeyboardInterrupt, typer.Abort):
         errors.print("interrupted; run the same command again to resume")
         sys.exit(130)
@@ -166,7 +166,9 @@ def _run(
 
     def open_cluster() -> Cluster:
         resources = sweep.spec.resources
-        return InlineCluster(resources) if inline else RayCluster(resources, address)
+        cluster = InlineCluster(resources) if inline else RayCluster(resources, address)
+        _end_on_sigterm()  # Ray has set a handler of its own
+        return cluster
 
     with LiveView(lambda: read_status(sweep), console):
         results = run_sweep(sweep, open_cluster, until=until, restart_errored=restart_errored)
@@ -175,11 +177,21 @@ def _run(
         names = ", ".join(result.name for result in failed)
         errors.print(
             f"{len(failed)} of {len(sweep.trials)} trials have not succeeded: {escape(names)}; "
-            f"`prefsweep status {sweep.spec.name}` says why"
+            f"`prefsweep status {sweep.spec.name}` says why",
+            soft_wrap=True,
         )
         raise typer.Exit(1)
     if until == "report":
         print(sweep.store.display(report_path(sweep)))
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a run as Ctrl-C does: recorded, with the way to resume."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _print_plan(sweep: "Sweep") -> None:

@@ -64,6 +64,7 @@ def run_sweep(
     """
     run = Run(sweep, open_cluster, until)
     with run.recorded():
+        run.early([MakePrompts(sweep)])
         run.tasks([MakePolicy(sweep), MakeReward(sweep), MakePrompts(sweep)])
         run.shards([Generate(sweep), Score(sweep)])
         run.tasks([BuildPairs(sweep)])
@@ -110,6 +111,15 @@ class Run:
             if self._cluster is not None:
                 self._cluster.close()
         self._record(Status.SUCCEEDED)
+
+    def early(self, tasks: Sequence[MakePrompts]) -> None:
+        """Run here and now what needs no model, so that bad input is refused before a worker runs.
+
+        It is found in the store a moment later.
+        """
+        for task in tasks:
+            if self._wants(task.name) and not task.needs_policy() and not task.done():
+                task.run()
 
     def tasks(self, tasks: Sequence[Task]) -> None:
         """Run those tasks that are wanted and not done, side by side."""

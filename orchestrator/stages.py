@@ -20,7 +20,7 @@ from prefsweep.sweeps.records import (
     ScoredCompletion,
     TokenizedPair,
 )
-from prefsweep.sweeps.spec import ClassifierReward
+from prefsweep.sweeps.spec import ClassifierReward, FirstTokens
 from prefsweep.workers import tables
 
 REFERENCE_SHARD_PROMPTS = 64
@@ -132,14 +132,16 @@ class MakePrompts:
         store, path = self.sweep.store, self.sweep.path
         return all(store.manifest(path(stage)) for stage in ("prompts", "eval_prompts"))
 
+    def needs_policy(self) -> bool:
+        """Whether the policy's tokenizer cuts the prompts."""
+        return isinstance(self.sweep.spec.prompts.take, FirstTokens)
+
     def run(self) -> None:
-        from prefsweep.sweeps.spec import FirstTokens
         from prefsweep.workers.locations import ModelSource
         from prefsweep.workers.prompts import make_prompts
 
         started, spec = time.monotonic(), self.sweep.spec.prompts
-        needs_tokenizer = isinstance(spec.take, FirstTokens)
-        source = self.sweep.policy_source() if needs_tokenizer else ModelSource("")
+        source = self.sweep.policy_source() if self.needs_policy() else ModelSource("")
         for stage, prompts in zip(
             ("prompts", "eval_prompts"), make_prompts(spec, source), strict=True
         ):

@@ -74,7 +74,7 @@ def evaluate(
 def divergences(
     policy: Policy, reference: Reference, samples: Sequence[Sample]
 ) -> list[tuple[float, float, float]]:
-    """(kl, predictive_entropy, ref_logp) of every sample, in order; see the module's definitions."""
+    """(kl, predictive_entropy, ref_logp) of every sample, in order, as the module defines them."""
     order = sorted(
         range(len(samples)),
         key=lambda i: len(samples[i].prompt_ids) + len(samples[i].completion_ids),

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.errors import DataError, ModelError
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair
 from prefsweep.sweeps.spec import TrainingSpec
 
@@ -68,6 +68,7 @@ def reference_pairs(
     sequences = dict.fromkeys(
         (t.prompt_ids, ids) for _, t in kept for ids in (t.chosen_ids, t.rejected_ids)
     )
+    _check_context(model, max((len(p) + len(c) for p, c in sequences), default=0))
     logps = token_logps(model, list(sequences))
     return [
         TokenizedPair(
@@ -131,6 +132,15 @@ def reference_sums(pair: TokenizedPair, ld_alpha: float | None) -> tuple[float, 
         return sum(logps[:shared]) + weight * sum(logps[shared:])
 
     return weighted(pair.ref_chosen_token_logps), weighted(pair.ref_rejected_token_logps)
+
+
+def _check_context(model: PreTrainedModel, longest: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ModelError(
+            f"a pair has {longest} tokens, but the policy can read {limit}; "
+            f"set training.max_length to {limit} or less"
+        )
 
 
 def _ended(

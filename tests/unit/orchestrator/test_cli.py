@@ -1,0 +1,157 @@
+"""The command line: bad input is one message with exit code 2, before any worker starts."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefsweep.orchestrator import cli
+from tests.integration.small import OVERRIDES
+
+
+def prefsweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run the command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["prefsweep", *words])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts Ray in these tests fails."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr("prefsweep.orchestrator.cluster.RayCluster", refuse)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["training.lernig_rate=1"], "training.lernig_rate: unknown key"),
+        (["grid.0.betta=1"], "did you mean grid.0.beta?"),
+        (["training.max_steps=many"], "training.max_steps"),
+        (["training.max_steps=0"], "training.max_steps"),
+        (["grid=[{alpha: 0.3}]"], "alpha=[0.3] is given"),
+        (["grid=[{loss_type: nca_pair, f_divergence_type: forward_kl}]"], "'nca_pair' has no"),
+        (["name=../elsewhere"], "name"),
+        (["policy.model=/no/such/folder", "policy.sft=null"], "policy.model=/no/such/folder"),
+        (["policy.model=builtin:huge"], "no such built-in model"),
+        (["policy.model=some/model"], "policy.model=some/model"),
+        (["policy.model=package:no_such_package"], "'no_such_package' is not installed"),
+        (["prompts={type: file, path: nowhere.jsonl}"], "nowhere.jsonl"),
+        (["prompts={type: file, path: empty.jsonl}"], "empty.jsonl"),
+        (["prompts.num_train=100000"], "num_train=100000"),
+        (["reward={type: callable, function: 'no.module:f'}"], "no.module:f cannot be imported"),
+        (["--until", "nowhere"], "--until nowhere"),
+        (["--storage", "nosuch://x"], "--storage nosuch://x"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_bad_input_is_refused_before_any_worker_starts(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").touch()
+    code = prefsweep(monkeypatch, "run", "quickstart", *words)
+    message = capsys.readouterr().err
+    assert code == (1 if "nosuch" in said else 2)
+    assert said in " ".join(message.split())
+    assert "Traceback" not in message
+
+
+def test_duplicate_keys_are_refused_with_their_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "twice.yaml"
+    spec.write_text("name: a\nseeds: [0]\nname: b\n")
+    assert prefsweep(monkeypatch, "plan", str(spec)) == 2
+    assert "line 3: key 'name' was already given in line 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("generation.max_new_tokens=2000", "exceeds the 256 tokens"),
+        (
+            "reward={type: callable, function: 'tests.unit.orchestrator.test_cli:zero'}",
+            "no training",
+        ),
+        ("training.max_length=2", "training.max_length"),
+    ],
+)
+def test_what_only_the_data_shows_is_refused_and_leaves_finished_artefacts(
+    override: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["run", "quickstart", *OVERRIDES, "--inline", "--storage", str(tmp_path)]
+    assert prefsweep(monkeypatch, *words, "--until", "prompts") == 0
+    before = sorted(tmp_path.rglob("manifest.json"))
+    assert prefsweep(monkeypatch, *words, override) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert set(before) <= set(tmp_path.rglob("manifest.json"))
+
+
+def zero(prompts: list[str], completions: list[str]) -> list[float]:
+    """A reward that ties everything."""
+    return [0.0] * len(completions)
+
+
+def test_a_sweep_runs_is_shown_and_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = ["--storage", str(tmp_path)]
+    words = ["run", "quickstart", *OVERRIDES, "--inline", *storage]
+    assert prefsweep(monkeypatch, *words, "--dry-run") == 0
+    assert "2 trials: 0 in the store, 2 to run" in capsys.readouterr().out
+    assert prefsweep(monkeypatch, *words) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"{tmp_path}/sweeps/small/report/index.html"
+    assert "\x1b" not in out
+    assert prefsweep(monkeypatch, "status", "small", "--json", *storage) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["sweep"] == "small"
+    assert {stage["status"] for stage in document["stages"]} == {"succeeded"}
+    assert [trial["name"] for trial in document["trials"]] == ["sigmoid-beta0.1", "hinge-beta0.1"]
+    assert all(trial["metrics"]["kl"] > 0 for trial in document["trials"])
+    assert prefsweep(monkeypatch, *words) == 0
+    assert "trials: 0 to run, 2 found in the store" in capsys.readouterr().out
+    assert prefsweep(monkeypatch, "resume", "small", *storage) == 0
+    assert prefsweep(monkeypatch, "report", "small", *storage) == 0
+    assert prefsweep(monkeypatch, "status", "small", *storage) == 0
+    assert "sigmoid-beta0.1" in capsys.readouterr().out
+
+
+def test_a_failed_trial_is_told_and_is_not_run_again_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = "grid=[{learning_rate: [1e-3, 1e38]}]"
+    words = ["run", "quickstart", *OVERRIDES, grid, "--inline", "--storage", str(tmp_path)]
+    assert prefsweep(monkeypatch, *words) == 1
+    captured = capsys.readouterr()
+    assert "1 of 2 trials have not succeeded: sigmoid-beta0.1-lr1e+38" in captured.err
+    assert "sigmoid-beta0.1-lr1e+38 failed: RuntimeError: value cannot be" in captured.out
+    assert prefsweep(monkeypatch, *words) == 1
+    out = capsys.readouterr().out
+    assert "trials: 0 to run" in out and "--restart-errored runs it again" in out
+    assert prefsweep(monkeypatch, *words, "--restart-errored") == 1
+    assert "trials: 1 to run, 1 found in the store" in capsys.readouterr().out
+
+
+def test_an_unknown_sweep_is_answered_with_the_known_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prefsweep(monkeypatch, "status", "nothing", "--storage", str(tmp_path)) == 2
+    assert "there is no sweep 'nothing'" in capsys.readouterr().err

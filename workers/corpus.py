@@ -6,6 +6,7 @@ tokenize (prompts.py and sft.py do). Rows are counted from 1, as an editor count
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -45,10 +46,10 @@ def load_texts(corpus: BuiltinText | FileText | DatasetText) -> list[Row]:
         ]
     if isinstance(corpus, FileText):
         source = _local(corpus)
-        if source.suffix == ".txt":
+        if source.suffix.lower() == ".txt":
             rows = _text_lines(corpus, source)
         else:
-            rows = _select(corpus, _READERS[source.suffix](source), str(source))
+            rows = _select(corpus, _file_records(corpus, source), str(source))
     else:
         source = corpus.dataset
         rows = _select(corpus, _dataset_records(corpus), f"dataset {source}")
@@ -92,13 +93,23 @@ def _select(
         if not all(_is(record[column], wanted) for column, wanted in corpus.where.items()):
             continue
         text = record[corpus.column]
-        if not isinstance(text, str):
+        if not _is_text(text):
             raise DataError(
                 f"{source}, row {number}: column {corpus.column!r} is {_short(text)}, not a text"
             )
-        label = _label(record.get(corpus.label_column), corpus.label_column, f"{source}, {number}")
-        rows.append(Row(text, label))
+        row = f"{source}, row {number}"
+        rows.append(
+            Row(str(text), _label(record.get(corpus.label_column), corpus.label_column, row))
+        )
     return rows
+
+
+def _is_text(value: object) -> bool:
+    """A string that has a UTF-8 form; JSON can spell halves of characters, which have none."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _is(value: object, wanted: str | int | float | bool) -> bool:
@@ -119,7 +130,7 @@ def _label(value: object, column: str, row: str) -> str | int | None:
         return None
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"\d{1,9}", value) else value
-    if isinstance(value, int | float) and value == int(value):
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     raise DataError(f"{row}: label column {column!r} is {_short(value)}, not a name or an index")
 
@@ -136,7 +147,7 @@ def _local(corpus: FileText) -> Path:
     path = local_path(corpus.path)
     if not path.is_file():
         raise DataError(f"path={corpus.path}: no such file (looked in {Path.cwd()})")
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise DataError(
             f"{path}: the format {path.suffix or '(no suffix)'} is not known; "
             f"known are {', '.join(SUFFIXES)}"
@@ -162,6 +173,16 @@ def _text_lines(corpus: FileText, path: Path) -> list[Row]:
     return [Row(line, None) for line in _text(path).split("\n") if line.strip()]
 
 
+def _file_records(corpus: FileText, path: Path) -> Iterable[tuple[int, Record]]:
+    match path.suffix.lower():
+        case ".csv":
+            return _csv_records(path)
+        case ".parquet":
+            return _parquet_records(path, {corpus.column, corpus.label_column, *corpus.where})
+        case _:
+            return _jsonl_records(path)
+
+
 def _jsonl_records(path: Path) -> Iterator[tuple[int, Record]]:
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
@@ -175,38 +196,33 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, Record]]:
         yield number, record
 
 
-def _csv_records(path: Path) -> Iterator[tuple[int, Record]]:
-    lines = _text(path).splitlines(keepends=True)
+def _csv_records(path: Path) -> Iterable[tuple[int, Record]]:
+    reader = csv.DictReader(io.StringIO(_text(path)), strict=True)
     previous_limit = csv.field_size_limit(CSV_FIELD_LIMIT)
-    number = 0
     try:
-        for number, record in enumerate(csv.DictReader(lines, strict=True), start=1):
-            if None in record or None in record.values():
-                raise DataError(f"{path}, row {number}: not as many fields as the header has")
-            yield number, record
+        records = list(enumerate(reader, start=1))
     except csv.Error as error:
-        raise DataError(f"{path}, row {number + 1}: not valid CSV: {error}") from None
+        raise DataError(f"{path}, after line {reader.line_num}: not valid CSV: {error}") from None
     finally:
         csv.field_size_limit(previous_limit)
+    for number, record in records:
+        if None in record or None in record.values():
+            raise DataError(f"{path}, row {number}: not as many fields as the header has")
+    return records
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
+def _parquet_records(path: Path, wanted: set[str]) -> Iterator[tuple[int, Record]]:
+    """The rows, of the wanted columns only where all of them are there."""
     import pyarrow
-    import pyarrow.parquet
+    import pyarrow.parquet as parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        there = parquet.read_schema(path).names
+        columns = [name for name in there if name in wanted] or there
+        table = parquet.read_table(path, columns=columns, partitioning=None)  # pyright: ignore[reportArgumentType]
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from None
     yield from enumerate(table.to_pylist(), start=1)
-
-
-_READERS = {
-    ".jsonl": _jsonl_records,
-    ".ndjson": _jsonl_records,
-    ".csv": _csv_records,
-    ".parquet": _parquet_records,
-}
 
 
 # --- Hugging Face datasets -----------------------------------------------------------------------

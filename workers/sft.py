@@ -50,7 +50,7 @@ def train_policy(
         model, tokenizer = _load(transformers.AutoModelForCausalLM, base_folder)
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {base_folder} has no end-of-text token")
-        limit = _token_limit(model, sft)
+        limit = _token_limit(model, tokenizer, sft)
         encoded = tokenizer([row.text for row in rows])["input_ids"]
         inputs = [([*ids, tokenizer.eos_token_id])[:limit] for ids in encoded]
         trainer = SFTTrainer(
@@ -59,7 +59,7 @@ def train_policy(
                 **_arguments(sft, output),
                 max_length=None,  # cut above
                 dataset_kwargs={"skip_prepare_dataset": True},
-                gradient_checkpointing=False,
+                activation_checkpointing=False,
                 bf16=False,
             ),
             train_dataset=Dataset.from_dict({"input_ids": inputs}),
@@ -86,8 +86,7 @@ def train_classifier(
     rows = load_texts(training.corpus)
     with _quiet():
         transformers.set_seed(training.seed)
-        config = transformers.AutoConfig.from_pretrained(base_folder)
-        labels = map_labels([row.label for row in rows], dict(config.id2label or {}))
+        labels = map_labels([row.label for row in rows], _known_labels(base_folder))
         _check_label(label, labels.names)
         model, tokenizer = _load(
             transformers.AutoModelForSequenceClassification,
@@ -95,6 +94,7 @@ def train_classifier(
             num_labels=len(labels.names),
             id2label=dict(enumerate(labels.names)),
             label2id={name: index for index, name in enumerate(labels.names)},
+            problem_type="single_label_classification",
             ignore_mismatched_sizes=True,
         )
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -125,7 +125,7 @@ class Labels:
     ids: tuple[int, ...]
 
 
-def map_labels(labels: Sequence[str | int | None], known: dict[Any, str]) -> Labels:
+def map_labels(labels: Sequence[str | int | None], known: dict[int, str]) -> Labels:
     """Label ids for the rows; `known` are the base model's label names by id.
 
     Names keep the ids that the base model gives them, and indices its names, if it has them all.
@@ -144,7 +144,7 @@ def map_labels(labels: Sequence[str | int | None], known: dict[Any, str]) -> Lab
     known_names = tuple(known[index] for index in sorted(known))
     if kinds == {int}:
         indices = [label for label in labels if isinstance(label, int)]
-        if max(indices) < len(known_names):
+        if min(indices) >= 0 and max(indices) < len(known_names):
             return Labels(known_names, tuple(indices))
         _check_contiguous(set(indices))
         return Labels(tuple(f"LABEL_{i}" for i in range(len(distinct))), tuple(indices))
@@ -157,7 +157,8 @@ def map_labels(labels: Sequence[str | int | None], known: dict[Any, str]) -> Lab
 def _check_contiguous(indices: set[int]) -> None:
     if indices != set(range(len(indices))):
         raise DataError(
-            f"label indices must run from 0 without gaps; the corpus has {_some(indices)}"
+            f"label indices must run from 0 without gaps; the corpus has {_some(indices)}. "
+            "Keep the rows that are wanted with where, or give names"
         )
 
 
@@ -181,7 +182,7 @@ def _encode(
     model: Any, tokenizer: Any, rows: list[Row], ids: tuple[int, ...], training: FineTuning
 ) -> list[dict[str, Any]]:
     """One {"input_ids", "attention_mask", "labels"} for each row."""
-    limit = _token_limit(model, training)
+    limit = _token_limit(model, tokenizer, training)
     encoded = tokenizer([row.text for row in rows], truncation=True, max_length=limit)
     return [
         {**{name: encoded[name][index] for name in encoded}, "labels": label_id}
@@ -270,13 +271,24 @@ def _load(auto_class: Any, folder: Path, **arguments: Any) -> tuple[Any, Any]:
         raise ModelError(f"base model {folder}: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no token to pad with")
     return model, tokenizer
 
 
-def _token_limit(model: Any, training: FineTuning) -> int:
+def _known_labels(folder: Path) -> dict[int, str]:
+    """The base model's label names by id."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"base model {folder}: {error}") from error
+    return {int(index): str(name) for index, name in (config.id2label or {}).items()}
+
+
+def _token_limit(model: Any, tokenizer: Any, training: FineTuning) -> int:
     """Tokens kept of a text: as asked, but no more than the model has positions for."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return min(training.max_length, positions or training.max_length)
+    positions = getattr(model.config, "max_position_embeddings", None) or training.max_length
+    return min(training.max_length, positions, tokenizer.model_max_length)
 
 
 def _save(model: Any, tokenizer: Any, output: Path) -> None:

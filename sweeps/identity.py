@@ -138,6 +138,7 @@ _NOT_WEIGHTS = {
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
+    "packing",
     "logging_steps",
     "save_steps",
     "max_length",

@@ -244,6 +244,9 @@ class TrainingSpec(Section):
     """Switch off the model's dropout."""
     lora: LoraSpec | None = None
     """Adapters to train; None trains all weights."""
+    packing: Literal["auto", "off"] = "auto"
+    """auto runs every distinct token of a batch once, where the model gives the same values that
+    way; off runs TRL's padded batch."""
     logging_steps: int = Field(default=10, ge=1)
     """Steps between two lines of metrics."""
     save_steps: int | None = Field(default=None, ge=1)

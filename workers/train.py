@@ -4,9 +4,12 @@ The reference log-probabilities come with the pairs, so no reference model is in
 tokenizes anything. The trial is handed `report` and `publish`; it knows no Ray, W&B or store.
 """
 
+import itertools
+import logging
 import math
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,7 +36,13 @@ from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
 from prefsweep.workers.losses import trl_arguments
+from prefsweep.workers.packing import IGNORED, Ids, PackedModel, pack, take_plan
 from prefsweep.workers.reference import reference_sums
+
+log = logging.getLogger(__name__)
+
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+"""Largest difference of a token's log-probability, packed or not, in fp32 and in half precision."""
 
 Report = Callable[[dict[str, float]], None]
 """Takes one line of metrics, with its "step"."""
@@ -79,6 +89,7 @@ def train(
         callbacks=[_HooksCallback(hooks)],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.packing = spec.packing == "auto" and packing_is_exact(trainer)
     outcome = trainer.train(resume_from_checkpoint=_path(hooks.resume_from))
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.save_pretrained(str(output_dir))
@@ -97,9 +108,21 @@ def train(
 class PreparedDPOTrainer(DPOTrainer):
     """TRL's trainer on columns that are already tokenized and have their reference sums.
 
-    It replaces two private methods of TRL 1.16 (tests compare with the stock trainer) and stops
-    before an update that is not finite.
+    Batches take a prompt's pairs in a row and are run packed. It replaces private methods of TRL
+    1.16 (tests compare with the stock trainer) and stops before an update that is not finite.
     """
+
+    packing = False
+    """Whether batches are run packed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_collator = PackingCollator(self.data_collator)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> "PromptSampler":
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        assert isinstance(dataset, Dataset)
+        return PromptSampler([tuple(ids) for ids in dataset["prompt_ids"]], self.args.seed)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -108,6 +131,10 @@ class PreparedDPOTrainer(DPOTrainer):
         return dataset
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        inputs = dict(inputs)
+        plan = take_plan(inputs)
+        if self.packing and plan is not None:
+            model = PackedModel(model, plan)
         loss = super()._compute_loss(model, inputs, return_outputs)
         if not torch.isfinite(loss[0] if return_outputs else loss):
             raise TrialError(self._not_finite("loss", loss[0] if return_outputs else loss))
@@ -125,6 +152,81 @@ class PreparedDPOTrainer(DPOTrainer):
             f"the {what} is {value} at step {self.state.global_step + 1}; "
             "lower the learning rate, raise beta, or use bf16 instead of fp16"
         )
+
+
+class PromptSampler(Sampler[int]):
+    """Row numbers in a seeded shuffle of the prompts, each prompt's rows together, in order.
+
+    Every epoch has its own shuffle; seed and epoch alone decide it, so a resumed trial has it too.
+    """
+
+    def __init__(self, prompts: Sequence[Ids], seed: int) -> None:
+        self._rows: dict[Ids, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            self._rows.setdefault(prompt, []).append(row)
+        self._num_rows, self._seed, self._epoch = len(prompts), seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of an epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        prompts = list(self._rows)
+        random.Random(f"{self._seed}:{self._epoch}").shuffle(prompts)
+        return (row for prompt in prompts for row in self._rows[prompt])
+
+
+class PackingCollator:
+    """TRL's collated batch, with the plan to run it packed."""
+
+    def __init__(self, collator: Any) -> None:
+        self._collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self._collator(examples)
+        rows = [
+            (tuple(example["prompt_ids"]), tuple(example[half]))
+            for half in ("chosen_ids", "rejected_ids")
+            for example in examples
+        ]
+        length = batch["input_ids"].shape[1]
+        return batch | pack(rows, length, self._collator.pad_token_id).tensors()
+
+
+def packing_is_exact(trainer: PreparedDPOTrainer) -> bool:
+    """Whether the model gives the first batch the same log-probabilities packed as TRL's way.
+
+    Models whose attention ignores a 4D mask or position ids do not; they are run TRL's way.
+    """
+    if trainer.aux_loss_enabled:
+        return False
+    dataset, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
+    assert isinstance(dataset, Dataset)
+    rows = itertools.islice(trainer._get_train_sampler(), size)
+    batch = trainer._prepare_inputs(trainer.data_collator([dataset[row] for row in rows]))
+    plan, model = take_plan(batch), trainer.model
+    assert plan is not None and isinstance(model, torch.nn.Module)
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
+    arguments = {"labels": labels, "fused_lm_head": True, "use_cache": False}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        stock = model(batch["input_ids"], attention_mask=batch["attention_mask"], **arguments)
+        packed = PackedModel(model, plan)()
+    model.train(was_training)
+    difference = (stock.log_probs.float() - packed.log_probs.float()).abs().max().item()
+    half = trainer.args.bf16 or trainer.args.fp16 or stock.log_probs.dtype != torch.float32
+    if difference <= (HALF_TOLERANCE if half else TOLERANCE):
+        return True
+    log.warning(
+        "%s: packed log-probabilities differ by %.2g; it is trained unpacked",
+        type(model).__name__,
+        difference,
+    )
+    return False
 
 
 def preference_dataset(pairs: Sequence[TokenizedPair], ld_alpha: float | None) -> Dataset:

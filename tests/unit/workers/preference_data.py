@@ -14,6 +14,7 @@ from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.losses import trl_arguments
 from prefsweep.workers.models import load_policy, load_tokenizer
 from prefsweep.workers.reference import reference_pairs
+from prefsweep.workers.train import PromptSampler
 
 TEXTS = [
     ("I watched this film", " and it was wonderful.", " and it was awful, a waste."),
@@ -53,11 +54,20 @@ def tokenized_pairs(source: ModelSource, num_test: int = 0) -> list[TokenizedPai
     )
 
 
+class InPromptOrder(DPOTrainer):
+    """Stock TRL, given the order in which our trainer takes the rows."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PromptSampler:
+        assert isinstance(self.train_dataset, Dataset)
+        prompts = [tuple(ids) for ids in self.train_dataset["prompt_ids"]]
+        return PromptSampler(prompts, self.args.seed)
+
+
 def stock_trainer(
     source: ModelSource, trial: TrialSpec, spec: TrainingSpec, folder: Path, **arguments: Any
 ) -> DPOTrainer:
-    """TRL's own trainer on the same texts, with a reference model."""
-    trainer = DPOTrainer(
+    """TRL's own trainer on the same texts in the same order, with a reference model."""
+    trainer = InPromptOrder(
         model=load_policy(source),
         ref_model=load_policy(source),
         args=DPOConfig(

@@ -193,3 +193,66 @@ def test_steps_are_counted_as_the_trainer_counts_them(
     assert max_steps(spec, tokenized_pairs(policy_source)) == expected
     records = run(policy_source, trial(), spec.model_copy(update={"logging_steps": 1}), tmp_path)
     assert records[-1]["step"] == expected
+
+
+def test_packing_changes_no_loss_and_no_weight_by_more_than_rounding(
+    policy_source: ModelSource, tmp_path: Path
+) -> None:
+    packed = run(policy_source, trial(), SPEC, tmp_path / "packed")
+    spec = SPEC.model_copy(update={"packing": "off"})
+    padded = run(policy_source, trial(), spec, tmp_path / "padded")
+    for key in ("loss", "rewards/margins", "entropy", "logits/chosen", "mean_token_accuracy"):
+        values = [record[key] for record in padded]
+        assert [record[key] for record in packed] == pytest.approx(values, rel=1e-4, abs=1e-4), key
+    first, second = weights(tmp_path / "packed"), weights(tmp_path / "padded")
+    # RMS-normalised updates (Adam) turn rounding of tiny gradients into steps of up to 4 x 1e-3
+    assert all((first[name] - second[name]).abs().median() < 1e-5 for name in first)
+
+
+def test_a_model_that_cannot_be_packed_is_trained_unpacked_with_a_line_in_the_log(
+    policy_source: ModelSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from prefsweep.workers import packing
+
+    def blind(model: Any, mask: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(mask).tril()  # a model that ignores the mask it is given
+
+    monkeypatch.setattr(packing, "attention_mask_for", blind)
+    spec = SPEC.model_copy(update={"packing": "off"})
+    expected = run(policy_source, trial(), spec, tmp_path / "off")
+    assert not caplog.records
+    assert run(policy_source, trial(), SPEC, tmp_path / "blind") == expected
+    assert "it is trained unpacked" in caplog.text
+
+
+def test_every_epoch_shuffles_the_prompts_anew_and_keeps_their_rows_together() -> None:
+    from prefsweep.workers.train import PromptSampler
+
+    prompts = [(i // 3,) for i in range(30)]
+    sampler = PromptSampler(prompts, seed=1)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == list(range(30)) and len(sampler) == 30
+    for order in orders:
+        assert [i % 3 for i in order] == [0, 1, 2] * 10
+    assert list(PromptSampler(prompts, seed=2)) != orders[0]
+
+
+def test_epochs_of_a_trial_differ_in_their_order(
+    policy_source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefsweep.workers.train import PromptSampler
+
+    epochs: list[int] = []
+    plain = PromptSampler.__iter__
+    monkeypatch.setattr(
+        PromptSampler, "__iter__", lambda self: (epochs.append(self._epoch), plain(self))[1]
+    )
+    run(policy_source, trial(), TrainingSpec(num_train_epochs=2, logging_steps=1), tmp_path)
+    assert epochs[-2:] == [0, 1]

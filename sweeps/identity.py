@@ -7,10 +7,11 @@ the stage's code, bumped by hand when its output changes.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefsweep.sweeps.entry import ARTEFACTS
 from prefsweep.sweeps.grid import TrialSpec, split_loss
 from prefsweep.sweeps.spec import FirstTokens, Section, SweepSpec
 
@@ -41,6 +42,7 @@ class Inputs:
     reward: str
     reward_corpus: str
     prompts: str
+    entry: str = ""
 
 
 def canonical_json(value: Any) -> str:
@@ -61,33 +63,38 @@ class Fingerprints:
         self._spec = spec
         self.parts: dict[str, dict[str, Any]] = {}
         """What each stage's fingerprint was made of, to explain why one changed."""
+        self._inputs = inputs
+        self._entered = None if spec.entry is None else ARTEFACTS[spec.entry.stage]
         policy, reward = spec.policy, spec.reward
         self.policy = self._stage(
             "policy", section=_fields(policy), weights=inputs.policy, corpus=inputs.policy_corpus
         )
-        self._scoring = _fields(reward, {"train"})
-        training = _fields(reward).get("train")
+        self._scoring = None if reward is None else _fields(reward, {"train"})
+        training = None if reward is None else _fields(reward).get("train")
         self.reward = self._stage(
             "reward", training=training, weights=inputs.reward, corpus=inputs.reward_corpus
         )
-        fixed_train = spec.prompts.num_train is not None
-        tokenizer = self.policy if isinstance(spec.prompts.take, FirstTokens) else None
-        source = {"source": inputs.prompts, "tokenizer": tokenizer}
-        drop = {"path", "label_column", "num_eval"} if fixed_train else {"path", "label_column"}
-        self.prompts = self._stage("prompts", section=_fields(spec.prompts, drop), **source)
-        self.eval_prompts = self._stage(
-            "eval_prompts", section=_fields(spec.prompts, {"path", "label_column"}), **source
-        )
-        self.completions = self._stage(
+        self.prompts = self._enterable("prompts", self._prompts_parts)
+        self.completions = self._enterable(
             "completions",
-            section=_fields(spec.generation),
-            prompts=self.prompts,
-            policy=self.policy,
+            lambda: {
+                "section": _fields(spec.generation),
+                "prompts": self.prompts,
+                "policy": self.policy,
+            },
         )
-        self.scores = self._stage(
-            "scores", section=self._scoring, completions=self.completions, reward=self.reward
+        self.scores = self._enterable(
+            "scores",
+            lambda: {
+                "section": self._scoring,
+                "completions": self.completions,
+                "reward": self.reward,
+            },
         )
-        self.pairs = self._stage("pairs", section=_fields(spec.pairs), scores=self.scores)
+        self.pairs = self._enterable(
+            "pairs", lambda: {"section": _fields(spec.pairs), "scores": self.scores}
+        )
+        self.eval_prompts = self._stage("eval_prompts", **self._eval_prompts_parts())
         training = spec.training
         tokenization = {
             "max_length": training.max_length,
@@ -120,7 +127,7 @@ class Fingerprints:
         return fingerprint(
             "evaluation",
             {
-                "section": _fields(self._spec.evaluation, {"eval_steps"}),
+                "section": _fields(self._spec.evaluation, {"eval_steps", "max_prompts"}),
                 "eval_prompts": self.eval_prompts,
                 "reward": self.reward,
                 "scoring": self._scoring,
@@ -128,6 +135,44 @@ class Fingerprints:
                 "trial_id": trial_id,
             },
         )
+
+    def _prompts_parts(self) -> dict[str, Any]:
+        prompts = self._spec.prompts
+        assert prompts is not None
+        fixed_train = prompts.num_train is not None
+        tokenizer = self.policy if isinstance(prompts.take, FirstTokens) else None
+        drop = {"path", "label_column", "num_eval"} if fixed_train else {"path", "label_column"}
+        return {
+            "section": _fields(prompts, drop),
+            "source": self._inputs.prompts,
+            "tokenizer": tokenizer,
+        }
+
+    def _eval_prompts_parts(self) -> dict[str, Any]:
+        prompts, pairs = self._spec.prompts, self._spec.pairs
+        entered = {} if self._entered is None else {"entry": getattr(self, self._entered)}
+        if prompts is not None:
+            section = _fields(prompts, {"path", "label_column"})
+            return self._prompts_parts() | {"section": section} | entered
+        rule = {"seed": pairs.seed, "test_fraction": pairs.test_fraction}
+        return entered | {"split": rule, "max_prompts": self._spec.evaluation.max_prompts}
+
+    def _enterable(self, name: str, parts: Callable[[], dict[str, Any]]) -> str:
+        """A stage that data may stand in for. Stages before the data have no fingerprint ("")."""
+        entry = self._spec.entry
+        if entry is None or (self._entered in self.parts):
+            return self._stage(name, **parts())
+        if name != self._entered:
+            return ""
+        pairs = self._spec.pairs
+        rule = {"seed": pairs.seed, "test_fraction": pairs.test_fraction}
+        data = {
+            "source": self._inputs.entry,
+            "config": entry.config,
+            "split": entry.split,
+            "columns": entry.column_names,
+        }
+        return self._stage(name, entry=data, **({"split": rule} if name == "pairs" else {}))
 
     def _stage(self, name: str, **parts: Any) -> str:
         self.parts[name] = parts
@@ -170,6 +215,7 @@ def needs_making(spec: SweepSpec) -> dict[str, bool]:
         "policy": policy.sft is not None
         or policy.gguf_file is not None
         or policy.model.startswith("builtin:"),
-        "reward": reward.type == "classifier"
+        "reward": reward is not None
+        and reward.type == "classifier"
         and (reward.train is not None or reward.model.startswith("builtin:")),
     }

@@ -53,7 +53,10 @@ class ScoredCompletion:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """Two completions of one prompt, the preferred one first (Hugging Face preference format)."""
+    """Two completions of one prompt, the preferred one first (Hugging Face preference format).
+
+    The scores are None where the pair was entered without them.
+    """
 
     pair_id: str
     prompt_id: str
@@ -61,8 +64,8 @@ class PreferencePair:
     prompt: str
     chosen: str
     rejected: str
-    chosen_score: float
-    rejected_score: float
+    chosen_score: float | None
+    rejected_score: float | None
     chosen_finish_reason: str
     rejected_finish_reason: str
 

@@ -8,7 +8,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from prefsweep.sweeps.entry import EntrySpec as EntrySpec
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, as_tuple, expand
+from prefsweep.sweeps.running import ResourcesSpec as ResourcesSpec
+from prefsweep.sweeps.running import TrackingSpec as TrackingSpec
+from prefsweep.sweeps.running import WandbSpec as WandbSpec
+from prefsweep.sweeps.sampling import GenerationSpec as GenerationSpec
+from prefsweep.sweeps.sampling import Sampling as Sampling
+from prefsweep.sweeps.sampling import WordBias as WordBias
 from prefsweep.sweeps.texts import BuiltinPrompts as BuiltinPrompts
 from prefsweep.sweeps.texts import BuiltinText as BuiltinText
 from prefsweep.sweeps.texts import Corpus as Corpus
@@ -122,41 +129,7 @@ class CallableReward(Section):
 Reward = Annotated[ClassifierReward | VaderReward | CallableReward, Field(discriminator="type")]
 
 
-# --- generation, pairs ---------------------------------------------------------------------------
-
-
-class Sampling(Section):
-    """How completions are sampled; names and meaning are transformers' GenerationConfig's."""
-
-    max_new_tokens: int = Field(default=64, ge=1)
-    """Longest completion, tokens."""
-    min_new_tokens: int = Field(default=0, ge=0)
-    """Shortest completion before the end-of-text token may come, tokens."""
-    do_sample: bool = True
-    """Sample; false decodes greedily."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits."""
-    top_k: int = Field(default=0, ge=0)
-    """Tokens to sample among; 0 is all."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Probability mass to sample among; 1 is all."""
-    no_repeat_ngram_size: int = Field(default=0, ge=0)
-    """Length of n-grams that may occur once only; 0 allows all."""
-    repetition_penalty: float = Field(default=1.0, gt=0)
-    """Penalty on tokens that occurred; 1 is none."""
-    batch_size: int = Field(default=16, ge=1)
-    """Prompts generated together; part of the result, because padding is."""
-    seed: Seed = 0
-    """Seed of the sampling."""
-
-
-class GenerationSpec(Sampling):
-    """Candidate completions for the pairs."""
-
-    num_completions: int = Field(default=4, ge=2)
-    """Completions a prompt."""
-    shard_size: int = Field(default=32, ge=1)
-    """Prompts a shard, the unit that is handed to a worker and redone if it is lost."""
+# --- pairs ---------------------------------------------------------------------------------------
 
 
 class PairsSpec(Section):
@@ -285,54 +258,12 @@ class EvaluationSpec(Sampling):
     """Completions for each held-out prompt."""
     eval_steps: int | None = Field(default=None, ge=1)
     """Training steps between two evaluations on the way; None evaluates at the end only."""
+    max_prompts: int = Field(default=50, ge=1)
+    """Most prompts of the test split to evaluate with; read where a sweep enters with its own data
+    and has no prompts section."""
 
 
-# --- running -------------------------------------------------------------------------------------
-
-Count = Annotated[int, Field(ge=1)] | Literal["auto"]
-Share = Annotated[float, Field(ge=0)] | Literal["auto"]
-
-
-class ResourcesSpec(Section):
-    """Placement; never part of an identity."""
-
-    num_generators: Count = "auto"
-    """Generation actors; auto is as many as the cluster fits."""
-    num_scorers: Count = "auto"
-    """Scoring actors."""
-    num_reference_workers: Count = "auto"
-    """Actors for the reference log-probabilities."""
-    gpus_per_generator: Share = "auto"
-    """GPUs of a generation actor; auto is one where there are GPUs."""
-    gpus_per_scorer: Share = "auto"
-    """GPUs of a scoring actor."""
-    gpus_per_reference_worker: Share = "auto"
-    """GPUs of a reference actor."""
-    gpus_per_trial: Share = "auto"
-    """GPUs of a trial; fractions share one."""
-    cpus_per_worker: int = Field(default=1, ge=1)
-    """CPU cores reserved for every actor, task and trial."""
-    threads_per_worker: int = Field(default=1, ge=1)
-    """Threads of torch in every worker; fixed, so that results do not depend on how many workers
-    there are."""
-
-
-class WandbSpec(Section):
-    """Weights & Biases."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto is online where an API key is found, else offline."""
-    project: str = "prefsweep"
-    """Project the runs go to."""
-    entity: str | None = None
-    """User or team; None is the key's default."""
-
-
-class TrackingSpec(Section):
-    """Where metrics go beside the store."""
-
-    wandb: WandbSpec = WandbSpec()
-    """Weights & Biases."""
+# --- the sweep -----------------------------------------------------------------------------------
 
 
 class SweepSpec(Section):
@@ -342,10 +273,14 @@ class SweepSpec(Section):
     """Name of the sweep in the store: letters, digits, dot, dash, underscore."""
     policy: PolicySpec
     """The policy before training, which is also the reference."""
-    reward: Reward
-    """What scores completions."""
-    prompts: Prompts
-    """Prompts to train on and to evaluate with."""
+    reward: Reward | None = None
+    """What scores completions. Only a sweep that enters with scores or pairs can do without it; its
+    policies are then compared without a reward."""
+    prompts: Prompts | None = None
+    """Prompts to train on and to evaluate with. A sweep that enters with its own data reads the
+    held-out ones; without this section it evaluates with the prompts of the test split."""
+    entry: EntrySpec | None = None
+    """Your own data to enter with, in place of the first stages; None starts from prompts."""
     generation: GenerationSpec = GenerationSpec()
     """Candidate completions."""
     pairs: PairsSpec = PairsSpec()
@@ -364,7 +299,31 @@ class SweepSpec(Section):
     """Where metrics go beside the store."""
 
     @model_validator(mode="after")
+    def prompts_are_given_or_entered(self) -> Self:
+        if self.prompts is None and self.entry is None:
+            raise ValueError(
+                "prompts is required, but not given; add the section, or enter with your own data "
+                "(entry)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def reward_is_given_where_completions_are_scored(self) -> Self:
+        entered = "no entry" if self.entry is None else f"entry.stage={self.entry.stage}"
+        if self.reward is None and entered not in (
+            "entry.stage=scored_completions",
+            "entry.stage=pairs",
+        ):
+            raise ValueError(
+                f"reward is required with {entered}, but not given; add the section, or enter with "
+                "scored_completions or pairs"
+            )
+        return self
+
+    @model_validator(mode="after")
     def ranks_fit_completions(self) -> Self:
+        if self.entry is not None and self.entry.stage != "prompts":
+            return self  # the data says how many there are
         for chosen, rejected in self.pairs.ranks or ():
             if rejected >= self.generation.num_completions:
                 raise ValueError(

@@ -1,0 +1,52 @@
+"""Where a sweep runs and where its metrics go: sections that are never part of an identity."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prefsweep.sweeps.texts import Section
+
+Count = Annotated[int, Field(ge=1)] | Literal["auto"]
+Share = Annotated[float, Field(ge=0)] | Literal["auto"]
+
+
+class ResourcesSpec(Section):
+    """Placement; never part of an identity."""
+
+    num_generators: Count = "auto"
+    """Generation actors; auto is as many as the cluster fits."""
+    num_scorers: Count = "auto"
+    """Scoring actors."""
+    num_reference_workers: Count = "auto"
+    """Actors for the reference log-probabilities."""
+    gpus_per_generator: Share = "auto"
+    """GPUs of a generation actor; auto is one where there are GPUs."""
+    gpus_per_scorer: Share = "auto"
+    """GPUs of a scoring actor."""
+    gpus_per_reference_worker: Share = "auto"
+    """GPUs of a reference actor."""
+    gpus_per_trial: Share = "auto"
+    """GPUs of a trial; fractions share one."""
+    cpus_per_worker: int = Field(default=1, ge=1)
+    """CPU cores reserved for every actor, task and trial."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Threads of torch in every worker; fixed, so that results do not depend on how many workers
+    there are."""
+
+
+class WandbSpec(Section):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto is online where an API key is found, else offline."""
+    project: str = "prefsweep"
+    """Project the runs go to."""
+    entity: str | None = None
+    """User or team; None is the key's default."""
+
+
+class TrackingSpec(Section):
+    """Where metrics go beside the store."""
+
+    wandb: WandbSpec = WandbSpec()
+    """Weights & Biases."""

@@ -46,6 +46,8 @@ Restart = Annotated[
     bool, typer.Option("--restart-errored", help="Run trials again that failed for good.")
 ]
 DEFAULT_STORAGE = "./runs"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM; typer turns a KeyboardInterrupt into it."""
 
 
 @app.command()
@@ -125,10 +127,10 @@ def main() -> None:
     """The `prefsweep` command."""
     _end_on_sigterm()
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # typer returns the code of an Exit
-    except (KeyboardInterrupt, typer.Abort):
-        errors.print("interrupted; run the same command again to resume")
-        sys.exit(130)
+        code = app(standalone_mode=False) or 0  # typer returns the code of an Exit
+        if code == INTERRUPTED:
+            errors.print("interrupted; run the same command again to resume")
+        sys.exit(code)
     except UsageError as error:
         _print_error(error)
         sys.exit(2)

@@ -30,7 +30,7 @@ from prefsweep.orchestrator.stages import (
 )
 from prefsweep.orchestrator.status import is_finished, trial_status
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.trials import TrialLog
+from prefsweep.orchestrator.trials import mark
 from prefsweep.orchestrator.watch import TrialWatch
 from prefsweep.sweeps.records import Status, TrialResult
 
@@ -101,7 +101,7 @@ class Run:
         except KeyboardInterrupt:
             for trial in self.sweep.trials:
                 if trial_status(self.sweep, trial).status == Status.RUNNING:
-                    TrialLog(self.sweep, trial).write(Status.INTERRUPTED)
+                    mark(self.sweep, trial, Status.INTERRUPTED)
             self._record(Status.INTERRUPTED)
             raise
         except BaseException:
@@ -162,7 +162,7 @@ class Run:
         if not todo:
             return
         for trial in todo:
-            TrialLog(self.sweep, trial).write(Status.PENDING)
+            mark(self.sweep, trial, Status.PENDING)
         started = time.monotonic()
         with TrialWatch(self.sweep, todo):
             self.cluster.run_trials(self.sweep, todo)

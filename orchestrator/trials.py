@@ -40,6 +40,18 @@ def run_trial(sweep: Sweep, trial: Trial) -> None:
         _release_memory()
 
 
+def mark(sweep: Sweep, trial: Trial, status: Status, failure: Failure | None = None) -> None:
+    """Record, from outside the trial, where it stands now; what it wrote itself is kept."""
+    path = sweep.store.trial(trial.trial_id, "status.json")
+    document = sweep.store.read_json(path) or {"name": trial.name, "started": time.time()}
+    document |= {
+        "status": status,
+        "updated": time.time(),
+        "failure": None if failure is None else asdict(failure),
+    }
+    sweep.store.write_json(path, document)
+
+
 class TrialLog:
     """The trial's two files that grow: metrics.jsonl, the truth of its curves, and status.json."""
 

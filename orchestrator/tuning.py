@@ -11,7 +11,7 @@ from typing import Any
 
 from prefsweep.orchestrator.border import set_up_worker
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.trials import TrialLog, run_trial
+from prefsweep.orchestrator.trials import mark, run_trial
 from prefsweep.sweeps.records import Failure, Status
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def tune_trials(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) ->
     for trial in unfinished:
         message = f"its worker died in {MAX_LAUNCHES} launches. {error}".strip()
         failure = Failure("transient", message, "", "run the same command again")
-        TrialLog(sweep, trial).write(Status.FAILED, failure)
+        mark(sweep, trial, Status.FAILED, failure)
 
 
 def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> str:

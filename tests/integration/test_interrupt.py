@@ -1,0 +1,63 @@
+"""The real command as a real process: interrupted, then resumed to an undisturbed run's results."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.status import open_sweep
+
+from .small import OVERRIDES, small_sweep, table, weights
+
+STEPS = ["training.max_steps=60", "training.logging_steps=1"]
+
+
+def start(storage: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "prefsweep.orchestrator.cli", *words]
+    return subprocess.Popen(
+        [*command, "--storage", str(storage)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"no {pattern} appeared"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_sweep_goes_on_to_the_same_results(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    undisturbed = small_sweep(tmp_path / "undisturbed", *STEPS)
+    run_sweep(undisturbed, lambda: InlineCluster(undisturbed.spec.resources))
+
+    storage = tmp_path / "interrupted"
+    process = start(storage, "run", "quickstart", *OVERRIDES, *STEPS, "--inline")
+    wait_for("trials/*/metrics.jsonl", storage, process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    if number != signal.SIGKILL:
+        assert process.returncode == 130, output
+        assert "run the same command again to resume" in output
+        assert not list((storage / "tmp").iterdir())
+
+    resumed = start(storage, "resume", "small", "--inline")
+    output = resumed.communicate(timeout=240)[0]
+    assert resumed.returncode == 0, output
+    assert "reference: found in the store" in output
+    sweep = open_sweep("small", str(storage))
+    assert weights(sweep) == weights(undisturbed)
+    assert table(sweep) == table(undisturbed)

@@ -1,4 +1,4 @@
-"""Where texts come from, in; rows of text and label, out.
+"""Where texts come from, in; rows of text and label, or whole records, out.
 
 Reads the built-in reviews, local files and Hugging Face datasets. It does not cut, shuffle or
 tokenize (prompts.py and sft.py do). Rows are counted from 1, as an editor counts lines.
@@ -6,11 +6,11 @@ tokenize (prompts.py and sft.py do). Rows are counted from 1, as an editor count
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,10 @@ Record = Mapping[str, object]
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".txt")
 CSV_FIELD_LIMIT = 2**24
 """Characters a CSV field may have; Python's own limit of 128 Ki is short for whole documents."""
+
+
+BATCH_ROWS = 1000
+"""Rows of a table that are Python objects at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +48,38 @@ def load_texts(corpus: BuiltinText | FileText | DatasetText) -> list[Row]:
             Row(review.text, review.label)
             for review in builtin.reviews(corpus.num_texts, corpus.text_seed)
         ]
-    if isinstance(corpus, FileText):
-        source = _local(corpus)
-        if source.suffix.lower() == ".txt":
-            rows = _text_lines(corpus, source)
-        else:
-            rows = _select(corpus, _file_records(corpus, source), str(source))
+    if isinstance(corpus, FileText) and (source := _local(corpus)).suffix.lower() == ".txt":
+        rows = _text_lines(corpus, source)
     else:
-        source = corpus.dataset
-        rows = _select(corpus, _dataset_records(corpus), f"dataset {source}")
+        required = {corpus.column, *corpus.where}
+        source, records = load_records(corpus, required, required | {corpus.label_column})
+        rows = _select(corpus, records, source)
     if not rows:
         kept = f" where {dict(corpus.where)}" if corpus.where else ""
         raise DataError(f"{source}: there are no texts{kept}; the corpus needs at least one")
     return rows
+
+
+def load_records(
+    corpus: FileText | DatasetText, required: AbstractSet[str], wanted: AbstractSet[str]
+) -> tuple[str, Iterable[tuple[int, Record]]]:
+    """What to call the source in messages, and its records, each with its row number.
+
+    Where the source has the `required` columns, columns that are not `wanted` may be left out.
+    Raises DataError, some of it only while the records are read.
+    """
+    if isinstance(corpus, DatasetText):
+        return f"dataset {corpus.dataset}", _dataset_records(corpus, required, wanted)
+    path = _local(corpus)
+    match path.suffix.lower():
+        case ".txt":
+            raise DataError(f"{path}: a .txt file has no columns; give JSONL, CSV or parquet")
+        case ".csv":
+            return str(path), _csv_records(path)
+        case ".parquet":
+            return str(path), _parquet_records(path, required, wanted)
+        case _:
+            return str(path), _jsonl_records(path)
 
 
 def source_identity(corpus: BuiltinText | FileText | DatasetText) -> str:
@@ -93,9 +116,9 @@ def _select(
         if not all(_is(record[column], wanted) for column, wanted in corpus.where.items()):
             continue
         text = record[corpus.column]
-        if not _is_text(text):
+        if not is_text(text):
             raise DataError(
-                f"{source}, row {number}: column {corpus.column!r} is {_short(text)}, not a text"
+                f"{source}, row {number}: column {corpus.column!r} is {short(text)}, not a text"
             )
         row = f"{source}, row {number}"
         rows.append(
@@ -104,7 +127,7 @@ def _select(
     return rows
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """A string that has a UTF-8 form; JSON can spell halves of characters, which have none."""
     try:
         return isinstance(value, str) and value.encode() is not None
@@ -132,10 +155,11 @@ def _label(value: object, column: str, row: str) -> str | int | None:
         return int(value) if re.fullmatch(r"\d{1,9}", value) else value
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    raise DataError(f"{row}: label column {column!r} is {_short(value)}, not a name or an index")
+    raise DataError(f"{row}: label column {column!r} is {short(value)}, not a name or an index")
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value in a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -167,24 +191,24 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """The file line by line, so that a large one is never in memory as a whole."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
+    except (UnicodeDecodeError, OSError):
+        _text(path)  # knows which byte of the file it is
+        raise
+
+
 def _text_lines(corpus: FileText, path: Path) -> list[Row]:
     if corpus.where:
         raise DataError(f"{path}: where={dict(corpus.where)} needs columns, a .txt file has none")
     return [Row(line, None) for line in _text(path).split("\n") if line.strip()]
 
 
-def _file_records(corpus: FileText, path: Path) -> Iterable[tuple[int, Record]]:
-    match path.suffix.lower():
-        case ".csv":
-            return _csv_records(path)
-        case ".parquet":
-            return _parquet_records(path, {corpus.column, corpus.label_column, *corpus.where})
-        case _:
-            return _jsonl_records(path)
-
-
 def _jsonl_records(path: Path) -> Iterator[tuple[int, Record]]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -192,12 +216,12 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, Record]]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, row {number}: not valid JSON: {error}") from None
         if not isinstance(record, dict):
-            raise DataError(f"{path}, row {number}: {_short(record)} is not a JSON object")
+            raise DataError(f"{path}, row {number}: {short(record)} is not a JSON object")
         yield number, record
 
 
 def _csv_records(path: Path) -> Iterable[tuple[int, Record]]:
-    reader = csv.DictReader(io.StringIO(_text(path)), strict=True)
+    reader = csv.DictReader(_lines(path), strict=True)
     previous_limit = csv.field_size_limit(CSV_FIELD_LIMIT)
     try:
         records = list(enumerate(reader, start=1))
@@ -211,24 +235,28 @@ def _csv_records(path: Path) -> Iterable[tuple[int, Record]]:
     return records
 
 
-def _parquet_records(path: Path, wanted: set[str]) -> Iterator[tuple[int, Record]]:
-    """The rows, of the wanted columns only where all of them are there."""
+def _parquet_records(
+    path: Path, required: AbstractSet[str], wanted: AbstractSet[str]
+) -> Iterator[tuple[int, Record]]:
     import pyarrow
     import pyarrow.parquet as parquet
 
     try:
         there = parquet.read_schema(path).names
-        columns = [name for name in there if name in wanted] or there
+        columns = [n for n in there if n in wanted] if required <= set(there) else there
         table = parquet.read_table(path, columns=columns, partitioning=None)  # pyright: ignore[reportArgumentType]
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from None
-    yield from enumerate(table.to_pylist(), start=1)
+    batches = table.to_batches(max_chunksize=BATCH_ROWS)
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
 
 
 # --- Hugging Face datasets -----------------------------------------------------------------------
 
 
-def _dataset_records(corpus: DatasetText) -> Iterator[tuple[int, Record]]:
+def _dataset_records(
+    corpus: DatasetText, required: AbstractSet[str], wanted: AbstractSet[str]
+) -> Iterator[tuple[int, Record]]:
     """The dataset's rows, class indices left as ints; only the columns that are read."""
     import datasets
     import pyarrow
@@ -247,10 +275,13 @@ def _dataset_records(corpus: DatasetText) -> Iterator[tuple[int, Record]]:
     ) as error:
         raise DataError(_why_not_found(corpus, error)) from None
     assert isinstance(dataset, datasets.Dataset), "a named split is one dataset"
-    wanted = {corpus.column, corpus.label_column, *corpus.where}
-    if {corpus.column, *corpus.where} <= set(dataset.column_names):  # else the check names them all
+    if required <= set(dataset.column_names):  # else the check names them all
         dataset = dataset.select_columns([c for c in dataset.column_names if c in wanted])
-    yield from enumerate(dataset, start=1)  # pyright: ignore[reportReturnType]
+    batches = (dataset[i : i + BATCH_ROWS] for i in range(0, len(dataset), BATCH_ROWS))
+    rows = (
+        dict(zip(b, row, strict=True)) for b in batches for row in zip(*b.values(), strict=True)
+    )
+    yield from enumerate(rows, start=1)
 
 
 def _why_not_found(corpus: DatasetText, error: Exception) -> str:

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -15,7 +16,8 @@ from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTr
 
 from prefsweep.sweeps.errors import ModelError
 from prefsweep.sweeps.records import Completion, Prompt
-from prefsweep.sweeps.spec import Sampling
+from prefsweep.sweeps.spec import GenerationSpec, Sampling
+from prefsweep.workers.decoding import DiverseBeams, word_ids
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import context_length, load_tokenizer
 
@@ -64,10 +66,7 @@ class Generator:
             [prompt.text for prompt in prompts], return_tensors="pt", padding=True
         ).to(self._model.device)
         prompt_length = encoded["input_ids"].shape[1]  # pyright: ignore
-        output_NT = self._model.generate(  # pyright: ignore[reportCallIssue]
-            **encoded,  # pyright: ignore
-            generation_config=self._config(num_completions),
-        )
+        output_NT = self._generate(encoded, num_completions)
         return [
             self._sample_of(prompts[row // num_completions], row % num_completions, prompt_ids, ids)
             for row, (prompt_ids, ids) in enumerate(
@@ -78,6 +77,25 @@ class Generator:
                 )
             )
         ]
+
+    def _generate(self, encoded: BatchEncoding, num_completions: int) -> torch.Tensor:
+        """Prompt and completion ids, `num_completions` rows for each prompt."""
+        beams = self._beams(num_completions)
+        rows = dict(encoded)
+        if beams is not None:
+            rows = {name: ids.repeat_interleave(beams.num_groups, 0) for name, ids in rows.items()}
+        return self._model.generate(  # pyright: ignore[reportCallIssue]
+            **rows,
+            generation_config=self._config(num_completions if beams is None else 1),
+            custom_generate=beams,
+        )
+
+    def _beams(self, num_completions: int) -> DiverseBeams | None:
+        spec = self._spec
+        if not isinstance(spec, GenerationSpec) or spec.num_beam_groups is None:
+            return None
+        assert spec.num_beam_groups == num_completions, "the spec sees to it"
+        return DiverseBeams(spec.num_beam_groups, spec.diversity_penalty)
 
     def _unpadded(self, encoded: BatchEncoding, repeats: int) -> Iterator[list[int]]:
         for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):
@@ -110,7 +128,17 @@ class Generator:
             eos_token_id=self._tokenizer.eos_token_id,
             pad_token_id=self._tokenizer.pad_token_id,
             **(sampling if spec.do_sample else {}),
+            **(self._word_rules(spec) if isinstance(spec, GenerationSpec) else {}),
         )
+
+    def _word_rules(self, spec: GenerationSpec) -> dict[str, Any]:
+        bias = [
+            [ids, each.bias]
+            for each in spec.sequence_bias
+            for ids in word_ids(self._tokenizer, each.words)
+        ]
+        bad_words = word_ids(self._tokenizer, spec.bad_words)
+        return {"sequence_bias": bias or None, "bad_words_ids": bad_words or None}
 
 
 @contextmanager

@@ -193,12 +193,12 @@ GOLDEN = {
     "reward": "e10702154395",
     "prompts": "85e4f3701528",
     "eval_prompts": "5f1ef82c473e",
-    "completions": "97f10a563113",
-    "scores": "50f3b2edd3e1",
-    "pairs": "f50fdd1239f6",
-    "reference": "4a8bf4a0781a",
-    "trial": "28bc8b87f384",
-    "evaluation": "ac82945615a2",
+    "completions": "d10280d40cce",
+    "scores": "a169b93e8d21",
+    "pairs": "7687fb7bd862",
+    "reference": "2560e8ab4db9",
+    "trial": "6715ae3a4d63",
+    "evaluation": "35bcb9e98053",
     "untrained": "ff74b8e9a810",
 }
 """First 12 digits. Another value means: what users have computed would be computed again."""

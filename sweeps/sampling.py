@@ -1,0 +1,130 @@
+"""Sections of the spec on how completions are decoded; `workers/generate.py` reads them."""
+
+from typing import Any, Self, cast
+
+from pydantic import Field, field_validator, model_validator
+
+from prefsweep.sweeps.texts import Section, Seed
+
+
+class Sampling(Section):
+    """How completions are sampled; names and meaning are transformers' GenerationConfig's."""
+
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest completion, tokens."""
+    min_new_tokens: int = Field(default=0, ge=0)
+    """Shortest completion before the end-of-text token may come, tokens."""
+    do_sample: bool = True
+    """Sample; false decodes greedily."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits."""
+    top_k: int = Field(default=0, ge=0)
+    """Tokens to sample among; 0 is all."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Probability mass to sample among; 1 is all."""
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
+    """Length of n-grams that may occur once only; 0 allows all."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Penalty on tokens that occurred; 1 is none."""
+    batch_size: int = Field(default=16, ge=1)
+    """Prompts generated together; part of the result, because padding is."""
+    seed: Seed = 0
+    """Seed of the sampling."""
+
+
+class WordBias(Section):
+    """A bias on words."""
+
+    words: tuple[str, ...] = Field(min_length=1)
+    """The words, as text; each is tokenized as it stands after a space."""
+    bias: float
+    """Added to the logit of a word's last token where the tokens before it are there."""
+
+    @field_validator("words")
+    @classmethod
+    def words_have_letters(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        return _bare(words)
+
+
+class GenerationSpec(Sampling):
+    """Candidate completions for the pairs."""
+
+    num_completions: int = Field(default=4, ge=2)
+    """Completions a prompt."""
+    num_beam_groups: int | None = Field(default=None, ge=2)
+    """Groups of diverse beam search, one completion each; None samples (or decodes greedily)."""
+    diversity_penalty: float = Field(default=0.0, ge=0)
+    """Nats off a token's log-probability for each earlier group that took it at the same step."""
+    sequence_bias: tuple[WordBias, ...] = ()
+    """Words made likelier or less likely."""
+    bad_words: tuple[str, ...] = ()
+    """Words that never come, as text; each is tokenized as it stands after a space."""
+    shard_size: int = Field(default=32, ge=1)
+    """Prompts a shard, the unit that is handed to a worker and redone if it is lost."""
+
+    @field_validator("bad_words")
+    @classmethod
+    def bad_words_have_letters(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        return _bare(words)
+
+    @model_validator(mode="before")
+    @classmethod
+    def beams_are_not_sampled(cls, data: Any) -> Any:
+        """Each group is greedy: do_sample is false, so that one decoding has one identity."""
+        if not isinstance(data, dict):
+            return data
+        fields = cast("dict[str, Any]", data)
+        groups = fields.get("num_beam_groups")
+        if groups is None:
+            return fields
+        if fields.get("do_sample") is True:
+            raise ValueError(
+                f"do_sample=True is not read with num_beam_groups={groups}, whose groups are "
+                "greedy; remove do_sample, or num_beam_groups to sample"
+            )
+        return {**fields, "do_sample": False}
+
+    @model_validator(mode="after")
+    def beams_fit_completions(self) -> Self:
+        groups = self.num_beam_groups
+        if groups is None:
+            if self.diversity_penalty:
+                raise ValueError(
+                    f"diversity_penalty={self.diversity_penalty} is read with num_beam_groups "
+                    f"only; add num_beam_groups: {self.num_completions}, or remove it"
+                )
+            return self
+        if groups != self.num_completions:
+            raise ValueError(
+                f"num_beam_groups={groups} and num_completions={self.num_completions}: every "
+                "group gives one completion; set both to the same number"
+            )
+        for name in ("temperature", "top_k", "top_p"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is not read with num_beam_groups={groups}, "
+                    f"whose groups are greedy; remove {name}, or num_beam_groups to sample"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def a_word_is_named_once(self) -> Self:
+        named: set[str] = set()
+        for word in (
+            *(word for each in self.sequence_bias for word in each.words),
+            *self.bad_words,
+        ):
+            if word in named:
+                raise ValueError(
+                    f"{word!r} is more than once in sequence_bias and bad_words; keep one"
+                )
+            named.add(word)
+        return self
+
+
+def _bare(words: tuple[str, ...]) -> tuple[str, ...]:
+    """`words` without white space around them, none of them empty."""
+    bare = tuple(word.strip() for word in words)
+    if "" in bare:
+        raise ValueError("holds a word without a letter; remove it")
+    return bare

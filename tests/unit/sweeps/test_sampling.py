@@ -1,0 +1,53 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from prefsweep.sweeps.spec import GenerationSpec
+
+BEAMS: dict[str, Any] = {"num_completions": 6, "num_beam_groups": 6, "diversity_penalty": 50}
+
+
+def test_beam_groups_are_one_decoding_whatever_do_sample_says():
+    spec = GenerationSpec.model_validate(BEAMS)
+    assert spec.do_sample is False
+    assert GenerationSpec.model_validate(BEAMS | {"do_sample": False}) == spec
+    assert GenerationSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_without_groups_completions_are_sampled_as_before():
+    assert GenerationSpec.model_validate({"num_beam_groups": None}) == GenerationSpec()
+    assert GenerationSpec().do_sample
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (BEAMS | {"num_completions": 4}, "num_beam_groups=6 and num_completions=4: every group"),
+        (BEAMS | {"do_sample": True}, "do_sample=True is not read with num_beam_groups=6"),
+        (BEAMS | {"temperature": 0.7}, "temperature=0.7 is not read .* remove temperature"),
+        (BEAMS | {"top_k": 50}, "top_k=50 is not read with num_beam_groups=6"),
+        (BEAMS | {"top_p": 0.9}, "top_p=0.9 is not read with num_beam_groups=6"),
+        (
+            {"diversity_penalty": 50},
+            "diversity_penalty=50.0 is read with .*add num_beam_groups: 4, or remove",
+        ),
+        ({"bad_words": ["awful", " "]}, "holds a word without a letter; remove it"),
+        ({"sequence_bias": [{"words": [""], "bias": 1}]}, "holds a word without a letter"),
+        ({"sequence_bias": [{"words": [], "bias": 1}]}, "at least 1 item"),
+        (
+            {"sequence_bias": [{"words": ["fine"], "bias": 1}], "bad_words": ["fine"]},
+            "'fine' is more than once in sequence_bias and bad_words; keep one",
+        ),
+    ],
+)
+def test_what_decoding_would_not_read_is_refused(fields: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=message):
+        GenerationSpec.model_validate(fields)
+
+
+def test_words_lose_the_space_around_them():
+    spec = GenerationSpec.model_validate(
+        {"sequence_bias": [{"words": [" great", "good "], "bias": 1.5}], "bad_words": ["poor\n"]}
+    )
+    assert spec.sequence_bias[0].words == ("great", "good") and spec.bad_words == ("poor",)

@@ -71,7 +71,7 @@ class MakePolicy:
     def run(self) -> None:
         from prefsweep.workers.builtin import write_base_model
         from prefsweep.workers.locations import BUILTIN, model_source
-        from prefsweep.workers.models import load_policy, load_tokenizer
+        from prefsweep.workers.models import load_policy, load_tokenizer, save_policy
         from prefsweep.workers.sft import train_policy
 
         spec, started = self.sweep.spec.policy, time.monotonic()
@@ -82,7 +82,7 @@ class MakePolicy:
                 write_base_model(spec.model.removeprefix(BUILTIN), base, seed)  # pyright: ignore
             else:
                 source = model_source(spec)
-                load_policy(source).save_pretrained(base)
+                save_policy(load_policy(source), base)
                 load_tokenizer(source).save_pretrained(base)
             notes = {} if spec.sft is None else train_policy(base, output, spec.sft)
             _publish(self.sweep, "policy", output if spec.sft else base, 1, started, notes)

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from prefsweep.orchestrator.stages import REFERENCE_SHARD_PROMPTS, Generate, Reference, Score
+from prefsweep.orchestrator.store import Store, absolute
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.trials import parse_metrics
 from prefsweep.sweeps.errors import UsageError
@@ -23,8 +24,6 @@ SHARDED = {"completions": Generate, "scores": Score, "reference": Reference}
 
 def open_sweep(name: str, storage: str) -> Sweep:
     """A sweep that was run before, from the store. Raises UsageError."""
-    from prefsweep.orchestrator.store import Store
-
     store = Store(storage)
     document = store.read_json(store.sweep(name, "spec.json"))
     if document is None:
@@ -36,7 +35,7 @@ def open_sweep(name: str, storage: str) -> Sweep:
     where = store.display(store.sweep(name, "spec.json"))
     try:
         inputs = Inputs(**document["inputs"])
-        return Sweep(validate_spec(document["spec"], where), inputs, storage)
+        return Sweep(validate_spec(document["spec"], where), inputs, absolute(storage))
     except (TypeError, KeyError) as error:
         raise UsageError(f"{where} is damaged ({error}); run the sweep's own spec again") from None
 

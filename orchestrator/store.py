@@ -68,7 +68,7 @@ class Store:
             if "://" in uri:
                 self.fs, self._root = fs.FileSystem.from_uri(uri)
             else:
-                self.fs, self._root = fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+                self.fs, self._root = fs.LocalFileSystem(), absolute(uri)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreError(f"--storage {uri} cannot be opened: {error}") from None
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
@@ -301,6 +301,11 @@ class Store:
     def _make_parent(self, full: str) -> None:
         if self.is_local:
             Path(full).parent.mkdir(parents=True, exist_ok=True)
+
+
+def absolute(storage: str) -> str:
+    """A storage that means the same in every process: local paths made absolute."""
+    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
 
 
 def new_manifest(

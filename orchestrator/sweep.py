@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.store import Store, absolute
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.grid import TrialSpec, trial_names
 from prefsweep.sweeps.identity import Fingerprints, Inputs, needs_making
@@ -104,7 +104,7 @@ def resolve(spec: SweepSpec, storage: str) -> Sweep:
         reward_corpus=_corpus_identity(reward.train, "reward.train") if is_classifier else "",
         prompts=_identity(spec.prompts, "prompts"),
     )
-    return Sweep(spec, inputs, storage)
+    return Sweep(spec, inputs, absolute(storage))
 
 
 def _corpus_identity(training: FineTuning | None, field: str) -> str:

@@ -29,9 +29,9 @@ def tune_trials(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) ->
         unfinished = [trial for trial in unfinished if not _has_ended(sweep, trial)]
         if not unfinished:
             return
-        log.warning("%d trials lost their worker and are launched again", len(unfinished))
+        log.warning("%d trials did not come to an end and are launched again", len(unfinished))
     for trial in unfinished:
-        message = f"its worker died in {MAX_LAUNCHES} launches. {error}".strip()
+        message = f"it did not come to an end in {MAX_LAUNCHES} launches. {error}".strip()
         failure = Failure("transient", message, "", "run the same command again")
         mark(sweep, trial, Status.FAILED, failure)
 

@@ -37,6 +37,19 @@ def load_policy(source: ModelSource) -> PreTrainedModel:
     return model.to(device()).eval()  # pyright: ignore[reportArgumentType]
 
 
+def save_policy(model: PreTrainedModel, folder: Path) -> None:
+    """Save as safetensors; weights that came from a GGUF file are saved as loaded, in full."""
+    if getattr(model, "hf_quantizer", None) is not None and _is_gguf(model):
+        model.hf_quantizer = None  # pyright: ignore[reportAttributeAccessIssue]
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+
+
+def _is_gguf(model: PreTrainedModel) -> bool:
+    config = getattr(model.config, "quantization_config", None)
+    return getattr(config, "quant_method", None) == "gguf"
+
+
 def load_trained(source: ModelSource, weights_dir: Path) -> PreTrainedModel | PeftModel:
     """A trial's policy: the adapter in `weights_dir` on its base, or the whole model there."""
     if (weights_dir / "adapter_config.json").is_file():

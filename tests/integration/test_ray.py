@@ -95,9 +95,10 @@ def test_a_longer_grid_runs_only_what_is_new(on_ray: Sweep) -> None:
 
 
 def test_a_killed_shard_worker_and_a_killed_trial_change_nothing(
-    inline: Sweep, tmp_path: Path
+    inline: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = small_sweep(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    sweep = small_sweep(Path("runs"))  # relative: Tune's workers run in another folder
     victims = {"_HostActor": 1, "ImplicitFunc": 1}
     killer = Killer(victims)
     with killer:

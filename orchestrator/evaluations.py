@@ -4,13 +4,16 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefsweep.orchestrator.stages import read_records
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
 from prefsweep.sweeps.records import EvaluationSample, Metrics, Prompt, TokenizedPair
 from prefsweep.workers import tables
+
+if TYPE_CHECKING:
+    from prefsweep.workers.score import Scorer
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,22 @@ class EvaluateUntrained:
         )
 
 
+def scorer_of(sweep: Sweep) -> "Scorer | None":
+    """What scores the samples; None for a sweep without a reward."""
+    from prefsweep.workers.score import make_scorer
+
+    reward = sweep.spec.reward
+    return None if reward is None else make_scorer(reward, sweep.reward_source())
+
+
 def evaluate_and_publish(
     sweep: Sweep, trial_id: str, policy: Any, reference: Any, tokenizer: Any, beta: float = 0.0
 ) -> Metrics:
     """Evaluate a policy on the held-out prompts and publish metrics.json and samples.parquet."""
     from prefsweep.workers.evaluate import evaluate, margin_metrics, win_metrics
-    from prefsweep.workers.score import make_scorer
 
     started = time.monotonic()
-    scorer = make_scorer(sweep.spec.reward, sweep.reward_source())
+    scorer = scorer_of(sweep)
     prompts = read_records(sweep, "eval_prompts", Prompt)
     metrics, samples = evaluate(
         policy, reference, tokenizer, prompts, scorer, sweep.spec.evaluation

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from prefsweep.orchestrator.cluster import Cluster
+from prefsweep.orchestrator.entry import DataTask, data_tasks
 from prefsweep.orchestrator.evaluations import EvaluateUntrained
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.stages import (
@@ -19,7 +20,6 @@ from prefsweep.orchestrator.stages import (
     CheckPrompts,
     Generate,
     MakePolicy,
-    MakePrompts,
     MakeReward,
     Reference,
     Score,
@@ -28,26 +28,19 @@ from prefsweep.orchestrator.stages import (
     finish_shards,
     num_shards,
 )
-from prefsweep.orchestrator.status import is_finished, trial_status
+from prefsweep.orchestrator.status import SHARDED, is_finished, trial_status
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import mark
 from prefsweep.orchestrator.watch import TrialWatch
+from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.records import Status, TrialResult
 
 log = logging.getLogger(__name__)
 
-STAGES = (
-    "policy",
-    "reward",
-    "prompts",
-    "completions",
-    "scores",
-    "pairs",
-    "reference",
-    "untrained",
-    "trials",
-    "report",
-)
+DATA_STAGES = ("prompts", "completions", "scores", "pairs", "reference")
+"""Those that a sweep has from where it enters with its own data."""
+AFTER_DATA = ("untrained", "trials", "report")
+STAGES = ("policy", "reward", *DATA_STAGES, *AFTER_DATA)
 """The stages in order; `--until` takes one of them."""
 
 
@@ -64,8 +57,9 @@ def run_sweep(
     """
     run = Run(sweep, open_cluster, until)
     with run.recorded():
-        run.early([MakePrompts(sweep)])
-        run.tasks([MakePolicy(sweep), MakeReward(sweep), MakePrompts(sweep)])
+        run.early(data_tasks(sweep))
+        run.tasks([MakePolicy(sweep), MakeReward(sweep)])
+        run.tasks(data_tasks(sweep))
         run.shards([Generate(sweep), Score(sweep)])
         run.tasks([BuildPairs(sweep)])
         run.shards([Reference(sweep)])
@@ -80,6 +74,11 @@ class Run:
 
     def __init__(self, sweep: Sweep, open_cluster: Callable[[], Cluster], until: str) -> None:
         self.sweep, self.until = sweep, until
+        if until in DATA_STAGES and until not in sweep.stages:
+            raise UsageError(
+                f"--until {until}: the sweep enters with its own data after that; "
+                f"its stages are {', '.join((*sweep.stages, *AFTER_DATA))}"
+            )
         self._open_cluster = open_cluster
         self._cluster: Cluster | None = None
 
@@ -112,7 +111,7 @@ class Run:
                 self._cluster.close()
         self._record(Status.SUCCEEDED)
 
-    def early(self, tasks: Sequence[MakePrompts]) -> None:
+    def early(self, tasks: Sequence[DataTask]) -> None:
         """Run here and now what needs no model, so that bad input is refused before a worker runs.
 
         It is found in the store a moment later.
@@ -143,7 +142,7 @@ class Run:
                 log.info("%s: found in the store", stage.name)
         if not missing:
             return
-        if missing[0].name == "completions":
+        if missing[0].name == self._first_sharded():
             self.cluster.run_tasks([CheckPrompts(self.sweep)])
         num, started = num_shards(self.sweep, missing[0].name), time.monotonic()
         log.info("%s: running %d shards", " -> ".join(stage.name for stage in missing), num)
@@ -189,9 +188,15 @@ class Run:
         return todo
 
     def _wants(self, stage: str) -> bool:
-        if stage in self.sweep.made and not self.sweep.made[stage]:
+        if stage not in (*self.sweep.stages, *AFTER_DATA):
             return False
-        return STAGES.index(stage) <= STAGES.index(self.until)
+        at = "prompts" if stage == "eval_prompts" else stage
+        return STAGES.index(at) <= STAGES.index(self.until)
+
+    def _first_sharded(self) -> str:
+        """The stage at which workers first meet the prompts."""
+        stages = [stage for stage in self.sweep.stages if stage in SHARDED]
+        return next(stage for stage in stages if stage != self.sweep.entered)
 
     def _is_done(self, stage: str) -> bool:
         return self.sweep.store.manifest(self.sweep.path(stage)) is not None

@@ -37,11 +37,15 @@ def _lines(sweep: Sweep) -> Iterator[str]:
     finished = [t for t in sweep.trials if is_finished(sweep, t.trial_id)]
     num_new = len(sweep.trials) - len(finished)
     yield f"{len(sweep.trials)} trials: {len(finished)} in the store, {num_new} to run"
-    if spec.prompts.num_train is not None:
+    if spec.entry is not None:
+        yield f"enters with {spec.entry.stage} from {spec.entry.path or spec.entry.dataset}"
+    elif spec.prompts is not None and spec.prompts.num_train is not None:
         num = spec.prompts.num_train * spec.generation.num_completions
         yield f"{spec.prompts.num_train} training prompts, {num} completions to score"
-    num = spec.prompts.num_eval * spec.evaluation.num_samples
-    yield f"{spec.prompts.num_eval} held-out prompts, {num} completions for each evaluation"
+    at_most = "" if spec.entry is None else "at most "
+    num_eval = spec.evaluation.max_prompts if spec.prompts is None else spec.prompts.num_eval
+    num = num_eval * spec.evaluation.num_samples
+    yield f"{at_most}{num_eval} held-out prompts, {num} completions for each evaluation"
     manifests = [store.manifest(store.trial(t.trial_id, "weights")) for t in finished]
     seconds = [m.seconds for m in manifests if m is not None]
     if seconds and num_new:

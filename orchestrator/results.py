@@ -67,9 +67,9 @@ def _evaluation(sweep: Sweep, trial_id: str) -> tuple[Metrics, list[EvaluationSa
 
 def _stages(sweep: Sweep) -> list[StageResult]:
     stages: list[StageResult] = []
-    for name in ("policy", "reward", "prompts", "completions", "scores", "pairs", "reference"):
+    for name in sweep.stages:
         manifest = sweep.store.manifest(sweep.path(name))
-        if manifest is not None and sweep.made.get(name, True):
+        if manifest is not None:
             fingerprint = manifest.fingerprint
             stages.append(
                 StageResult(name, fingerprint, manifest.rows, manifest.seconds, manifest.notes)

@@ -134,24 +134,26 @@ class MakePrompts:
 
     def needs_policy(self) -> bool:
         """Whether the policy's tokenizer cuts the prompts."""
-        return isinstance(self.sweep.spec.prompts.take, FirstTokens)
+        prompts = self.sweep.spec.prompts
+        return prompts is not None and isinstance(prompts.take, FirstTokens)
 
     def run(self) -> None:
         from prefsweep.workers.locations import ModelSource
         from prefsweep.workers.prompts import make_prompts
 
         started, spec = time.monotonic(), self.sweep.spec.prompts
+        assert spec is not None
         source = self.sweep.policy_source() if self.needs_policy() else ModelSource("")
         for stage, prompts in zip(
             ("prompts", "eval_prompts"), make_prompts(spec, source), strict=True
         ):
             if self.sweep.store.manifest(self.sweep.path(stage)) is None:
-                _publish_records(self.sweep, stage, Prompt, prompts, started)
+                publish_records(self.sweep, stage, Prompt, prompts, started)
 
 
 @dataclass(frozen=True)
 class CheckPrompts:
-    """Refuses prompts that do not fit the model's context, before any generator starts."""
+    """Refuses prompts that do not fit the model's context, before other workers start."""
 
     sweep: Sweep
     name: str = "check prompts"
@@ -167,6 +169,8 @@ class CheckPrompts:
             ("prompts", spec.generation, "generation.max_new_tokens"),
             ("eval_prompts", spec.evaluation, "evaluation.max_new_tokens"),
         ):
+            if stage == "prompts" and stage not in self.sweep.stages:
+                continue
             prompts = read_records(self.sweep, stage, Prompt)
             check_prompt_lengths(prompts, source, sampling.max_new_tokens, field)
 
@@ -197,7 +201,7 @@ class Generate:
         spec = self.sweep.spec.generation
         mine = prompts[index * spec.shard_size : (index + 1) * spec.shard_size]
         completions = generator.complete(mine, spec.num_completions)
-        _publish_shard(self, Completion, completions, index, started)
+        publish_shard(self, Completion, completions, index, started)
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,9 @@ class Score:
     def load(self) -> Any:
         from prefsweep.workers.score import make_scorer
 
-        return make_scorer(self.sweep.spec.reward, self.sweep.reward_source())
+        reward = self.sweep.spec.reward
+        assert reward is not None, "the spec asks for one where completions are scored"
+        return make_scorer(reward, self.sweep.reward_source())
 
     def run(self, worker: Any, index: int) -> None:
         from prefsweep.workers.score import score_completions
@@ -224,7 +230,7 @@ class Score:
             local = self.sweep.store.fetch_shard(path, folder)
             completions = tables.read_records(Completion, [local])
         scored = score_completions(worker, completions)
-        _publish_shard(self, ScoredCompletion, scored, index, started)
+        publish_shard(self, ScoredCompletion, scored, index, started)
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,7 @@ class BuildPairs:
         scored = read_records(self.sweep, "scores", ScoredCompletion)
         pairs, counts = build_pairs(scored, self.sweep.spec.pairs)
         notes = counts.notes() | {"test pairs": sum(pair.split == "test" for pair in pairs)}
-        _publish_records(self.sweep, "pairs", PreferencePair, pairs, started, notes)
+        publish_records(self.sweep, "pairs", PreferencePair, pairs, started, notes)
 
 
 @dataclass(frozen=True)
@@ -261,24 +267,22 @@ class Reference:
         from prefsweep.workers.models import load_policy, load_tokenizer
 
         source = self.sweep.policy_source()
-        pairs = read_records(self.sweep, "pairs", PreferencePair)
-        return load_policy(source), load_tokenizer(source), pairs
+        by_prompt: dict[str, list[PreferencePair]] = {}
+        for pair in read_records(self.sweep, "pairs", PreferencePair):
+            by_prompt.setdefault(pair.prompt_id, []).append(pair)
+        return load_policy(source), load_tokenizer(source), list(by_prompt.values())
 
     def run(self, worker: Any, index: int) -> None:
         from prefsweep.workers.reference import reference_pairs
 
         started = time.monotonic()
-        model, tokenizer, pairs = worker
-        prompts = list(dict.fromkeys(pair.prompt_id for pair in pairs))
+        model, tokenizer, by_prompt = worker
         first = index * REFERENCE_SHARD_PROMPTS
-        mine = set(prompts[first : first + REFERENCE_SHARD_PROMPTS])
+        mine = by_prompt[first : first + REFERENCE_SHARD_PROMPTS]
         tokenized = reference_pairs(
-            [pair for pair in pairs if pair.prompt_id in mine],
-            model,
-            tokenizer,
-            self.sweep.spec.training,
+            [pair for pairs in mine for pair in pairs], model, tokenizer, self.sweep.spec.training
         )
-        _publish_shard(self, TokenizedPair, tokenized, index, started)
+        publish_shard(self, TokenizedPair, tokenized, index, started)
 
 
 def is_missing(stage: ShardStage, index: int) -> bool:
@@ -291,6 +295,10 @@ def num_shards(sweep: Sweep, stage: str) -> int:
     if stage == "reference":
         pairs = read_records(sweep, "pairs", PreferencePair)
         num, size = len({pair.prompt_id for pair in pairs}), REFERENCE_SHARD_PROMPTS
+    elif sweep.entered == "completions":
+        manifest = sweep.store.manifest(sweep.path("completions"))
+        assert manifest is not None
+        return len(manifest.files)
     else:
         manifest = sweep.store.manifest(sweep.path("prompts"))
         assert manifest is not None
@@ -304,12 +312,18 @@ def read_records(sweep: Sweep, stage: str, record_type: type) -> list[Any]:
     return tables.read_records(record_type, sorted(folder.glob("*.parquet")))
 
 
-def finish_shards(stage: ShardStage, sweep: Sweep, num: int, seconds: float) -> None:
+def finish_shards(
+    stage: ShardStage,
+    sweep: Sweep,
+    num: int,
+    seconds: float,
+    notes: dict[str, float] | None = None,
+) -> None:
     """Publish the manifest over all shards of a stage."""
     paths = [stage.shard_path(index) for index in range(num)]
     shards = [sweep.store.shard_manifest(path) for path in paths]
     rows = sum(shard.rows for shard in shards if shard is not None)
-    manifest = new_manifest(getattr(sweep.fingerprints, stage.name), rows, seconds)
+    manifest = new_manifest(getattr(sweep.fingerprints, stage.name), rows, seconds, notes)
     if stage.name == "reference" and rows == 0:
         raise ModelError(
             "reference: every prompt fills training.max_length; raise it, or set "
@@ -326,7 +340,7 @@ def _publish(
     sweep.store.publish(sweep.path(stage), folder, manifest)
 
 
-def _publish_records(
+def publish_records(
     sweep: Sweep,
     stage: str,
     record_type: type,
@@ -334,6 +348,7 @@ def _publish_records(
     started: float,
     notes: dict[str, float] | None = None,
 ) -> None:
+    """Publish records as the artefact of a stage that has no shards."""
     with sweep.store.staging() as folder:
         output = folder / stage
         output.mkdir()
@@ -341,9 +356,10 @@ def _publish_records(
         _publish(sweep, stage, output, len(records), started, notes or {})
 
 
-def _publish_shard(
+def publish_shard(
     stage: Any, record_type: type, records: Sequence[Any], index: int, started: float
 ) -> None:
+    """Publish records as one shard of a stage."""
     sweep: Sweep = stage.sweep
     with sweep.store.staging() as folder:
         file = folder / "shard.parquet"

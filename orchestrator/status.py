@@ -42,8 +42,7 @@ def open_sweep(name: str, storage: str) -> Sweep:
 
 def read_status(sweep: Sweep) -> SweepStatus:
     """Stages and trials as the store shows them now."""
-    stages = [_stage(sweep, name) for name in ("policy", "reward", "prompts") if _made(sweep, name)]
-    stages += [_stage(sweep, name) for name in ("completions", "scores", "pairs", "reference")]
+    stages = [_stage(sweep, name) for name in sweep.stages]
     stages.append(_untrained(sweep))
     trials = [trial_status(sweep, trial) for trial in sweep.trials]
     state = sweep.store.read_json(sweep.store.sweep(sweep.spec.name, "state.json")) or {}
@@ -95,10 +94,6 @@ def status_document(status: SweepStatus) -> dict[str, Any]:
     return {key: document[key] for key in ("sweep", "stages", "trials", "elapsed_s", "eta_s")}
 
 
-def _made(sweep: Sweep, stage: str) -> bool:
-    return sweep.made.get(stage, True)
-
-
 def _stage(sweep: Sweep, name: str) -> StageStatus:
     path = sweep.path(name)
     manifest = sweep.store.manifest(path)
@@ -108,7 +103,7 @@ def _stage(sweep: Sweep, name: str) -> StageStatus:
         return StageStatus(
             name, Status.SUCCEEDED, display, manifest.rows, manifest.seconds, num, num
         )
-    if name not in SHARDED:
+    if name not in SHARDED or name == sweep.entered:
         return StageStatus(name, Status.PENDING, display, num_total=1)
     num_done = sum(item.endswith(".json") for item in sweep.store.names(path))
     return StageStatus(
@@ -122,6 +117,9 @@ def _num_total(sweep: Sweep, stage: str) -> int | None:
         manifest = sweep.store.manifest(sweep.path("pairs"))
         num = None if manifest is None else manifest.notes.get("prompts with pairs")
         return None if num is None else -(-int(num) // REFERENCE_SHARD_PROMPTS)
+    if sweep.entered == "completions":
+        manifest = sweep.store.manifest(sweep.path("completions"))
+        return None if manifest is None else len(manifest.files)
     manifest = sweep.store.manifest(sweep.path("prompts"))
     return None if manifest is None else -(-manifest.rows // sweep.spec.generation.shard_size)
 
@@ -138,7 +136,7 @@ def _mark_running(stages: list[StageStatus]) -> None:
     """The first unfinished stage of a running sweep is running, and all that run beside it."""
     from dataclasses import replace
 
-    beside = ({"policy", "reward", "prompts"}, {"completions", "scores"})
+    beside = ({"policy", "reward", "prompts", "eval_prompts"}, {"completions", "scores"})
     first = next((s.name for s in stages if s.status == Status.PENDING), None)
     together = next((group for group in beside if first in group), {first})
     for index, stage in enumerate(stages):

@@ -5,11 +5,13 @@ from functools import cached_property
 from typing import Any
 
 from prefsweep.orchestrator.store import Store, absolute
+from prefsweep.sweeps.entry import ARTEFACTS
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.grid import TrialSpec, trial_names
 from prefsweep.sweeps.identity import Fingerprints, Inputs, needs_making
-from prefsweep.sweeps.spec import ClassifierReward, FineTuning, SweepSpec
+from prefsweep.sweeps.spec import ClassifierReward, EntrySpec, FineTuning, SweepSpec
 from prefsweep.workers.corpus import source_identity
+from prefsweep.workers.entry import entry_identity
 from prefsweep.workers.locations import (
     ModelSource,
     load_function,
@@ -63,6 +65,21 @@ class Sweep:
         """Whether policy and reward model are made by the sweep, or used as they are found."""
         return needs_making(self.spec)
 
+    @cached_property
+    def entered(self) -> str | None:
+        """The stage whose output is the user's own data; None where prompts are read as ever."""
+        return None if self.spec.entry is None else ARTEFACTS[self.spec.entry.stage]
+
+    @cached_property
+    def stages(self) -> tuple[str, ...]:
+        """The stages before the trials that this sweep has, in order: none before its entry."""
+        models = [stage for stage in ("policy", "reward") if self.made[stage]]
+        data = ["prompts", "completions", "scores", "pairs", "reference"]
+        if self.entered is not None:
+            data = data[data.index(self.entered) :]
+            data.insert(1, "eval_prompts")
+        return (*models, *data)
+
     def path(self, stage: str) -> str:
         """Path of a stage's artefact in the store."""
         return self.store.artifact(stage, getattr(self.fingerprints, stage))
@@ -95,14 +112,15 @@ def resolve(spec: SweepSpec, storage: str) -> Sweep:
     """The sweep of a spec: every model and file it names is looked up. Raises UsageError."""
     reward = spec.reward
     is_classifier = isinstance(reward, ClassifierReward)
-    if reward.type == "callable":
+    if reward is not None and reward.type == "callable":
         load_function(reward.function)
     inputs = Inputs(
         policy=model_identity(spec.policy, "policy.model"),
         policy_corpus=_corpus_identity(spec.policy.sft, "policy.sft"),
         reward=model_identity(reward, "reward.model") if is_classifier else "",
         reward_corpus=_corpus_identity(reward.train, "reward.train") if is_classifier else "",
-        prompts=_identity(spec.prompts, "prompts"),
+        prompts="" if spec.prompts is None else _identity(spec.prompts, "prompts"),
+        entry="" if spec.entry is None else _identity(spec.entry, "entry"),
     )
     return Sweep(spec, inputs, absolute(storage))
 
@@ -113,6 +131,6 @@ def _corpus_identity(training: FineTuning | None, field: str) -> str:
 
 def _identity(source: Any, field: str) -> str:
     try:
-        return source_identity(source)
+        return entry_identity(source) if isinstance(source, EntrySpec) else source_identity(source)
     except UsageError as error:
         raise type(error)(f"{field}: {error}") from None

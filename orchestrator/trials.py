@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefsweep.orchestrator.evaluations import evaluate_and_publish
+from prefsweep.orchestrator.evaluations import evaluate_and_publish, scorer_of
 from prefsweep.orchestrator.stages import read_records
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
@@ -213,9 +213,8 @@ def _evaluate(sweep: Sweep, trial: Trial) -> None:
 def _evaluate_now(sweep: Sweep, trial: Trial, model: Any, tokenizer: Any) -> Metrics:
     """An evaluation on the way; leaves the trainer's random state and mode as they were."""
     from prefsweep.workers.evaluate import evaluate
-    from prefsweep.workers.score import make_scorer
 
-    scorer = make_scorer(sweep.spec.reward, sweep.reward_source())
+    scorer = scorer_of(sweep)
     prompts = read_records(sweep, "eval_prompts", Prompt)
     padding_side, tokenizer.padding_side = tokenizer.padding_side, "left"
     was_training = model.training

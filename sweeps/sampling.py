@@ -59,6 +59,9 @@ class GenerationSpec(Sampling):
     """Words made likelier or less likely."""
     bad_words: tuple[str, ...] = ()
     """Words that never come, as text; each is tokenized as it stands after a space."""
+    random_new_tokens: tuple[int, int] | None = None
+    """[least, most] tokens that completions are cut at, drawn for each prompt; max_new_tokens is
+    the most then. None cuts all at max_new_tokens."""
     shard_size: int = Field(default=32, ge=1)
     """Prompts a shard, the unit that is handed to a worker and redone if it is lost."""
 
@@ -66,6 +69,42 @@ class GenerationSpec(Sampling):
     @classmethod
     def bad_words_have_letters(cls, words: tuple[str, ...]) -> tuple[str, ...]:
         return _bare(words)
+
+    @model_validator(mode="before")
+    @classmethod
+    def random_lengths_end_at_max_new_tokens(cls, data: Any) -> Any:
+        """max_new_tokens is the most of random_new_tokens: one decoding has one identity."""
+        if not isinstance(data, dict):
+            return data
+        fields = cast("dict[str, Any]", data)
+        match fields.get("random_new_tokens"):
+            case [int(), int(most)]:
+                given = fields.get("max_new_tokens", most)
+            case _:
+                return fields
+        if given != most:
+            raise ValueError(
+                f"max_new_tokens={given} is not the most of random_new_tokens="
+                f"{fields['random_new_tokens']}; remove max_new_tokens or set it to {most}"
+            )
+        return {**fields, "max_new_tokens": most}
+
+    @model_validator(mode="after")
+    def random_lengths_are_a_range(self) -> Self:
+        if self.random_new_tokens is None:
+            return self
+        least, most = self.random_new_tokens
+        if not 1 <= least <= most:
+            raise ValueError(
+                f"random_new_tokens=[{least}, {most}] is not a range of at least 1 token; "
+                "give [least, most]"
+            )
+        if self.min_new_tokens > least:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens} is more than the least of "
+                f"random_new_tokens=[{least}, {most}]; lower the first or raise the second"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

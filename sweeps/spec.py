@@ -29,6 +29,7 @@ from prefsweep.sweeps.texts import Prompts as Prompts
 from prefsweep.sweeps.texts import PromptSelection as PromptSelection
 from prefsweep.sweeps.texts import Section as Section
 from prefsweep.sweeps.texts import Seed as Seed
+from prefsweep.sweeps.texts import UnconditionalPrompts as UnconditionalPrompts
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 

@@ -3,9 +3,9 @@
 Sections of the spec only; `workers/prompts.py` and `workers/sft.py` read the texts.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class Section(BaseModel):
@@ -107,12 +107,40 @@ class PromptSelection(Section):
 
     take: Take = "whole"
     """Part of each text that is the prompt; first_sentence ends before the first full stop."""
+    min_chars: int = Field(default=0, ge=0)
+    """Characters of the shortest text that is used; counted before `take`."""
+    max_chars: int | None = Field(default=None, ge=1)
+    """Characters of the longest text that is used, counted before `take`; None uses all."""
     num_train: int | None = Field(default=None, ge=1)
     """Prompts to make pairs from; None takes all that are left after the held-out ones."""
     num_eval: int = Field(default=50, ge=1)
     """Held-out prompts for the evaluation; never among the training prompts."""
     shuffle_seed: Seed | None = None
     """Seed of a shuffle before prompts are taken; None keeps the order of the source."""
+
+    @model_validator(mode="after")
+    def lengths_leave_texts(self) -> Self:
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ValueError(
+                f"min_chars={self.min_chars} is more than max_chars={self.max_chars}, which leaves "
+                "no text; lower the first or raise the second"
+            )
+        return self
+
+
+class UnconditionalPrompts(Section):
+    """No prompts: every completion starts a text, after the beginning-of-text or end-of-text token.
+
+    The draws are independent, and each stands where a prompt would: its completions are compared
+    with each other.
+    """
+
+    type: Literal["unconditional"]
+    num_train: int = Field(ge=1)
+    """Draws to make pairs from."""
+    num_eval: int = Field(default=50, ge=1)
+    """Draws for the evaluation, besides."""
+    take: ClassVar[Literal["whole"]] = "whole"
 
 
 class BuiltinPrompts(BuiltinText, PromptSelection):
@@ -132,4 +160,7 @@ class DatasetPrompts(DatasetText, PromptSelection):
     """Prompts from a Hugging Face dataset."""
 
 
-Prompts = Annotated[BuiltinPrompts | FilePrompts | DatasetPrompts, Field(discriminator="type")]
+Prompts = Annotated[
+    BuiltinPrompts | FilePrompts | DatasetPrompts | UnconditionalPrompts,
+    Field(discriminator="type"),
+]

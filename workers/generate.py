@@ -5,6 +5,7 @@ them and restored afterwards, so the number of workers and their order change no
 """
 
 import hashlib
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefsweep.sweeps.errors import ModelError
 from prefsweep.sweeps.records import Completion, Prompt
@@ -20,6 +21,7 @@ from prefsweep.sweeps.spec import GenerationSpec, Sampling
 from prefsweep.workers.decoding import DiverseBeams, word_ids
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import context_length, load_tokenizer
+from prefsweep.workers.rendering import token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +64,38 @@ class Generator:
 
     @torch.inference_mode()
     def _sample_batch(self, prompts: Sequence[Prompt], num_completions: int) -> list[Sample]:
-        encoded = self._tokenizer(
-            [prompt.text for prompt in prompts], return_tensors="pt", padding=True
-        ).to(self._model.device)
-        prompt_length = encoded["input_ids"].shape[1]  # pyright: ignore
-        output_NT = self._generate(encoded, num_completions)
-        return [
-            self._sample_of(prompts[row // num_completions], row % num_completions, prompt_ids, ids)
-            for row, (prompt_ids, ids) in enumerate(
-                zip(
-                    self._unpadded(encoded, num_completions),
-                    output_NT[:, prompt_length:].tolist(),
-                    strict=True,
-                )
-            )
-        ]
+        prompt_ids = [token_ids(self._tokenizer, prompt.text) for prompt in prompts]
+        lengths = [self._max_new_tokens(prompt) for prompt in prompts]
+        output_NT = self._generate(prompt_ids, num_completions, max(lengths))
+        completions = output_NT[:, max(map(len, prompt_ids)) :].tolist()
+        samples: list[Sample] = []
+        for row, ids in enumerate(completions):
+            at, sample_idx = divmod(row, num_completions)
+            cut = ids[: lengths[at]]
+            samples.append(self._sample_of(prompts[at], sample_idx, list(prompt_ids[at]), cut))
+        return samples
 
-    def _generate(self, encoded: BatchEncoding, num_completions: int) -> torch.Tensor:
-        """Prompt and completion ids, `num_completions` rows for each prompt."""
+    def _max_new_tokens(self, prompt: Prompt) -> int:
+        """The spec's, or the prompt's own random number, the same in whatever batch it is."""
+        spec = self._spec
+        if not isinstance(spec, GenerationSpec) or spec.random_new_tokens is None:
+            return spec.max_new_tokens
+        return random.Random(f"{spec.seed}:{prompt.prompt_id}").randint(*spec.random_new_tokens)
+
+    def _generate(
+        self, prompt_ids: Sequence[Sequence[int]], num_completions: int, max_new_tokens: int
+    ) -> torch.Tensor:
+        """Padded prompt and completion ids, `num_completions` rows for each prompt."""
         beams = self._beams(num_completions)
-        rows = dict(encoded)
-        if beams is not None:
-            rows = {name: ids.repeat_interleave(beams.num_groups, 0) for name, ids in rows.items()}
+        config = self._config(num_completions if beams is None else 1, max_new_tokens)
+        pad = self._tokenizer.pad_token_id
+        assert isinstance(pad, int), "load_tokenizer sees to it"
+        ids_BT, mask_BT = left_padded(prompt_ids, pad)
+        repeats = 1 if beams is None else beams.num_groups
         return self._model.generate(  # pyright: ignore[reportCallIssue]
-            **rows,
-            generation_config=self._config(num_completions if beams is None else 1),
+            input_ids=ids_BT.repeat_interleave(repeats, 0).to(self._model.device),
+            attention_mask=mask_BT.repeat_interleave(repeats, 0).to(self._model.device),
+            generation_config=config,
             custom_generate=beams,
         )
 
@@ -96,12 +105,6 @@ class Generator:
             return None
         assert spec.num_beam_groups == num_completions, "the spec sees to it"
         return DiverseBeams(spec.num_beam_groups, spec.diversity_penalty)
-
-    def _unpadded(self, encoded: BatchEncoding, repeats: int) -> Iterator[list[int]]:
-        for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):
-            prompt_ids = ids[mask.bool()].tolist()
-            for _ in range(repeats):
-                yield prompt_ids
 
     def _sample_of(
         self, prompt: Prompt, sample_idx: int, prompt_ids: list[int], ids: list[int]
@@ -115,14 +118,14 @@ class Generator:
         reason = "eos" if finished else "length"
         return Sample(prompt, sample_idx, prompt_ids, ids, text, reason)
 
-    def _config(self, num_completions: int) -> GenerationConfig:
+    def _config(self, num_return_sequences: int, max_new_tokens: int) -> GenerationConfig:
         spec = self._spec
         sampling = {"temperature": spec.temperature, "top_k": spec.top_k, "top_p": spec.top_p}
         return GenerationConfig(
-            max_new_tokens=spec.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             min_new_tokens=spec.min_new_tokens or None,
             do_sample=spec.do_sample,
-            num_return_sequences=num_completions,
+            num_return_sequences=num_return_sequences,
             no_repeat_ngram_size=spec.no_repeat_ngram_size or None,
             repetition_penalty=spec.repetition_penalty,
             eos_token_id=self._tokenizer.eos_token_id,
@@ -139,6 +142,17 @@ class Generator:
         ]
         bad_words = word_ids(self._tokenizer, spec.bad_words)
         return {"sequence_bias": bias or None, "bad_words_ids": bad_words or None}
+
+
+def left_padded(
+    rows: Sequence[Sequence[int]], pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask (B, T), padding in front."""
+    longest = max(map(len, rows))
+    return (
+        torch.tensor([[pad_token_id] * (longest - len(row)) + list(row) for row in rows]),
+        torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+    )
 
 
 @contextmanager
@@ -160,7 +174,7 @@ def check_prompt_lengths(
         return
     tokenizer = load_tokenizer(source)
     for prompt in prompts:
-        length = len(tokenizer(prompt.text)["input_ids"])  # pyright: ignore[reportArgumentType]
+        length = len(token_ids(tokenizer, prompt.text))
         if length + max_new_tokens > limit:
             raise ModelError(
                 f"prompt {prompt.text[:60]!r} has {length} tokens; with {field}={max_new_tokens} "

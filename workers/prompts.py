@@ -5,7 +5,13 @@ from collections.abc import Sequence
 
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.records import Prompt, prompt_id
-from prefsweep.sweeps.spec import FirstTokens, FirstWords, Prompts, PromptSelection
+from prefsweep.sweeps.spec import (
+    FirstTokens,
+    FirstWords,
+    Prompts,
+    PromptSelection,
+    UnconditionalPrompts,
+)
 from prefsweep.workers.corpus import load_texts
 from prefsweep.workers.locations import ModelSource
 
@@ -15,8 +21,22 @@ def make_prompts(spec: Prompts, tokenizer_source: ModelSource) -> tuple[list[Pro
 
     The tokenizer is loaded only for `take: {first_tokens: N}`. Raises DataError.
     """
-    texts = [row.text for row in load_texts(spec)]
+    if isinstance(spec, UnconditionalPrompts):
+        return unconditional_prompts(spec)
+    texts = [row.text for row in load_texts(spec) if is_wanted(row.text, spec)]
     return select_prompts(_take(texts, spec, tokenizer_source), spec)
+
+
+def unconditional_prompts(spec: UnconditionalPrompts) -> tuple[list[Prompt], list[Prompt]]:
+    """Numbered draws of the empty prompt, each with an id of its own."""
+    draws = [Prompt(prompt_id(f"draw {i}"), "") for i in range(spec.num_train + spec.num_eval)]
+    return draws[: spec.num_train], draws[spec.num_train :]
+
+
+def is_wanted(text: str, spec: PromptSelection) -> bool:
+    """Whether the whole text is as long as the spec wants."""
+    longest = len(text) if spec.max_chars is None else spec.max_chars
+    return spec.min_chars <= len(text) <= longest
 
 
 def select_prompts(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefsweep.sweeps.errors import DataError, ModelError
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair
 from prefsweep.sweeps.spec import TrainingSpec
+from prefsweep.workers.rendering import token_ids
 
 Ids = tuple[int, ...]
 BATCH_SIZE = 16
@@ -34,13 +35,11 @@ def tokenize_pair(
     pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, spec: TrainingSpec
 ) -> PairTokens | None:
     """The pair as token ids, or None if the prompt alone fills `max_length`."""
-    prompt_ids = _ids(tokenizer, pair.prompt)
-    chosen_ids = _ids(
-        tokenizer, pair.prompt + _ended(pair.chosen, pair.chosen_finish_reason, tokenizer, spec)
-    )
-    rejected_ids = _ids(
-        tokenizer, pair.prompt + _ended(pair.rejected, pair.rejected_finish_reason, tokenizer, spec)
-    )
+    prompt_ids = token_ids(tokenizer, pair.prompt)
+    chosen = _ended(pair.chosen, pair.chosen_finish_reason, tokenizer, spec)
+    rejected = _ended(pair.rejected, pair.rejected_finish_reason, tokenizer, spec)
+    chosen_ids = token_ids(tokenizer, pair.prompt, chosen)
+    rejected_ids = token_ids(tokenizer, pair.prompt, rejected)
     start = min(_common(prompt_ids, chosen_ids), _common(prompt_ids, rejected_ids))
     kept = prompt_ids[:start]
     if spec.max_prompt_length is not None:
@@ -151,10 +150,6 @@ def _ended(
     if text.endswith(eos) or (spec.eos == "finished" and finish_reason != "eos"):
         return text
     return text + eos
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    return tuple(tokenizer(text)["input_ids"])  # pyright: ignore[reportArgumentType]
 
 
 def _common(left: Ids, right: Ids) -> int:

@@ -191,15 +191,15 @@ def test_limits_of_the_alpha_divergence_have_the_ids_of_what_they_are():
 GOLDEN = {
     "policy": "0605e1ebdfb4",
     "reward": "e10702154395",
-    "prompts": "85e4f3701528",
-    "eval_prompts": "5f1ef82c473e",
-    "completions": "d10280d40cce",
-    "scores": "a169b93e8d21",
-    "pairs": "7687fb7bd862",
-    "reference": "2560e8ab4db9",
-    "trial": "6715ae3a4d63",
-    "evaluation": "35bcb9e98053",
-    "untrained": "ff74b8e9a810",
+    "prompts": "c6548537e345",
+    "eval_prompts": "dba292c4e9e4",
+    "completions": "0773f623355c",
+    "scores": "08ec0d0b0d7d",
+    "pairs": "4b993ac8542f",
+    "reference": "6ba034bb19f3",
+    "trial": "d5f3cee67f67",
+    "evaluation": "52ec001e0ed8",
+    "untrained": "c0bc314a78fb",
 }
 """First 12 digits. Another value means: what users have computed would be computed again."""
 

@@ -39,6 +39,16 @@ def test_without_groups_completions_are_sampled_as_before():
             {"sequence_bias": [{"words": ["fine"], "bias": 1}], "bad_words": ["fine"]},
             "'fine' is more than once in sequence_bias and bad_words; keep one",
         ),
+        ({"random_new_tokens": [0, 4]}, r"random_new_tokens=\[0, 4\] is not a range"),
+        ({"random_new_tokens": [9, 4]}, r"random_new_tokens=\[9, 4\] is not a range"),
+        (
+            {"random_new_tokens": [4, 16], "max_new_tokens": 64},
+            "max_new_tokens=64 is not the most of .*remove max_new_tokens or set it to 16",
+        ),
+        (
+            {"random_new_tokens": [4, 16], "min_new_tokens": 5},
+            "min_new_tokens=5 is more than the least of",
+        ),
     ],
 )
 def test_what_decoding_would_not_read_is_refused(fields: dict[str, Any], message: str):
@@ -51,3 +61,9 @@ def test_words_lose_the_space_around_them():
         {"sequence_bias": [{"words": [" great", "good "], "bias": 1.5}], "bad_words": ["poor\n"]}
     )
     assert spec.sequence_bias[0].words == ("great", "good") and spec.bad_words == ("poor",)
+
+
+def test_the_most_random_tokens_are_the_new_tokens_there_may_be():
+    spec = GenerationSpec.model_validate({"random_new_tokens": [4, 16]})
+    assert spec.max_new_tokens == 16
+    assert GenerationSpec.model_validate_json(spec.model_dump_json()) == spec

@@ -65,3 +65,35 @@ def test_prompts_beyond_the_context_are_refused_by_name(policy_source: ModelSour
     check_prompt_lengths(PROMPTS, policy_source, 16, "generation.max_new_tokens")
     with pytest.raises(ModelError, match=r"'I watched this film'.*generation.max_new_tokens=1000"):
         check_prompt_lengths(PROMPTS, policy_source, 1000, "generation.max_new_tokens")
+
+
+DRAWS = [Prompt(prompt_id(f"draw {i}"), "") for i in range(40)]
+
+
+def test_without_a_prompt_a_completion_starts_a_text(policy_source: ModelSource) -> None:
+    samples = generator(policy_source, batch_size=16).sample(DRAWS[:2] + PROMPTS[:1], 2)
+    assert [s.prompt_ids for s in samples[:4]] == [[load_tokenizer(policy_source).bos_token_id]] * 4
+    assert len({s.text for s in samples[:4]}) == 4
+    greedy = generator(policy_source, do_sample=False, batch_size=3)
+    mixed, alone = greedy.sample([DRAWS[0], *PROMPTS[:2]], 1), greedy.sample(DRAWS[:1], 1)
+    assert mixed[0].completion_ids == alone[0].completion_ids
+
+
+def test_random_lengths_are_each_prompts_own(policy_source: ModelSource) -> None:
+    fields = {"random_new_tokens": [4, 7], "max_new_tokens": 7, "min_new_tokens": 4}
+    samples = generator(policy_source, batch_size=8, **fields).sample(DRAWS, 2)
+    lengths = [len(s.completion_ids) for s in samples if s.finish_reason == "length"]
+    assert set(lengths) == {4, 5, 6, 7}
+    assert all(samples[i].prompt == samples[i + 1].prompt for i in range(0, len(samples), 2))
+    of_prompt = [
+        {len(s.completion_ids) for s in samples[i : i + 2] if s.finish_reason == "length"}
+        for i in range(0, len(samples), 2)
+    ]
+    assert max(map(len, of_prompt)) == 1
+    greedy = generator(policy_source, do_sample=False, batch_size=8, **fields).sample(DRAWS, 1)
+    alone = generator(policy_source, do_sample=False, batch_size=1, **fields).sample(DRAWS, 1)
+    assert [s.completion_ids for s in greedy] == [s.completion_ids for s in alone]
+    other = generator(policy_source, do_sample=False, batch_size=8, seed=1, **fields)
+    assert [len(s.completion_ids) for s in other.sample(DRAWS, 1)] != [
+        len(s.completion_ids) for s in greedy
+    ]

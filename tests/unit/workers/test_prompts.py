@@ -3,7 +3,13 @@ from pathlib import Path
 import pytest
 
 from prefsweep.sweeps.errors import DataError
-from prefsweep.sweeps.spec import BuiltinPrompts, FilePrompts, FirstTokens, FirstWords
+from prefsweep.sweeps.spec import (
+    BuiltinPrompts,
+    FilePrompts,
+    FirstTokens,
+    FirstWords,
+    UnconditionalPrompts,
+)
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_tokenizer
 from prefsweep.workers.prompts import make_prompts
@@ -66,3 +72,22 @@ def test_too_few_prompts_are_refused_with_the_counts(tmp_path: Path) -> None:
     spec = FilePrompts(type="file", path=file_of(tmp_path, "a", "a", "b"), num_train=5, num_eval=2)
     with pytest.raises(DataError, match=r"2 distinct prompts.*3 texts.*num_train=5.*num_eval=2"):
         make_prompts(spec, NOWHERE)
+
+
+def test_texts_are_chosen_by_their_whole_length(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "a b", "a b c", "a b c d", "x y z w v", "a b c d e f")
+    spec = FilePrompts(
+        type="file", path=path, min_chars=5, max_chars=9, num_eval=1, take=FirstWords(first_words=2)
+    )
+    train, held_out = make_prompts(spec, NOWHERE)
+    assert [p.text for p in train + held_out] == ["a b", "x y"]
+
+
+def test_draws_without_a_prompt_are_told_apart_by_their_ids() -> None:
+    spec = UnconditionalPrompts(type="unconditional", num_train=30, num_eval=5)
+    train, held_out = make_prompts(spec, NOWHERE)
+    assert (len(train), len(held_out)) == (30, 5)
+    assert len({p.prompt_id for p in train + held_out}) == 35
+    assert {p.text for p in train + held_out} == {""}
+    more = make_prompts(spec.model_copy(update={"num_eval": 9}), NOWHERE)
+    assert more[0] == train and more[1][:5] == held_out

@@ -10,6 +10,7 @@ from prefsweep.sweeps.spec import TrainingSpec
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_policy, load_tokenizer
 from prefsweep.workers.reference import reference_pairs, reference_sums, tokenize_pair
+from prefsweep.workers.rendering import token_ids
 
 from .preference_data import preference_pairs, stock_trainer, tokenized_pairs
 
@@ -75,9 +76,32 @@ def test_long_prompts_lose_their_start_and_long_completions_their_end(
 
 
 def test_a_prompt_without_tokens_is_refused(policy_source: ModelSource) -> None:
-    pair = replace(preference_pairs()[0], prompt="")
+    pair = replace(preference_pairs()[0], prompt=" w", chosen="atched", rejected="as")
     with pytest.raises(DataError, match="has no tokens of its own"):
         tokenize_pair(pair, load_tokenizer(policy_source), TrainingSpec())
+
+
+def test_an_empty_prompt_is_the_start_of_a_text(policy_source: ModelSource) -> None:
+    tokenizer, pair = load_tokenizer(policy_source), preference_pairs()[0]
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token
+    assert isinstance(end, str)
+    tokens = tokenize_pair(replace(pair, prompt=""), tokenizer, TrainingSpec())
+    assert tokens is not None
+    assert tokens.prompt_ids == token_ids(tokenizer, "") == (start,)
+    whole = tokenizer(pair.chosen + end)["input_ids"]
+    assert list(tokens.chosen_ids) == whole
+    tokenizer.bos_token = None
+    assert token_ids(tokenizer, "") == (tokenizer.eos_token_id,)
+
+
+def test_a_token_that_the_tokenizer_starts_texts_with_is_there_once(
+    classifier_source: ModelSource,
+) -> None:
+    tokenizer = load_tokenizer(classifier_source)
+    start, *film = tokenizer(" film")["input_ids"]  # pyright: ignore
+    assert start == tokenizer.bos_token_id
+    assert token_ids(tokenizer, "", " film") == (start, *film)
+    assert token_ids(tokenizer, " film") == (start, *film)
 
 
 def test_sums_weigh_the_tail_beyond_the_shorter_completion(policy_source: ModelSource) -> None:

@@ -49,8 +49,9 @@ def read_completions(entry: EntrySpec) -> tuple[list[Completion], Notes]:
     """All completions of every prompt's first row."""
     rows, repeated = _distinct((row.prompt(), row.completions()) for row in _rows(entry))
     completions = [
-        Completion(prompt_id(prompt), index, prompt, text, FINISH_REASON)
+        Completion(key, index, prompt, text, FINISH_REASON)
         for prompt, texts in rows.items()
+        for key in [prompt_id(prompt)]
         for index, text in enumerate(texts)
     ]
     return completions, _repeated(repeated)
@@ -60,8 +61,9 @@ def read_scored_completions(entry: EntrySpec) -> tuple[list[ScoredCompletion], N
     """All completions of every prompt's first row, with their scores."""
     rows, repeated = _distinct((row.prompt(), row.scored_completions()) for row in _rows(entry))
     completions = [
-        ScoredCompletion(prompt_id(prompt), index, prompt, text, FINISH_REASON, score)
+        ScoredCompletion(key, index, prompt, text, FINISH_REASON, score)
         for prompt, scored in rows.items()
+        for key in [prompt_id(prompt)]
         for index, (text, score) in enumerate(scored)
     ]
     return completions, _repeated(repeated)
@@ -81,9 +83,9 @@ def read_pairs(entry: EntrySpec, spec: PairsSpec) -> tuple[list[PreferencePair],
             pairs.setdefault((chosen, rejected), scores)
     pairs = [
         PreferencePair(
-            pair_id=f"{prompt_id(prompt)}-{index}",
-            prompt_id=prompt_id(prompt),
-            split=split_of(prompt_id(prompt), spec),
+            pair_id=f"{key}-{index}",
+            prompt_id=key,
+            split=split_of(key, spec),
             prompt=prompt,
             chosen=chosen,
             rejected=rejected,
@@ -93,6 +95,7 @@ def read_pairs(entry: EntrySpec, spec: PairsSpec) -> tuple[list[PreferencePair],
             rejected_finish_reason=FINISH_REASON,
         )
         for prompt, texts in by_prompt.items()
+        for key in [prompt_id(prompt)]
         for index, ((chosen, rejected), (chosen_score, rejected_score)) in enumerate(texts.items())
     ]
     num_test = sum(pair.split == "test" for pair in pairs)

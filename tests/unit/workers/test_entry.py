@@ -1,0 +1,360 @@
+import csv
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import datasets.config
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefsweep.sweeps.entry import EntrySpec
+from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.records import PreferencePair, prompt_id
+from prefsweep.sweeps.spec import FilePrompts, PairsSpec
+from prefsweep.workers.entry import (
+    entry_identity,
+    held_out_prompts,
+    prompts_of_test_split,
+    read_completions,
+    read_pairs,
+    read_prompts,
+    read_scored_completions,
+)
+from prefsweep.workers.locations import ModelSource
+from prefsweep.workers.pairs import build_pairs
+
+RANKS = ((0, 3), (0, 4), (0, 5), (1, 5), (2, 5), (3, 5))
+RULE = PairsSpec(rule="ranks", ranks=RANKS, test_fraction=0.2)
+SCORED: list[dict[str, Any]] = [
+    {"prompt": "A film", "completions": [" one,\n two", " three"], "scores": [0.5, -1]},
+    {"prompt": "漢字", "completions": ["", " \u2028x", " y"], "scores": [1, 2.5, 2.5]},
+]
+PAIRS: list[dict[str, Any]] = [
+    {"prompt": f"prompt {i}", "chosen": " good", "rejected": " bad"} for i in range(20)
+]
+READERS: dict[str, Any] = {
+    "prompts": read_prompts,
+    "completions": read_completions,
+    "scored_completions": read_scored_completions,
+    "pairs": lambda entry: read_pairs(entry, PairsSpec()),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_cache_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(folder: Path, rows: list[dict[str, Any]], suffix: str = ".jsonl") -> Path:
+    path = folder / f"data{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(rows[0])
+            for row in rows:
+                cells = row.values()
+                writer.writerow([json.dumps(c) if isinstance(c, list) else c for c in cells])
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def entry(stage: str, path: Path, **fields: Any) -> EntrySpec:
+    return EntrySpec.model_validate({"stage": stage, "path": str(path), **fields})
+
+
+# --- what is read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_every_format_gives_the_same_records(suffix: str, tmp_path: Path) -> None:
+    scored, _ = read_scored_completions(
+        entry("scored_completions", write(tmp_path, SCORED, suffix))
+    )
+    assert [(s.prompt, s.sample_idx, s.text, s.score) for s in scored] == [
+        ("A film", 0, " one,\n two", 0.5),
+        ("A film", 1, " three", -1.0),
+        ("漢字", 0, "", 1.0),
+        ("漢字", 1, " \u2028x", 2.5),
+        ("漢字", 2, " y", 2.5),
+    ]
+    assert {s.prompt_id for s in scored} == {prompt_id("A film"), prompt_id("漢字")}
+
+
+def test_a_dataset_is_read_like_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder", SCORED, ".parquet")
+    of_folder = EntrySpec(stage="scored_completions", dataset=str(tmp_path / "folder"))
+    of_file = entry("scored_completions", write(tmp_path, SCORED))
+    assert read_scored_completions(of_folder) == read_scored_completions(of_file)
+    two = EntrySpec(stage="prompts", dataset=str(tmp_path / "folder"), split="train[:1]")
+    assert [prompt.text for prompt in read_prompts(two)[0]] == ["A film"]
+
+
+def test_columns_can_have_other_names(tmp_path: Path) -> None:
+    rows = [
+        {"q": r["prompt"], "prompt": 5, "a": r["completions"], "s": r["scores"]} for r in SCORED
+    ]
+    columns = {"prompt": "q", "completions": "a", "scores": "s"}
+    path = write(tmp_path, rows)
+    read = read_scored_completions(entry("scored_completions", path, columns=columns))
+    assert read == read_scored_completions(entry("scored_completions", write(tmp_path, SCORED)))
+
+
+def test_a_repeated_prompt_is_taken_once_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, [*SCORED, SCORED[0] | {"completions": [" x", " y"]}])
+    for stage in ("prompts", "completions", "scored_completions"):
+        records, notes = READERS[stage](entry(stage, path))
+        assert notes == {"dropped: repeated prompt": 1}
+        assert len({record.prompt_id for record in records}) == 2
+        assert all(getattr(record, "text", "") not in (" x",) for record in records)
+
+
+def test_pairs_are_kept_as_they_are_and_identical_ones_once(tmp_path: Path) -> None:
+    more = [
+        PAIRS[0],
+        PAIRS[0] | {"rejected": " worse"},
+        PAIRS[0] | {"chosen": " bad", "rejected": " good"},
+        PAIRS[1] | {"rejected": " good"},
+    ]
+    pairs, notes = read_pairs(entry("pairs", write(tmp_path, PAIRS + more)), PairsSpec())
+    assert len({pair.pair_id for pair in pairs}) == len(pairs) == 22
+    assert [(p.chosen, p.rejected) for p in pairs if p.prompt == "prompt 0"] == [
+        (" good", " bad"),
+        (" good", " worse"),
+        (" bad", " good"),
+    ]
+    assert notes["dropped: repeated pair"] == 1 and notes["dropped: same text"] == 1
+    assert notes["prompts with pairs"] == 20
+    assert notes["test pairs"] == sum(pair.split == "test" for pair in pairs)
+    assert (pairs[0].chosen_score, pairs[0].rejected_score) == (None, None)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_scores_of_pairs_are_read_where_they_are(suffix: str, tmp_path: Path) -> None:
+    rows = [row | {"chosen_score": 1.5, "rejected_score": None} for row in PAIRS]
+    pairs, _ = read_pairs(entry("pairs", write(tmp_path, rows, suffix)), PairsSpec())
+    assert (pairs[0].chosen_score, pairs[0].rejected_score) == (1.5, None)
+
+
+def test_many_rows_are_read(tmp_path: Path) -> None:
+    """A reader that looks through all rows for every row would not come to an end."""
+    path = tmp_path / "many.jsonl"
+    with path.open("w") as file:
+        for i in range(50_000):
+            file.write(f'{{"prompt": "p{i}", "chosen": " yes {i}", "rejected": " no"}}\n')
+    assert len(read_pairs(entry("pairs", path), PairsSpec())[0]) == 50_000
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+GOOD = json.dumps(SCORED[0])
+
+
+def scored(**changes: Any) -> str:
+    return json.dumps(SCORED[0] | changes)
+
+
+@pytest.mark.parametrize(
+    ("stage", "lines", "message"),
+    [
+        ("prompts", [GOOD, '{"text": "a"}'], "row 2: there is no column 'prompt'; .* are text"),
+        ("prompts", ['{"prompt": 5}'], "row 1: column 'prompt' is 5, not a text"),
+        ("prompts", ['{"prompt": "a"}', "", '{"prompt": " "}'], "row 3: column 'prompt' is empty"),
+        ("prompts", ['{"prompt": ""}'], "row 1: column 'prompt' is empty"),
+        ("prompts", ['{"prompt": '], "row 1: not valid JSON"),
+        ("prompts", [], "there are no rows"),
+        ("completions", [GOOD, scored(completions=["a"])], "row 2: .* has one completion; a pair"),
+        ("completions", [scored(completions=[])], "row 1: .* has no completions"),
+        ("completions", [scored(completions=["a", None])], r"row 1: .*'completions'\[1\] is None"),
+        ("completions", [scored(completions="a b")], "row 1: .* is 'a b', not a list"),
+        ("completions", [scored(completions={"a": 1})], "row 1: .*, not a list"),
+        ("completions", ['{"prompt": "a"}'], "row 1: there is no column 'completions'"),
+        ("scored_completions", [scored(scores=[1, "high"])], r"'scores'\[1\] is 'high', not a num"),
+        ("scored_completions", [GOOD, scored(scores=[1, True])], r"row 2: .*\[1\] is True, not a"),
+        ("scored_completions", [scored(scores=[1, None])], r"row 1: .*\[1\] is None, not a number"),
+        ("scored_completions", [scored(scores=[float("nan"), 1])], r"\[0\] is nan; .* finite"),
+        ("scored_completions", [scored(scores=[float("inf"), 1])], r"\[0\] is inf; .* finite"),
+        ("scored_completions", [scored(scores=[10**400, 1])], r"\[0\] is 1000.*finite"),
+        ("scored_completions", [scored(scores=[1])], "row 1: .* 1 scores for 2 completions"),
+        ("scored_completions", ['{"prompt": "a", "completions": ["b", "c"]}'], "column 'scores'"),
+        ("pairs", ['{"prompt": "a", "chosen": "b"}'], "row 1: there is no column 'rejected'"),
+        (
+            "pairs",
+            ['{"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": "c"}'],
+            "row 1: column 'chosen' is a list of messages, not a text",
+        ),
+        ("pairs", ['{"prompt": "a", "chosen": "b", "rejected": 1}'], "'rejected' is 1, not a text"),
+        (
+            "pairs",
+            ['{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": "x"}'],
+            "row 1: column 'chosen_score' is 'x', not a number",
+        ),
+        ("pairs", ['{"prompt": "a", "chosen": "b", "rejected": "b"}'], "no pair to train on"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(
+    stage: str, lines: list[str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=message) as raised:
+        READERS[stage](entry(stage, path))
+    assert "data.jsonl" in str(raised.value) or "pair to train on" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt,completions,scores\n", "there are no rows"),
+        ('prompt,completions,scores\na,"[""b"", ""c""]",high\n', "row 1: .*'high', not a list"),
+        ('prompt,completions,scores\na,"[""b"", ""c""]",[1, NaN]\n', "row 1: not as many fields"),
+        ('prompt,completions,scores\na,"[""b"", ""c""]","[1, NaN]"\n', r"'scores'\[1\] is nan"),
+    ],
+)
+def test_lists_in_csv_are_json(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_scored_completions(entry("scored_completions", path))
+
+
+def test_a_text_file_has_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("a\n")
+    with pytest.raises(DataError, match=r"data\.txt: a \.txt file has no columns"):
+        read_prompts(entry("prompts", tmp_path / "data.txt"))
+
+
+def test_a_mapped_column_must_be_there(tmp_path: Path) -> None:
+    path = write(tmp_path, PAIRS)
+    with pytest.raises(DataError, match="row 1: there is no column 'margin'; the columns are"):
+        read_pairs(entry("pairs", path, columns={"chosen_score": "margin"}), PairsSpec())
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+
+def test_identity_is_the_content_and_not_the_path(tmp_path: Path) -> None:
+    path = write(tmp_path, SCORED)
+    before = entry_identity(entry("completions", path))
+    moved = path.rename(tmp_path / "moved.jsonl")
+    assert entry_identity(entry("completions", moved)) == before
+    moved.write_text(moved.read_text().replace("three", "four"))
+    assert entry_identity(entry("completions", moved)) != before
+    with pytest.raises(DataError, match="no such file"):
+        entry_identity(entry("completions", path))
+
+
+# --- prompts to evaluate with --------------------------------------------------------------------
+
+NOWHERE = ModelSource(path="/nowhere")
+
+
+def prompts_file(folder: Path, texts: str, **fields: Any) -> FilePrompts:
+    (folder / "prompts.txt").write_text("\n".join(texts))
+    return FilePrompts(type="file", path=str(folder / "prompts.txt"), **fields)
+
+
+@pytest.mark.parametrize(
+    ("num_train", "num_eval", "held_out"),
+    [(None, 2, "de"), (None, 5, "abcde"), (1, 2, "bc"), (3, 2, "de")],
+)
+def test_held_out_prompts_need_no_training_prompts_before_them(
+    num_train: int | None, num_eval: int, held_out: str, tmp_path: Path
+) -> None:
+    spec = prompts_file(tmp_path, "abcde", num_train=num_train, num_eval=num_eval)
+    prompts, notes = held_out_prompts(spec, NOWHERE, [])
+    assert "".join(prompt.text for prompt in prompts) == held_out
+    assert notes == {"dropped: prompt of the training data": 0}
+
+
+def test_held_out_prompts_are_none_of_the_data(tmp_path: Path) -> None:
+    spec = prompts_file(tmp_path, "abcde", num_eval=3)
+    prompts, notes = held_out_prompts(spec, NOWHERE, {prompt_id("d"), prompt_id("x")})
+    assert "".join(prompt.text for prompt in prompts) == "ce"
+    assert notes == {"dropped: prompt of the training data": 1}
+    with pytest.raises(DataError, match="all 3 held-out prompts occur in the data"):
+        held_out_prompts(spec, NOWHERE, {prompt_id(text) for text in "abcde"})
+    with pytest.raises(DataError, match="5 distinct prompts were found, but num_eval=6"):
+        held_out_prompts(spec.model_copy(update={"num_eval": 6}), NOWHERE, [])
+
+
+def test_prompts_of_the_test_split_are_those_that_no_training_pair_has() -> None:
+    spec = PairsSpec(test_fraction=0.3, seed=5)
+    prompts = {prompt_id(f"prompt {i}"): f"prompt {i}" for i in range(100)}
+    expected = [key for key in prompts if in_test_split(key, 5, 0.3)]
+    assert [p.prompt_id for p in prompts_of_test_split(prompts, spec, 1000)] == expected
+    assert [p.prompt_id for p in prompts_of_test_split(prompts, spec, 7)] == expected[:7]
+    with pytest.raises(DataError, match=r"raise pairs\.test_fraction=0 or give a prompts section"):
+        prompts_of_test_split(prompts, PairsSpec(test_fraction=0), 5)
+
+
+# --- the pairs of the first system ---------------------------------------------------------------
+
+
+def in_test_split(key: str, seed: int, test_fraction: float) -> bool:
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()
+    return int(digest[:8], 16) / 2**32 < test_fraction
+
+
+def independent_pairs(path: Path) -> dict[str, list[tuple[str, str, str]]]:
+    """The rule written a second time, with nothing of the package: split -> (prompt, +, -)."""
+    pairs: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
+    seen: set[str] = set()
+    for row in map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1]):
+        prompt, texts, scores = row["prompt"], row["completions"], row["scores"]
+        key = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        split = "test" if in_test_split(key, 0, 0.2) else "train"
+        order = sorted(range(len(scores)), key=lambda i, s=scores: (-s[i], i))
+        for best, worst in RANKS if prompt not in seen else ():
+            good, bad = order[best], order[worst]
+            if scores[good] != scores[bad] and texts[good] != texts[bad]:
+                pairs[split].append((prompt, texts[good], texts[bad]))
+        seen.add(prompt)
+    return pairs
+
+
+def our_pairs(path: Path) -> list[PreferencePair]:
+    scored, _ = read_scored_completions(entry("scored_completions", path))
+    return build_pairs(scored, RULE)[0]
+
+
+def assert_same_pairs(path: Path) -> list[PreferencePair]:
+    ours, theirs = our_pairs(path), independent_pairs(path)
+    for split, expected in theirs.items():
+        found = [(p.prompt, p.chosen, p.rejected) for p in ours if p.split == split]
+        assert found == expected
+    in_split = {split: {p.prompt for p in ours if p.split == split} for split in theirs}
+    assert in_split["train"] and in_split["test"]
+    assert in_split["train"].isdisjoint(in_split["test"])
+    return ours
+
+
+def test_entered_scores_give_the_pairs_of_an_independent_script(tmp_path: Path) -> None:
+    """With ties, equal texts and repeated prompts."""
+    draw = random.Random(0)
+    rows = [
+        {
+            "prompt": f"prompt {draw.randrange(60)}",
+            "completions": [f" text {draw.randrange(12)}" for _ in range(6)],
+            "scores": [draw.randrange(8) / 4 for _ in range(6)],
+        }
+        for _ in range(90)
+    ]
+    assert_same_pairs(write(tmp_path, rows))
+
+
+def test_the_first_system_s_scores_give_the_pairs_of_an_independent_script() -> None:
+    folder = os.environ.get("PREFSWEEP_DATA")
+    if folder is None:
+        pytest.skip("PREFSWEEP_DATA does not name a folder with slic_hf/scored_completions.jsonl")
+    pairs = assert_same_pairs(Path(folder) / "slic_hf" / "scored_completions.jsonl")
+    num_test = sum(pair.split == "test" for pair in pairs)
+    print(f"{len(pairs) - num_test} training pairs, {num_test} test pairs")
+    assert len({pair.pair_id for pair in pairs}) == len(pairs)

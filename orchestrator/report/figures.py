@@ -9,7 +9,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from scipy import stats
 
 from prefsweep.orchestrator.report.families import NEUTRAL, Family, beta_of
 from prefsweep.orchestrator.report.formats import show
@@ -20,6 +22,8 @@ from prefsweep.sweeps.records import Status, TrialResult
 BAND = "rgba(125,133,144,0.16)"
 MAX_LABELS = 40
 """Points that still get their beta written beside them."""
+MIN_TREND_POINTS = 3
+"""Trials that a trend line takes; two would always lie on it."""
 Trace = dict[str, Any]
 
 
@@ -67,7 +71,9 @@ def _reward_against_kl(comparison: Comparison, families: Sequence[Family]) -> Pl
 
 
 def _reward_against_entropy(comparison: Comparison, families: Sequence[Family]) -> Plot:
-    data = _scatter(families, "entropy", label=_label_fits(comparison))
+    data = _with_trends(families, label=_label_fits(comparison))
+    trend = " Lines are least-squares fits." if any(t["mode"] == "lines" for t in data) else ""
+    betas = " The number beside a point is its beta." if _label_fits(comparison) else ""
     untrained = comparison.untrained
     entropy = metric(untrained, "entropy")
     if untrained is not None and entropy is not None:
@@ -78,7 +84,7 @@ def _reward_against_entropy(comparison: Comparison, families: Sequence[Family]) 
         id="reward-entropy",
         title="Reward against entropy",
         caption="Up and to the right is better: reward that did not cost diversity. Entropy is of "
-        "the pooled tokens of all completions.",
+        f"the pooled tokens of all completions.{betas}{trend}",
         figure={"data": data, "layout": plot_layout("Entropy of the completions, nats")},
     )
 
@@ -86,7 +92,7 @@ def _reward_against_entropy(comparison: Comparison, families: Sequence[Family]) 
 def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
     data: list[Trace] = []
     for index, family in enumerate(families):
-        members = _with_metrics(family, "reward_mean")
+        members = with_metrics(family, "reward_mean")
         # Families are moved apart so that intervals at the same beta can be told apart.
         shift = 1.035 ** (index - (len(families) - 1) / 2)
         data += _family_traces(family, members, [beta_of(m) * shift for m in members], label=False)
@@ -95,7 +101,7 @@ def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
     layout["xaxis"] |= {"type": "log", "showgrid": False}
     if len(betas) <= 10:
         layout["xaxis"] |= {"tickvals": betas, "ticktext": [number(beta) for beta in betas]}
-    layout["shapes"] = _untrained_band(comparison.untrained)
+    layout["shapes"] = untrained_band(comparison.untrained)
     band = "; the grey band is the untrained policy" if layout["shapes"] else ""
     return Plot(
         id="reward-beta",
@@ -109,16 +115,49 @@ def _scatter(families: Sequence[Family], x: str, *, label: bool) -> list[Trace]:
     """Reward against the metric `x`, two traces a family."""
     data: list[Trace] = []
     for family in families:
-        members = _with_metrics(family, "reward_mean", x)
+        members = with_metrics(family, "reward_mean", x)
         data += _family_traces(family, members, [metric(m, x) or 0.0 for m in members], label=label)
     return data
+
+
+def _with_trends(families: Sequence[Family], *, label: bool) -> list[Trace]:
+    """Reward against entropy: the points of each family, over its trend line if it has one."""
+    data: list[Trace] = []
+    for family in families:
+        members = with_metrics(family, "reward_mean", "entropy")
+        if not members:
+            continue
+        entropies = [metric(member, "entropy") or 0.0 for member in members]
+        trend = _trend(family, entropies, [metric(m, "reward_mean") or 0.0 for m in members])
+        data += [*([trend] if trend else []), _points(family, members, entropies, label=label)]
+    return data
+
+
+def _trend(family: Family, x: Sequence[float], rewards: Sequence[float]) -> Trace | None:
+    """Ordinary least squares of reward on x over the range of x; None for too few or equal x."""
+    if len(x) < MIN_TREND_POINTS or min(x) == max(x):
+        return None
+    fit: Any = stats.linregress(x, rewards)
+    ends = [min(x), max(x)]
+    about = f"trend: {show(fit.slope)} reward a nat, r\u00b2 {show(fit.rvalue**2)}"
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "meta": family.key,
+        "name": plain(family.label),
+        "x": rounded(ends),
+        "y": rounded([fit.intercept + fit.slope * end for end in ends]),
+        "line": {"color": family.colour, "width": 1.5, "dash": "dash"},
+        "opacity": 0.7,
+        "hovertemplate": f"<b>{plain(family.label)}</b><br>{about}<extra></extra>",
+    }
 
 
 def _label_fits(comparison: Comparison) -> bool:
     return len(comparison.finished) <= MAX_LABELS
 
 
-def _with_metrics(family: Family, *names: str) -> list[TrialResult]:
+def with_metrics(family: Family, *names: str) -> list[TrialResult]:
     """The family's succeeded trials that have all of these metrics."""
     return [
         member
@@ -136,29 +175,41 @@ def _family_traces(
         return []
     rewards = [metric(member, "reward_mean") or 0.0 for member in members]
     line_x, line_y = _means_by_beta(members, x, rewards)
-    common = {"type": "scatter", "meta": family.key, "name": plain(family.label)}
-    line = common | {
+    line = {
+        "type": "scatter",
         "mode": "lines",
+        "meta": family.key,
+        "name": plain(family.label),
         "x": rounded(line_x),
         "y": rounded(line_y),
         "line": {"color": family.colour, "width": 1.5},
         "opacity": 0.6,
         "hoverinfo": "skip",
     }
-    points = common | {
+    return [line, _points(family, members, x, label=label)]
+
+
+def _points(
+    family: Family, members: Sequence[TrialResult], x: Sequence[float], *, label: bool
+) -> Trace:
+    """Reward at x with its interval, one point a trial, marked with its beta where labels fit."""
+    rewards = [metric(member, "reward_mean") or 0.0 for member in members]
+    return {
+        "type": "scatter",
+        "meta": family.key,
+        "name": plain(family.label),
         "mode": "markers+text" if label else "markers",
         "x": rounded(x),
         "y": rounded(rewards),
-        "error_y": _error_bars(members, rewards, family.colour),
+        "error_y": error_bars(members, rewards, family.colour),
         "marker": {"color": family.colour, "symbol": family.symbol, "size": 10},
         "text": [f"\u00a0{number(beta_of(member))}" for member in members],
         "textposition": "top right",
         "textfont": {"color": family.colour, "size": 12},
-        "customdata": [_hover(member) for member in members],
+        "customdata": [hover(member) for member in members],
         "hovertemplate": "%{customdata}<extra></extra>",
         "cliponaxis": False,
     }
-    return [line, points]
 
 
 def _means_by_beta(
@@ -175,7 +226,7 @@ def _means_by_beta(
     return [mean[0] for mean in means], [mean[1] for mean in means]
 
 
-def _error_bars(members: Sequence[TrialResult], rewards: Sequence[float], colour: str) -> Trace:
+def error_bars(members: Sequence[TrialResult], rewards: Sequence[float], colour: str) -> Trace:
     bounds = [interval(m) or (r, r) for m, r in zip(members, rewards, strict=True)]
     up = [high - r for (_, high), r in zip(bounds, rewards, strict=True)]
     down = [r - low for (low, _), r in zip(bounds, rewards, strict=True)]
@@ -198,12 +249,12 @@ def _untrained_point(untrained: TrialResult, x: float, label_side: str) -> Trace
         "name": "untrained",
         "x": rounded([x]),
         "y": rounded([reward]),
-        "error_y": _error_bars([untrained], [reward], NEUTRAL),
+        "error_y": error_bars([untrained], [reward], NEUTRAL),
         "marker": {"color": NEUTRAL, "symbol": "star", "size": 15},
         "text": ["\u00a0untrained\u00a0"],
         "textposition": label_side,
         "textfont": {"color": NEUTRAL, "size": 12},
-        "customdata": [_hover(untrained)],
+        "customdata": [hover(untrained)],
         "hovertemplate": "%{customdata}<extra></extra>",
         "cliponaxis": False,
     }
@@ -221,25 +272,30 @@ def _frontier_line(comparison: Comparison) -> Trace:
     }
 
 
-def _untrained_band(untrained: TrialResult | None) -> list[Trace]:
-    """The untrained policy's interval as a band over the whole width, its mean as a line."""
+def untrained_band(untrained: TrialResult | None, *, along: Literal["x", "y"] = "y") -> list[Trace]:
+    """The untrained policy's interval as a band across the plot, its mean as a line.
+
+    Rewards are `along` this axis; the band spans the other.
+    """
     reward, bounds = metric(untrained, "reward_mean"), interval(untrained)
     if reward is None:
         return []
-    across = {"xref": "paper", "x0": 0, "x1": 1, "yref": "y", "layer": "below"}
+    other = "x" if along == "y" else "y"
+    across: Trace = {f"{other}ref": "paper", f"{other}0": 0, f"{other}1": 1, "layer": "below"}
+    across[f"{along}ref"] = along
     mean = across | {
         "type": "line",
-        "y0": reward,
-        "y1": reward,
+        f"{along}0": reward,
+        f"{along}1": reward,
         "line": {"color": NEUTRAL, "width": 1.5},
     }
     if bounds is None:
         return [mean]
-    band = {"type": "rect", "y0": bounds[0], "y1": bounds[1], "fillcolor": BAND}
+    band = {"type": "rect", f"{along}0": bounds[0], f"{along}1": bounds[1], "fillcolor": BAND}
     return [across | band | {"line": {"width": 0}}, mean]
 
 
-def _hover(result: TrialResult) -> str:
+def hover(result: TrialResult) -> str:
     bounds = interval(result)
     around = f" [{show(bounds[0])}, {show(bounds[1])}]" if bounds else ""
     return "<br>".join(

@@ -31,6 +31,7 @@ def headline(
         "sweep": results.sweep,
         "compared": _what_was_compared(results, comparison, groups),
         "tiles": [tile for tile in tiles if tile is not None],
+        "has_start": metric(comparison.untrained, "reward_mean") is not None,
         "caveats": _caveats(comparison),
         "counts": status_counts(comparison),
         "evaluation": evaluation_size(results),

@@ -14,9 +14,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from prefsweep.orchestrator.report.betas import losses_at_one_beta
+from prefsweep.orchestrator.report.boxes import box_plots
 from prefsweep.orchestrator.report.curves import DASHES, hidden_at_first, training_plots
 from prefsweep.orchestrator.report.families import SYMBOLS, Family, families
-from prefsweep.orchestrator.report.figures import comparison_plots
+from prefsweep.orchestrator.report.figures import Plot, comparison_plots
 from prefsweep.orchestrator.report.formats import duration, show, without_terminal_codes
 from prefsweep.orchestrator.report.frontier import (
     Comparison,
@@ -25,6 +27,7 @@ from prefsweep.orchestrator.report.frontier import (
     metric,
 )
 from prefsweep.orchestrator.report.headline import headline
+from prefsweep.orchestrator.report.pivots import pivot_tables
 from prefsweep.orchestrator.report.samples import sample_data
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Failure, StageResult, Status, SweepResults, TrialResult
@@ -74,8 +77,11 @@ def page_html(results: SweepResults) -> str:
     comparison = compare(results)
     groups = families(comparison.trials)
     comparisons, curves = comparison_plots(comparison, groups), training_plots(groups)
+    boxes, at_beta = box_plots(comparison, groups), losses_at_one_beta(comparison, groups)
+    by_loss = [*([at_beta.plot] if at_beta else []), *(plot for _, plot in boxes)]
     data = {
-        "figures": {plot.id: plot.figure for plot in (*comparisons, *curves)},
+        "figures": {plot.id: plot.figure for plot in (*comparisons, *by_loss, *curves)},
+        "choices": {at_beta.plot.id: at_beta.choices} if at_beta else {},
         "samples": sample_data(comparison),
     }
     environment = Environment(
@@ -89,6 +95,9 @@ def page_html(results: SweepResults) -> str:
         head=headline(results, comparison, groups),
         comparison_plots=comparisons,
         no_plots=_why_no_plots(comparison),
+        boxes=[_box_panel(family, plot) for family, plot in boxes],
+        at_beta=at_beta,
+        pivots=pivot_tables(comparison, groups),
         training_plots=curves,
         families=[_legend(family, hidden_at_first(groups)) for family in groups],
         table=_table(comparison, groups),
@@ -164,6 +173,10 @@ def _metric_cell(result: TrialResult, name: str) -> dict[str, Any]:
         "text": show(value),
         "bounds": f"[{show(bounds[0])}, {show(bounds[1])}]" if bounds else None,
     }
+
+
+def _box_panel(family: Family, plot: Plot) -> dict[str, Any]:
+    return {"plot": plot, "colour": family.colour, "path": SYMBOLS[family.symbol]}
 
 
 def _legend(family: Family, hidden: set[str]) -> dict[str, Any]:

@@ -112,6 +112,20 @@
     });
   }
 
+  // Shows the traces of the chosen key only, with the rows that belong to them.
+  for (const select of document.querySelectorAll("select[data-choices]")) {
+    const plot = $(select.dataset.choices);
+    const choices = report.choices[plot.id];
+    const choose = () => {
+      const { key, layout } = choices[select.selectedIndex];
+      plot.style.minHeight = `${layout.height}px`;
+      Plotly.update(plot, { visible: plot.data.map((trace) => trace.meta === key) }, layout);
+    };
+    select.addEventListener("change", choose);
+    // A browser that keeps the choice over a reload has to be followed.
+    if (!select.options[select.selectedIndex].defaultSelected) choose();
+  }
+
   // --- table ---------------------------------------------------------------------------------
 
   function compareCells(one, other) {

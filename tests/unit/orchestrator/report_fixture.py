@@ -1,13 +1,20 @@
 """Made-up sweeps for the tests of the report; the numbers are plausible and always the same."""
 
+import json
 import math
 import random
 from collections.abc import Sequence
+from html.parser import HTMLParser
+from typing import Any
 
+import pytest
+
+from prefsweep.orchestrator.report.page import page_html
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand, trial_names
 from prefsweep.sweeps.records import (
     EvaluationSample,
     Failure,
+    Metrics,
     StageResult,
     Status,
     SweepResults,
@@ -198,3 +205,59 @@ def samples(rng: random.Random, positive: float, num_prompts: int) -> list[Evalu
                 )
             )
     return rows
+
+
+def tiny(start: Metrics, rewards_and_kls: list[tuple[float, float]]) -> SweepResults:
+    """An untrained policy and sigmoid trials with beta 0.1, 0.2, ..."""
+    results = [TrialResult("untrained", "untrained", None, Status.SUCCEEDED, start)]
+    for index, (reward, kl) in enumerate(rewards_and_kls, start=1):
+        spec = TrialSpec(loss_type="sigmoid", beta=index / 10, learning_rate=1e-5)
+        metrics: Metrics = {"reward_mean": reward, "kl": kl}
+        name = f"sigmoid-beta{index / 10}"
+        results.append(TrialResult(f"{index:012x}", name, spec, Status.SUCCEEDED, metrics, 2.5))
+    return SweepResults("tiny", {}, [], results, {})
+
+
+# --- the page, as a browser takes it apart -------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Tags with attributes, visible text, and the content of scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self._inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag in self.raw:
+            self.raw[tag].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside in self.raw:
+            self.raw[self._inside][-1] += data
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return json.loads(self.raw["script"][0])
+
+
+def page(results: SweepResults) -> Page:
+    """The page without Plotly, whose 5 MB would take seconds to take apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefsweep.orchestrator.report.page.get_plotlyjs", lambda: "PLOTLY")
+        return Page(page_html(results))

@@ -3,18 +3,12 @@
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import plotly.graph_objects as go
 import pytest
 
-from prefsweep.orchestrator.report import page as page_module
 from prefsweep.orchestrator.report import write_report
-from prefsweep.orchestrator.report.curves import MAX_CURVE_POINTS, training_plots
-from prefsweep.orchestrator.report.families import COLOURS, NEUTRAL, families
-from prefsweep.orchestrator.report.figures import MAX_LABELS, comparison_plots
+from prefsweep.orchestrator.report.figures import MAX_LABELS
 from prefsweep.orchestrator.report.formats import duration, show
 from prefsweep.orchestrator.report.frontier import Point, best, best_within, compare, pareto
 from prefsweep.orchestrator.report.page import embedded_json, page_html
@@ -23,54 +17,13 @@ from prefsweep.orchestrator.report.tables import METRIC_COLUMNS, summary_markdow
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
 from prefsweep.sweeps.records import Failure, Metrics, Status, SweepResults, TrialResult
 
-from .report_fixture import PROMPTS, failed, sweep_results
-
-# --- the page, as a browser takes it apart -------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """Tags with attributes, visible text, and the content of scripts and styles."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.raw: dict[str, list[str]] = {"script": [], "style": []}
-        self._inside = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-        if tag in self.raw:
-            self.raw[tag].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside in self.raw:
-            self.raw[self._inside][-1] += data
-        else:
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-    @property
-    def data(self) -> dict[str, Any]:
-        return json.loads(self.raw["script"][0])
+from .report_fixture import PROMPTS, Page, failed, page, sweep_results, tiny
 
 
 @pytest.fixture(autouse=True)
 def no_plotly_js(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsing 5 MB of library in every test would take seconds; one test asks for the real one."""
     monkeypatch.setattr("prefsweep.orchestrator.report.page.get_plotlyjs", lambda: "PLOTLY")
-
-
-def page(results: SweepResults) -> Page:
-    return Page(page_html(results))
 
 
 # --- frontier ------------------------------------------------------------------------------------
@@ -122,17 +75,6 @@ def test_nan_and_failed_trials_do_not_compete() -> None:
     comparison = compare(replace(results, results=[*results.results[:3], broken]))
     assert comparison.best is comparison.trials[0]
     assert comparison.budget is None
-
-
-def tiny(start: Metrics, rewards_and_kls: list[tuple[float, float]]) -> SweepResults:
-    """An untrained policy and sigmoid trials with beta 0.1, 0.2, ..."""
-    results = [TrialResult("untrained", "untrained", None, Status.SUCCEEDED, start)]
-    for index, (reward, kl) in enumerate(rewards_and_kls, start=1):
-        spec = TrialSpec(loss_type="sigmoid", beta=index / 10, learning_rate=1e-5)
-        metrics: Metrics = {"reward_mean": reward, "kl": kl}
-        name = f"sigmoid-beta{index / 10}"
-        results.append(TrialResult(f"{index:012x}", name, spec, Status.SUCCEEDED, metrics, 2.5))
-    return SweepResults("tiny", {}, [], results, {})
 
 
 # --- trials.csv, summary.md ----------------------------------------------------------------------
@@ -239,98 +181,6 @@ def test_page_forbids_all_requests() -> None:
     )
     assert policy.startswith("default-src 'none';")
     assert "http" not in policy
-
-
-def test_every_plot_is_there_and_has_its_data() -> None:
-    figures = page(sweep_results()).data["figures"]
-    assert list(figures) == [
-        "reward-kl",
-        "reward-entropy",
-        "reward-beta",
-        "curve-loss",
-        "curve-rewards-margins",
-        "curve-rewards-accuracies",
-        "curve-grad_norm",
-    ]
-    names = {trace["name"] for trace in figures["reward-kl"]["data"]}
-    losses = {"hinge", "sigmoid", "js_divergence", "forward_kl"}
-    assert names == losses | {
-        "alpha_divergence0.3",
-        "alpha_divergence0.7",
-        "untrained",
-        "Pareto set",
-    }
-    assert {len(trace["x"]) for trace in figures["curve-rewards-margins"]["data"]} == {40}
-
-
-def test_plotly_accepts_every_figure() -> None:
-    for figure in page(sweep_results()).data["figures"].values():
-        go.Figure(figure)
-
-
-def test_scatter_shows_the_metrics_and_intervals() -> None:
-    results = tiny({"reward_mean": 0.5}, [(1.0, 1.0), (3.0, 8.0)])
-    bounded = results.results[2].metrics | {"reward_ci_low": 2.75, "reward_ci_high": 3.5}
-    results.results[2] = replace(results.results[2], metrics=bounded)
-    comparison = compare(results)
-    figure = comparison_plots(comparison, families(comparison.trials))[0].figure
-    points = next(trace for trace in figure["data"] if "customdata" in trace)
-    assert (points["x"], points["y"]) == ([1.0, 8.0], [1.0, 3.0])
-    assert points["text"] == ["\u00a00.1", "\u00a00.2"]
-    assert points["error_y"]["array"] == [0.0, 0.5]
-    assert points["error_y"]["arrayminus"] == [0.0, 0.25]
-    assert (figure["data"][-1]["x"], figure["data"][-1]["y"]) == ([0.0], [0.5])
-
-
-def test_line_runs_through_the_means_over_seeds() -> None:
-    results = tiny({"reward_mean": 0.0}, [(1.0, 1.0), (3.0, 3.0)])
-    spec = TrialSpec(loss_type="sigmoid", beta=0.1, learning_rate=1e-5, seed=1)
-    results.results[2] = replace(results.results[2], trial=spec)
-    comparison = compare(results)
-    groups = families(comparison.trials)
-    line = next(
-        trace
-        for trace in comparison_plots(comparison, groups)[0].figure["data"]
-        if trace.get("meta") == "f0"
-    )
-    assert [family.label for family in groups] == ["sigmoid"]
-    assert (line["x"], line["y"]) == ([2.0], [2.0])
-
-
-def test_learning_rates_are_families_of_their_own() -> None:
-    specs = expand([GridBlock(beta=(0.1, 1.0), learning_rate=(1e-5, 1e-4))], [0, 1])
-    groups = families(sweep_results(specs).results[1:])
-    assert [family.label for family in groups] == ["sigmoid-lr1e-05", "sigmoid-lr0.0001"]
-    assert [len(family.members) for family in groups] == [4, 4]
-
-
-def test_failed_trials_start_hidden_unless_there_are_no_others() -> None:
-    def visible(results: SweepResults) -> set[bool]:
-        plots = training_plots(families(results.results[1:]))
-        return {trace["visible"] for trace in plots[0].figure["data"]}
-
-    results = sweep_results()
-    assert visible(results) == {True, False}
-    failures = [r for r in results.results if r.status is Status.FAILED]
-    assert visible(replace(results, results=[results.results[0], *failures])) == {True}
-
-
-def test_evaluations_on_the_way_get_their_plots() -> None:
-    results = tiny({}, [(1.0, 1.0)])
-    history = [{"step": 10.0, "eval/reward_mean": 0.5}, {"step": 20.0, "eval/reward_mean": 0.75}]
-    plots = training_plots(families([replace(results.results[1], history=history)]))
-    assert [plot.id for plot in plots] == ["curve-eval-reward_mean"]
-    trace = plots[0].figure["data"][0]
-    assert (trace["x"], trace["y"]) == ([10.0, 20.0], [0.5, 0.75])
-
-
-def test_long_curves_are_thinned_and_nan_is_a_gap() -> None:
-    history = [{"step": float(step), "loss": 1.0} for step in range(1000)]
-    history[0]["loss"] = float("nan")
-    trial = replace(tiny({}, [(1.0, 1.0)]).results[1], history=history)
-    trace = training_plots(families([trial]))[0].figure["data"][0]
-    assert len(trace["x"]) == MAX_CURVE_POINTS
-    assert (trace["x"][0], trace["x"][-1], trace["y"][0]) == (0.0, 999.0, None)
 
 
 # --- hostile texts -------------------------------------------------------------------------------
@@ -483,25 +333,7 @@ def test_prompts_beyond_the_character_limit_are_left_out(monkeypatch: pytest.Mon
     assert (len(data["prompts"]), data["num_prompts"]) == (1, len(PROMPTS))
 
 
-# --- colours and numbers -------------------------------------------------------------------------
-
-
-def test_colours_can_be_told_from_the_light_and_the_dark_ground() -> None:
-    for ground in ("#ffffff", "#14171a"):
-        assert all(_contrast(colour, ground) >= 3 for colour in (*COLOURS, NEUTRAL))
-        assert ground in (Path(page_module.__file__).parent / "style.css").read_text()
-
-
-def _contrast(one: str, other: str) -> float:
-    """WCAG 2 contrast ratio of two #rrggbb colours."""
-    dark, light = sorted((_luminance(one), _luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def test_numbers_have_about_four_digits() -> None:

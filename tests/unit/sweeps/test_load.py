@@ -68,7 +68,7 @@ def test_values_are_read_as_yaml_1_2_reads_them(folder: Path):
         "a.txt",
         "a.txt, where: {a: no, b: 2024-01-01, c: 12:30, d: 1e-4, e: 0x10, f: true, g: 'true'}",
     )
-    where = load(folder, text).prompts.where  # pyright: ignore[reportAttributeAccessIssue]
+    where = load(folder, text).prompts.where  # pyright: ignore
     assert where == {
         "a": "no",
         "b": "2024-01-01",

@@ -5,7 +5,8 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PrinterCallback
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair

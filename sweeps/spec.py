@@ -80,6 +80,13 @@ class ModelSection(Section):
         return self
 
 
+class ChatSpec(Section):
+    """Prompts as messages in the tokenizer's chat template, for models that answer."""
+
+    system_prompt: str | None = None
+    """First message of conversations that bring none; None leaves it to the template."""
+
+
 class PolicySpec(ModelSection):
     """The policy before training; it is also the reference."""
 
@@ -87,6 +94,8 @@ class PolicySpec(ModelSection):
     """GGUF file inside the model's folder, where the weights are in that format."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type the weights are held in."""
+    chat: ChatSpec | None = None
+    """Prompts are messages of the user, or JSON lists of messages; None: they are plain text."""
     sft: FineTuning | None = None
     """Supervised training before the sweep; None takes the model as it is."""
 
@@ -318,6 +327,15 @@ class SweepSpec(Section):
             raise ValueError(
                 f"reward is required with {entered}, but not given; add the section, or enter with "
                 "scored_completions or pairs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def chat_has_prompts(self) -> Self:
+        if self.policy.chat is not None and isinstance(self.prompts, UnconditionalPrompts):
+            raise ValueError(
+                "policy.chat is set and prompts.type=unconditional: a chat answers a message; "
+                "remove policy.chat or give prompts"
             )
         return self
 

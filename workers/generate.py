@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from prefsweep.sweeps.errors import ModelError
 from prefsweep.sweeps.records import Completion, Prompt
-from prefsweep.sweeps.spec import GenerationSpec, Sampling
+from prefsweep.sweeps.spec import ChatSpec, GenerationSpec, Sampling
 from prefsweep.workers.decoding import DiverseBeams, word_ids
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import context_length, load_tokenizer
@@ -40,11 +40,16 @@ class Generator:
     """Samples completions from one policy."""
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, spec: Sampling
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: Sampling,
+        chat: ChatSpec | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._spec = spec
+        self._chat = chat
 
     def complete(self, prompts: Sequence[Prompt], num_completions: int) -> list[Completion]:
         """`num_completions` completions of each prompt, in the order of the prompts."""
@@ -64,7 +69,7 @@ class Generator:
 
     @torch.inference_mode()
     def _sample_batch(self, prompts: Sequence[Prompt], num_completions: int) -> list[Sample]:
-        prompt_ids = [token_ids(self._tokenizer, prompt.text) for prompt in prompts]
+        prompt_ids = [token_ids(self._tokenizer, p.text, chat=self._chat) for p in prompts]
         lengths = [self._max_new_tokens(prompt) for prompt in prompts]
         output_NT = self._generate(prompt_ids, num_completions, max(lengths))
         completions = output_NT[:, max(map(len, prompt_ids)) :].tolist()
@@ -166,7 +171,11 @@ def seeded(seed: int, keys: Sequence[str]) -> Iterator[None]:
 
 
 def check_prompt_lengths(
-    prompts: Sequence[Prompt], source: ModelSource, max_new_tokens: int, field: str
+    prompts: Sequence[Prompt],
+    source: ModelSource,
+    max_new_tokens: int,
+    field: str,
+    chat: ChatSpec | None = None,
 ) -> None:
     """Raises ModelError if a prompt with `max_new_tokens` more exceeds the model's context."""
     limit = context_length(source)
@@ -174,7 +183,7 @@ def check_prompt_lengths(
         return
     tokenizer = load_tokenizer(source)
     for prompt in prompts:
-        length = len(token_ids(tokenizer, prompt.text))
+        length = len(token_ids(tokenizer, prompt.text, chat=chat))
         if length + max_new_tokens > limit:
             raise ModelError(
                 f"prompt {prompt.text[:60]!r} has {length} tokens; with {field}={max_new_tokens} "

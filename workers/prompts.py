@@ -12,6 +12,7 @@ from prefsweep.sweeps.spec import (
     PromptSelection,
     UnconditionalPrompts,
 )
+from prefsweep.workers.chat import written_messages
 from prefsweep.workers.corpus import load_texts
 from prefsweep.workers.locations import ModelSource
 
@@ -65,6 +66,11 @@ def _take(texts: list[str], spec: PromptSelection, source: ModelSource) -> list[
     take = spec.take
     if take == "whole":
         return texts
+    if any(written_messages(text) is not None for text in texts):
+        raise DataError(
+            f"prompts.take={take} cuts texts, but the prompts are lists of chat messages; "
+            "set prompts.take: whole"
+        )
     if take == "first_sentence":
         return [text.split(".")[0] for text in texts]
     if isinstance(take, FirstWords):

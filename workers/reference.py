@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefsweep.sweeps.errors import DataError, ModelError
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair
-from prefsweep.sweeps.spec import TrainingSpec
+from prefsweep.sweeps.spec import ChatSpec, TrainingSpec
 from prefsweep.workers.rendering import token_ids
 
 Ids = tuple[int, ...]
@@ -32,14 +32,17 @@ class PairTokens:
 
 
 def tokenize_pair(
-    pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, spec: TrainingSpec
+    pair: PreferencePair,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: TrainingSpec,
+    chat: ChatSpec | None = None,
 ) -> PairTokens | None:
     """The pair as token ids, or None if the prompt alone fills `max_length`."""
-    prompt_ids = token_ids(tokenizer, pair.prompt)
+    prompt_ids = token_ids(tokenizer, pair.prompt, chat=chat)
     chosen = _ended(pair.chosen, pair.chosen_finish_reason, tokenizer, spec)
     rejected = _ended(pair.rejected, pair.rejected_finish_reason, tokenizer, spec)
-    chosen_ids = token_ids(tokenizer, pair.prompt, chosen)
-    rejected_ids = token_ids(tokenizer, pair.prompt, rejected)
+    chosen_ids = token_ids(tokenizer, pair.prompt, chosen, chat)
+    rejected_ids = token_ids(tokenizer, pair.prompt, rejected, chat)
     start = min(_common(prompt_ids, chosen_ids), _common(prompt_ids, rejected_ids))
     kept = prompt_ids[:start]
     if spec.max_prompt_length is not None:
@@ -60,9 +63,10 @@ def reference_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     spec: TrainingSpec,
+    chat: ChatSpec | None = None,
 ) -> list[TokenizedPair]:
     """All pairs that fit, with log pi_ref of every completion token; each sequence is run once."""
-    tokens = [tokenize_pair(pair, tokenizer, spec) for pair in pairs]
+    tokens = [tokenize_pair(pair, tokenizer, spec, chat) for pair in pairs]
     kept = [(pair, t) for pair, t in zip(pairs, tokens, strict=True) if t is not None]
     sequences = dict.fromkeys(
         (t.prompt_ids, ids) for _, t in kept for ids in (t.chosen_ids, t.rejected_ids)

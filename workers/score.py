@@ -8,7 +8,8 @@ import torch
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
 from prefsweep.sweeps.records import Completion, ScoredCompletion
-from prefsweep.sweeps.spec import CallableReward, ClassifierReward, Reward, VaderReward
+from prefsweep.sweeps.spec import CallableReward, ChatSpec, ClassifierReward, Reward, VaderReward
+from prefsweep.workers.chat import scored_text
 from prefsweep.workers.locations import ModelSource, load_function
 
 
@@ -20,14 +21,18 @@ class Scorer(Protocol):
         ...
 
 
-def make_scorer(spec: Reward, source: ModelSource | None) -> Scorer:
-    """The scorer of a reward section; `source` is where a classifier is loaded from."""
+def make_scorer(spec: Reward, source: ModelSource | None, chat: ChatSpec | None = None) -> Scorer:
+    """The scorer of a reward section; `source` is where a classifier is loaded from.
+
+    With `chat`, `over: full` reads the last user message, a newline and the completion; a callable
+    is given the prompts as they are.
+    """
     match spec:
         case ClassifierReward():
             assert source is not None
-            return ClassifierScorer(spec, source)
+            return ClassifierScorer(spec, source, chat)
         case VaderReward():
-            return VaderScorer(spec)
+            return VaderScorer(spec, chat)
         case CallableReward():
             return CallableScorer(spec)
 
@@ -47,10 +52,12 @@ def score_completions(scorer: Scorer, completions: Sequence[Completion]) -> list
 class ClassifierScorer:
     """The logit (or probability) of one label of a Hugging Face sequence classifier."""
 
-    def __init__(self, spec: ClassifierReward, source: ModelSource) -> None:
+    def __init__(
+        self, spec: ClassifierReward, source: ModelSource, chat: ChatSpec | None = None
+    ) -> None:
         from prefsweep.workers.models import load_classifier
 
-        self._spec = spec
+        self._spec, self._chat = spec, chat
         self._model, self.tokenizer = load_classifier(source)
         self._label = _label_index(spec, self._model.config.id2label or {})
         limits = [spec.max_length, getattr(self._model.config, "max_position_embeddings", None)]
@@ -58,7 +65,7 @@ class ClassifierScorer:
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        texts = _texts(prompts, completions, self._spec.over)
+        texts = _texts(prompts, completions, self._spec.over, self._chat)
         scores: list[float] = []
         for start in range(0, len(texts), self._spec.batch_size):
             encoded = self.tokenizer(
@@ -78,7 +85,7 @@ class ClassifierScorer:
 class VaderScorer:
     """The compound score of VADER (Hutto and Gilbert, ICWSM 2014), in [-1, 1]."""
 
-    def __init__(self, spec: VaderReward) -> None:
+    def __init__(self, spec: VaderReward, chat: ChatSpec | None = None) -> None:
         try:
             from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
         except ImportError:
@@ -86,10 +93,10 @@ class VaderScorer:
                 "reward.type=vader needs the package vaderSentiment: pip install prefsweep[vader]"
             ) from None
         self._analyzer = SentimentIntensityAnalyzer()
-        self._over = spec.over
+        self._over, self._chat = spec.over, chat
 
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        texts = _texts(prompts, completions, self._over)
+        texts = _texts(prompts, completions, self._over, self._chat)
         return [float(self._analyzer.polarity_scores(text)["compound"]) for text in texts]
 
 
@@ -110,10 +117,12 @@ class CallableScorer:
         return scores
 
 
-def _texts(prompts: Sequence[str], completions: Sequence[str], over: str) -> list[str]:
+def _texts(
+    prompts: Sequence[str], completions: Sequence[str], over: str, chat: ChatSpec | None
+) -> list[str]:
     if over == "completion":
         return list(completions)
-    return [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
+    return [scored_text(p, text, chat) for p, text in zip(prompts, completions, strict=True)]
 
 
 def _label_index(spec: ClassifierReward, id2label: Mapping[Any, str]) -> int:

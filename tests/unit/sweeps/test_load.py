@@ -204,7 +204,7 @@ def test_a_wrong_override_is_named(override: str, message: str):
         ),
         (
             "policy=gpt2",
-            "policy: should be a mapping of dtype, gguf_file, model, revision, sft, "
+            "policy: should be a mapping of chat, dtype, gguf_file, model, revision, sft, "
             "trust_remote_code, got 'gpt2'",
         ),
         (

@@ -81,6 +81,7 @@ class Run:
             )
         self._open_cluster = open_cluster
         self._cluster: Cluster | None = None
+        self._told = set[str]()
 
     @property
     def cluster(self) -> Cluster:
@@ -114,11 +115,12 @@ class Run:
     def early(self, tasks: Sequence[DataTask]) -> None:
         """Run here and now what needs no model, so that bad input is refused before a worker runs.
 
-        It is found in the store a moment later.
+        `tasks` finds it in the store a moment later.
         """
         for task in tasks:
             if self._wants(task.name) and not task.needs_policy() and not task.done():
                 task.run()
+                self._log_done(task.name)
 
     def tasks(self, tasks: Sequence[Task]) -> None:
         """Run those tasks that are wanted and not done, side by side."""
@@ -126,7 +128,7 @@ class Run:
         missing = [task for task in wanted if not task.done()]
         for task in wanted:
             if task not in missing:
-                log.info("%s: found in the store", task.name)
+                self._log_found(task.name)
         if missing:
             log.info("%s: running", ", ".join(task.name for task in missing))
             self.cluster.run_tasks(missing)
@@ -139,7 +141,7 @@ class Run:
         missing = [stage for stage in wanted if not self._is_done(stage.name)]
         for stage in wanted:
             if stage not in missing:
-                log.info("%s: found in the store", stage.name)
+                self._log_found(stage.name)
         if not missing:
             return
         if missing[0].name == self._first_sharded():
@@ -201,7 +203,13 @@ class Run:
     def _is_done(self, stage: str) -> bool:
         return self.sweep.store.manifest(self.sweep.path(stage)) is not None
 
+    def _log_found(self, stage: str) -> None:
+        if stage not in self._told:
+            log.info("%s: found in the store", stage)
+        self._told.add(stage)
+
     def _log_done(self, stage: str) -> None:
+        self._told.add(stage)
         path = self.sweep.evaluation_path(stage) if stage == "untrained" else self.sweep.path(stage)
         manifest = self.sweep.store.manifest(path)
         assert manifest is not None

@@ -38,7 +38,10 @@ OPTIONAL: Mapping[EntryStage, tuple[str, ...]] = {
 
 
 class EntrySpec(Section):
-    """Your own data instead of the first stages, from a file or a Hugging Face dataset."""
+    """Your own data instead of the first stages, from a file or a Hugging Face dataset.
+
+    Completions follow their prompt as they are: begin them with a space where one belongs.
+    """
 
     stage: EntryStage
     """What a row is. prompts: prompt; completions: prompt and a list of texts; scored_completions:

@@ -282,7 +282,7 @@ def test_page_says_whose_samples_the_untrained_policy_is_judged_by() -> None:
     assert sentence not in page(SweepResults("empty", {}, [], [], {})).text
 
 
-# --- colours ---------------------------------------------------------------------------------------
+# --- colours --------------------------------------------------------------------------------------
 
 
 def test_colours_can_be_told_from_the_light_and_the_dark_ground() -> None:

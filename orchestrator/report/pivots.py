@@ -10,33 +10,35 @@ from prefsweep.orchestrator.report.frontier import Comparison, interval, metric
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Status, TrialResult
 
-TITLES = {
-    "reward_mean": ("Reward by loss and beta", "Mean reward [95% interval]."),
-    "entropy": (
-        "Entropy by loss and beta",
-        "Of the completions, by the policy's tokenizer / of prompt + completion, by the reward "
-        "model's tokenizer, nats.",
-    ),
-}
-"""Metric -> title of its table and what its cells hold."""
+TITLES = {"reward_mean": "Reward by loss and beta", "entropy": "Entropy by loss and beta"}
+"""Metric -> title of its table."""
 
 
 def pivot_tables(comparison: Comparison, families: Sequence[Family]) -> list[dict[str, Any]]:
     """A table of each metric that a succeeded trial has: one row a loss, one column a beta."""
     betas = sorted({beta_of(result) for result in comparison.trials})
-    seeds = {result.trial.seed for result in comparison.trials if result.trial is not None}
-    averaged = " Means over seeds." if len(seeds) > 1 else ""
     return [
         {
             "title": title,
-            "caption": f"{caption}{averaged}",
+            "caption": _caption(name, comparison),
             "betas": [number(beta) for beta in betas],
             "untrained": _cell(name, [comparison.untrained] if comparison.untrained else []),
             "rows": [_row(name, family, betas) for family in families],
         }
-        for name, (title, caption) in TITLES.items()
+        for name, title in TITLES.items()
         if any(metric(result, name) is not None for result in comparison.finished)
     ]
+
+
+def _caption(name: str, comparison: Comparison) -> str:
+    """What the cells hold."""
+    seeds = {result.trial.seed for result in comparison.trials if result.trial is not None}
+    over_seeds = " Means over the seeds." if len(seeds) > 1 else ""
+    if name == "reward_mean":
+        return f"Mean reward.{over_seeds}" if over_seeds else "Mean reward [95% interval]."
+    has_full = any(metric(result, "entropy_full") is not None for result in comparison.finished)
+    full = " / of prompt + completion, by the reward model's tokenizer" if has_full else ""
+    return f"Of the completions, by the policy's tokenizer{full}, nats.{over_seeds}"
 
 
 def _row(name: str, family: Family, betas: Sequence[float]) -> dict[str, Any]:

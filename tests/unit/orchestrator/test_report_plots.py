@@ -263,7 +263,7 @@ def test_pivot_tables_average_over_seeds() -> None:
     )
     [reward] = pivot_tables(comparison, families(comparison.trials))
     assert cells(reward)["hinge"] == ["1.000"]
-    assert reward["caption"].endswith("Means over seeds.")
+    assert reward["caption"].endswith("Means over the seeds.")
 
 
 def cells(table: dict[str, Any]) -> dict[str, list[str]]:

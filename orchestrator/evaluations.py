@@ -41,7 +41,11 @@ def scorer_of(sweep: Sweep) -> "Scorer | None":
     from prefsweep.workers.score import make_scorer
 
     reward = sweep.spec.reward
-    return None if reward is None else make_scorer(reward, sweep.reward_source())
+    return (
+        None
+        if reward is None
+        else make_scorer(reward, sweep.reward_source(), sweep.spec.policy.chat)
+    )
 
 
 def evaluate_and_publish(
@@ -54,7 +58,13 @@ def evaluate_and_publish(
     scorer = scorer_of(sweep)
     prompts = read_records(sweep, "eval_prompts", Prompt)
     metrics, samples = evaluate(
-        policy, reference, tokenizer, prompts, scorer, sweep.spec.evaluation
+        policy,
+        reference,
+        tokenizer,
+        prompts,
+        scorer,
+        sweep.spec.evaluation,
+        sweep.spec.policy.chat,
     )
     if trial_id == UNTRAINED:
         metrics |= win_metrics(samples, samples) | {"margin_test": 0.0, "accuracy_test": None}

@@ -172,7 +172,7 @@ class CheckPrompts:
             if stage == "prompts" and stage not in self.sweep.stages:
                 continue
             prompts = read_records(self.sweep, stage, Prompt)
-            check_prompt_lengths(prompts, source, sampling.max_new_tokens, field)
+            check_prompt_lengths(prompts, source, sampling.max_new_tokens, field, spec.policy.chat)
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,9 @@ class Generate:
         from prefsweep.workers.models import load_policy, load_tokenizer
 
         source = self.sweep.policy_source()
+        spec = self.sweep.spec
         generator = Generator(
-            load_policy(source), load_tokenizer(source), self.sweep.spec.generation
+            load_policy(source), load_tokenizer(source), spec.generation, spec.policy.chat
         )
         return generator, read_records(self.sweep, "prompts", Prompt)
 
@@ -219,7 +220,7 @@ class Score:
 
         reward = self.sweep.spec.reward
         assert reward is not None, "the spec asks for one where completions are scored"
-        return make_scorer(reward, self.sweep.reward_source())
+        return make_scorer(reward, self.sweep.reward_source(), self.sweep.spec.policy.chat)
 
     def run(self, worker: Any, index: int) -> None:
         from prefsweep.workers.score import score_completions
@@ -280,7 +281,11 @@ class Reference:
         first = index * REFERENCE_SHARD_PROMPTS
         mine = by_prompt[first : first + REFERENCE_SHARD_PROMPTS]
         tokenized = reference_pairs(
-            [pair for pairs in mine for pair in pairs], model, tokenizer, self.sweep.spec.training
+            [pair for pairs in mine for pair in pairs],
+            model,
+            tokenizer,
+            self.sweep.spec.training,
+            self.sweep.spec.policy.chat,
         )
         publish_shard(self, TokenizedPair, tokenized, index, started)
 

@@ -221,7 +221,13 @@ def _evaluate_now(sweep: Sweep, trial: Trial, model: Any, tokenizer: Any) -> Met
     model.eval()
     try:
         return evaluate(
-            model, _reference_of(sweep, model), tokenizer, prompts, scorer, sweep.spec.evaluation
+            model,
+            _reference_of(sweep, model),
+            tokenizer,
+            prompts,
+            scorer,
+            sweep.spec.evaluation,
+            sweep.spec.policy.chat,
         )[0]
     finally:
         model.train(was_training)

@@ -16,8 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefsweep.sweeps.errors import DataError
-from prefsweep.sweeps.spec import BuiltinText, DatasetText, FileText
+from prefsweep.sweeps.spec import (
+    BuiltinText,
+    DatasetText,
+    FileText,
+    Prompts,
+    UnconditionalPrompts,
+)
 from prefsweep.workers import builtin
+from prefsweep.workers.chat import as_messages
 from prefsweep.workers.locations import file_sha256, local_path
 
 Record = Mapping[str, object]
@@ -38,8 +45,12 @@ class Row:
     label: str | int | None
 
 
-def load_texts(corpus: BuiltinText | FileText | DatasetText) -> list[Row]:
+def load_texts(
+    corpus: BuiltinText | FileText | DatasetText, *, messages: bool = False
+) -> list[Row]:
     """All rows of the corpus that its `where` keeps, in order.
+
+    With `messages`, a list of chat messages is a text too: itself, as JSON.
 
     Raises DataError, naming the file, the row and the column, for what cannot be used.
     """
@@ -53,7 +64,7 @@ def load_texts(corpus: BuiltinText | FileText | DatasetText) -> list[Row]:
     else:
         required = {corpus.column, *corpus.where}
         source, records = load_records(corpus, required, required | {corpus.label_column})
-        rows = _select(corpus, records, source)
+        rows = _select(corpus, records, source, messages=messages)
     if not rows:
         kept = f" where {dict(corpus.where)}" if corpus.where else ""
         raise DataError(f"{source}: there are no texts{kept}; the corpus needs at least one")
@@ -82,12 +93,14 @@ def load_records(
             return str(path), _jsonl_records(path)
 
 
-def source_identity(corpus: BuiltinText | FileText | DatasetText) -> str:
+def source_identity(corpus: Prompts | BuiltinText | FileText | DatasetText) -> str:
     """What stands for the corpus's content in fingerprints; columns and `where` are not in it.
 
     Built in: version, count and seed. File or local folder: SHA-256. Hub: the commit. Raises
     DataError if there is no such file or dataset, or its commit cannot be found out offline.
     """
+    if isinstance(corpus, UnconditionalPrompts):
+        return "unconditional"
     if isinstance(corpus, BuiltinText):
         return f"builtin-{builtin.VERSION}-{corpus.num_texts}-{corpus.text_seed}"
     if isinstance(corpus, FileText):
@@ -102,7 +115,11 @@ def source_identity(corpus: BuiltinText | FileText | DatasetText) -> str:
 
 
 def _select(
-    corpus: FileText | DatasetText, records: Iterable[tuple[int, Record]], source: str
+    corpus: FileText | DatasetText,
+    records: Iterable[tuple[int, Record]],
+    source: str,
+    *,
+    messages: bool,
 ) -> list[Row]:
     """The kept records as rows, each checked for the columns that the corpus names."""
     rows: list[Row] = []
@@ -116,6 +133,8 @@ def _select(
         if not all(_is(record[column], wanted) for column, wanted in corpus.where.items()):
             continue
         text = record[corpus.column]
+        if messages and (talk := as_messages(text)) is not None:
+            text = json.dumps(talk)
         if not is_text(text):
             raise DataError(
                 f"{source}, row {number}: column {corpus.column!r} is {short(text)}, not a text"

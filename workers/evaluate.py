@@ -21,7 +21,8 @@ from scipy import stats
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefsweep.sweeps.records import EvaluationSample, Metrics, Prompt, TokenizedPair
-from prefsweep.sweeps.spec import EvaluationSpec
+from prefsweep.sweeps.spec import ChatSpec, EvaluationSpec
+from prefsweep.workers.chat import scored_text
 from prefsweep.workers.generate import Generator, Sample
 from prefsweep.workers.reference import forward_logits, token_logps
 from prefsweep.workers.score import Scorer
@@ -42,9 +43,10 @@ def evaluate(
     prompts: Sequence[Prompt],
     scorer: Scorer | None,
     spec: EvaluationSpec,
+    chat: ChatSpec | None = None,
 ) -> tuple[Metrics, list[EvaluationSample]]:
     """Metrics of the policy's samples for `prompts`, and the samples."""
-    drawn = Generator(policy, tokenizer, spec).sample(prompts, spec.num_samples)
+    drawn = Generator(policy, tokenizer, spec, chat).sample(prompts, spec.num_samples)
     rewards: list[float] | list[None] = [None] * len(drawn)
     if scorer is not None:
         rewards = scorer.score([s.prompt.text for s in drawn], [s.text for s in drawn])
@@ -58,7 +60,9 @@ def evaluate(
     words = [[i for i in s.completion_ids if i not in special] for s in drawn]
     reward_tokenizer = getattr(scorer, "tokenizer", tokenizer)
     full = [
-        reward_tokenizer(s.prompt.text + s.text, add_special_tokens=False)["input_ids"]
+        reward_tokenizer(scored_text(s.prompt.text, s.text, chat), add_special_tokens=False)[
+            "input_ids"
+        ]
         for s in drawn
     ]
     metrics = sample_metrics(samples) | {

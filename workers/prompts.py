@@ -24,7 +24,7 @@ def make_prompts(spec: Prompts, tokenizer_source: ModelSource) -> tuple[list[Pro
     """
     if isinstance(spec, UnconditionalPrompts):
         return unconditional_prompts(spec)
-    texts = [row.text for row in load_texts(spec) if is_wanted(row.text, spec)]
+    texts = [row.text for row in load_texts(spec, messages=True) if is_wanted(row.text, spec)]
     return select_prompts(_take(texts, spec, tokenizer_source), spec)
 
 

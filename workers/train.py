@@ -36,7 +36,7 @@ from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
 from prefsweep.workers.losses import trl_arguments
-from prefsweep.workers.packing import IGNORED, Ids, PackedModel, pack, take_plan
+from prefsweep.workers.packing import IGNORED, PackedModel, pack, take_plan
 from prefsweep.workers.reference import reference_sums
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,8 @@ class PreparedDPOTrainer(DPOTrainer):
         self.data_collator = PackingCollator(self.data_collator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> "PromptSampler":
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        assert isinstance(dataset, Dataset)
-        return PromptSampler([tuple(ids) for ids in dataset["prompt_ids"]], self.args.seed)
+        assert isinstance(self.train_dataset, Dataset)
+        return PromptSampler(list(self.train_dataset["prompt_id"]), self.args.seed)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -160,8 +159,8 @@ class PromptSampler(Sampler[int]):
     Every epoch has its own shuffle; seed and epoch alone decide it, so a resumed trial has it too.
     """
 
-    def __init__(self, prompts: Sequence[Ids], seed: int) -> None:
-        self._rows: dict[Ids, list[int]] = {}
+    def __init__(self, prompts: Sequence[str], seed: int) -> None:
+        self._rows: dict[str, list[int]] = {}
         for row, prompt in enumerate(prompts):
             self._rows.setdefault(prompt, []).append(row)
         self._num_rows, self._seed, self._epoch = len(prompts), seed, 0
@@ -230,7 +229,7 @@ def packing_is_exact(trainer: PreparedDPOTrainer) -> bool:
 
 
 def preference_dataset(pairs: Sequence[TokenizedPair], ld_alpha: float | None) -> Dataset:
-    """The train split as the columns that TRL's collator reads. Raises DataError if it is empty."""
+    """The train split as columns for collator and sampler. Raises DataError if it is empty."""
     train = [pair for pair in pairs if pair.split == "train"]
     if not train:
         raise DataError(
@@ -240,6 +239,7 @@ def preference_dataset(pairs: Sequence[TokenizedPair], ld_alpha: float | None) -
     sums = [reference_sums(pair, ld_alpha) for pair in train]
     return Dataset.from_dict(
         {
+            "prompt_id": [pair.prompt_id for pair in train],
             "prompt_ids": [pair.prompt_ids for pair in train],
             "chosen_ids": [pair.chosen_ids for pair in train],
             "rejected_ids": [pair.rejected_ids for pair in train],

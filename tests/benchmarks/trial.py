@@ -121,5 +121,5 @@ class _StockInOurOrder(DPOTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PromptSampler:
         assert isinstance(self.train_dataset, Dataset)
-        prompts = [tuple(ids) for ids in self.train_dataset["prompt_ids"]]
+        prompts = [str(ids) for ids in self.train_dataset["prompt_ids"]]
         return PromptSampler(prompts, self.args.seed)

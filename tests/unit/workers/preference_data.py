@@ -9,7 +9,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from prefsweep.sweeps.grid import TrialSpec
-from prefsweep.sweeps.records import PreferencePair, TokenizedPair
+from prefsweep.sweeps.records import PreferencePair, TokenizedPair, prompt_id
 from prefsweep.sweeps.spec import TrainingSpec
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.losses import trl_arguments
@@ -34,7 +34,7 @@ def preference_pairs(num_test: int = 0) -> list[PreferencePair]:
     return [
         PreferencePair(
             pair_id=f"p{i}-0-1",
-            prompt_id=f"p{i}",
+            prompt_id=prompt_id(prompt),
             split="test" if i >= len(TEXTS) - num_test else "train",
             prompt=prompt,
             chosen=chosen,
@@ -60,7 +60,7 @@ class InPromptOrder(DPOTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PromptSampler:
         assert isinstance(self.train_dataset, Dataset)
-        prompts = [tuple(ids) for ids in self.train_dataset["prompt_ids"]]
+        prompts = [str(ids) for ids in self.train_dataset["prompt_ids"]]
         return PromptSampler(prompts, self.args.seed)
 
 

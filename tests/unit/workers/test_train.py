@@ -231,7 +231,7 @@ def test_a_model_that_cannot_be_packed_is_trained_unpacked_with_a_line_in_the_lo
 def test_every_epoch_shuffles_the_prompts_anew_and_keeps_their_rows_together() -> None:
     from prefsweep.workers.train import PromptSampler
 
-    prompts = [(i // 3,) for i in range(30)]
+    prompts = [str(i // 3) for i in range(30)]
     sampler = PromptSampler(prompts, seed=1)
     orders = []
     for epoch in (0, 1, 0):

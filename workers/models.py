@@ -40,8 +40,8 @@ def load_policy(source: ModelSource) -> PreTrainedModel:
 def save_policy(model: PreTrainedModel, folder: Path) -> None:
     """Save as safetensors; weights that came from a GGUF file are saved as loaded, in full."""
     if getattr(model, "hf_quantizer", None) is not None and _is_gguf(model):
-        model.hf_quantizer = None  # pyright: ignore[reportAttributeAccessIssue]
-        del model.config.quantization_config
+        model.hf_quantizer = None  # pyright: ignore
+        del model.config.quantization_config  # pyright: ignore
     model.save_pretrained(folder)
 
 

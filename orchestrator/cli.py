@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prefsweep.sweeps.errors import SweepError, UsageError
+from prefsweep.sweeps.errors import ClusterError, SweepError, UsageError
 
 if TYPE_CHECKING:
     from prefsweep.orchestrator.sweep import Sweep
@@ -163,7 +163,7 @@ def main() -> None:
         if code == INTERRUPTED:
             errors.print("interrupted; run the same command again to resume")
         sys.exit(code)
-    except UsageError as error:
+    except (UsageError, ClusterError) as error:
         _print_error(error)
         sys.exit(2)
     except SweepError as error:

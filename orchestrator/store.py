@@ -31,7 +31,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from prefsweep.sweeps.errors import StoreError
+from prefsweep.sweeps.errors import StoreError, UsageError
 
 MANIFEST = "manifest.json"
 _FINGERPRINT_CHARS = 16
@@ -70,7 +70,7 @@ class Store:
             else:
                 self.fs, self._root = fs.LocalFileSystem(), absolute(uri)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise StoreError(f"--storage {uri} cannot be opened: {error}") from None
+            raise UsageError(f"--storage {uri} cannot be opened: {error}") from None
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
         self._verified: set[str] = set()
 

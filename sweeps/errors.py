@@ -6,7 +6,7 @@
     |   |-- DataError           a prompt, corpus or pair file, or what it contains
     |   `-- ModelError          a model that cannot be found or used
     |-- StoreError            the store cannot be read or written, or an artefact is damaged
-    |-- ClusterError          Ray is unreachable, or too small for what was asked
+    |-- ClusterError          Ray is unreachable, or too small for what was asked (exit code 2)
     |-- StageError            a stage failed in a worker; carries the remote traceback
     `-- TrialError            a trial failed in a way that retrying will not mend
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prefsweep.orchestrator.store import MANIFEST, Store, new_manifest
-from prefsweep.sweeps.errors import StoreError
+from prefsweep.sweeps.errors import StoreError, UsageError
 
 FINGERPRINT = "ab" * 32
 
@@ -113,7 +113,7 @@ def test_any_pyarrow_file_system_is_a_store(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_cannot_be_opened_is_named() -> None:
-    with pytest.raises(StoreError, match=r"--storage nosuch://bucket cannot be opened"):
+    with pytest.raises(UsageError, match=r"--storage nosuch://bucket cannot be opened"):
         Store("nosuch://bucket")
 
 

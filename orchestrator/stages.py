@@ -328,6 +328,10 @@ def finish_shards(
     paths = [stage.shard_path(index) for index in range(num)]
     shards = [sweep.store.shard_manifest(path) for path in paths]
     rows = sum(shard.rows for shard in shards if shard is not None)
+    if stage.name == "reference":
+        pairs = sweep.store.manifest(sweep.path("pairs"))
+        assert pairs is not None
+        notes = {**(notes or {}), "dropped: prompt fills max_length": float(pairs.rows - rows)}
     manifest = new_manifest(getattr(sweep.fingerprints, stage.name), rows, seconds, notes)
     if stage.name == "reference" and rows == 0:
         raise ModelError(

@@ -60,18 +60,19 @@ class EnterData:
             source = entry.path or entry.dataset
             raise DataError(f"entry: {source} has changed; run the sweep's own spec again")
         records: list[Any]
+        chat = sweep.spec.policy.chat is not None
         match entry.stage:
             case "prompts":
-                records, notes = reader.read_prompts(entry)
+                records, notes = reader.read_prompts(entry, chat=chat)
                 publish_records(sweep, self.name, Prompt, records, started, notes)
             case "completions":
-                records, notes = reader.read_completions(entry)
+                records, notes = reader.read_completions(entry, chat=chat)
                 _publish_completions(sweep, records, started, notes)
             case "scored_completions":
-                records, notes = reader.read_scored_completions(entry)
+                records, notes = reader.read_scored_completions(entry, chat=chat)
                 publish_records(sweep, self.name, ScoredCompletion, records, started, notes)
             case "pairs":
-                records, notes = reader.read_pairs(entry, sweep.spec.pairs)
+                records, notes = reader.read_pairs(entry, sweep.spec.pairs, chat=chat)
                 publish_records(sweep, self.name, PreferencePair, records, started, notes)
 
 

@@ -22,6 +22,7 @@ from prefsweep.sweeps.records import (
     prompt_id,
 )
 from prefsweep.sweeps.spec import DatasetText, FileText, PairsSpec, Prompts
+from prefsweep.workers.chat import as_messages, written_messages
 from prefsweep.workers.corpus import is_text, load_records, short, source_identity
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.pairs import split_of
@@ -39,15 +40,18 @@ def entry_identity(entry: EntrySpec) -> str:
     return source_identity(_source(entry))
 
 
-def read_prompts(entry: EntrySpec) -> tuple[list[Prompt], Notes]:
-    """The distinct prompts, in order. Raises DataError, as all readers here."""
-    rows, repeated = _distinct((row.prompt(), None) for row in _rows(entry))
+def read_prompts(entry: EntrySpec, *, chat: bool = False) -> tuple[list[Prompt], Notes]:
+    """The distinct prompts, in order. With `chat`, prompts and completions may be chat messages.
+
+    Raises DataError, as all readers here.
+    """
+    rows, repeated = _distinct((row.prompt(), None) for row in _rows(entry, chat))
     return [Prompt(prompt_id(text), text) for text in rows], _repeated(repeated)
 
 
-def read_completions(entry: EntrySpec) -> tuple[list[Completion], Notes]:
+def read_completions(entry: EntrySpec, *, chat: bool = False) -> tuple[list[Completion], Notes]:
     """All completions of every prompt's first row."""
-    rows, repeated = _distinct((row.prompt(), row.completions()) for row in _rows(entry))
+    rows, repeated = _distinct((row.prompt(), row.completions()) for row in _rows(entry, chat))
     completions = [
         Completion(key, index, prompt, text, FINISH_REASON)
         for prompt, texts in rows.items()
@@ -57,9 +61,13 @@ def read_completions(entry: EntrySpec) -> tuple[list[Completion], Notes]:
     return completions, _repeated(repeated)
 
 
-def read_scored_completions(entry: EntrySpec) -> tuple[list[ScoredCompletion], Notes]:
+def read_scored_completions(
+    entry: EntrySpec, *, chat: bool = False
+) -> tuple[list[ScoredCompletion], Notes]:
     """All completions of every prompt's first row, with their scores."""
-    rows, repeated = _distinct((row.prompt(), row.scored_completions()) for row in _rows(entry))
+    rows, repeated = _distinct(
+        (row.prompt(), row.scored_completions()) for row in _rows(entry, chat)
+    )
     completions = [
         ScoredCompletion(key, index, prompt, text, FINISH_REASON, score)
         for prompt, scored in rows.items()
@@ -69,11 +77,13 @@ def read_scored_completions(entry: EntrySpec) -> tuple[list[ScoredCompletion], N
     return completions, _repeated(repeated)
 
 
-def read_pairs(entry: EntrySpec, spec: PairsSpec) -> tuple[list[PreferencePair], Notes]:
+def read_pairs(
+    entry: EntrySpec, spec: PairsSpec, *, chat: bool = False
+) -> tuple[list[PreferencePair], Notes]:
     """The pairs, those of a prompt together; a pair that occurs twice is taken once."""
     by_prompt: dict[str, dict[tuple[str, str], tuple[_Score, _Score]]] = {}
     repeated = same = 0
-    for row in _rows(entry):
+    for row in _rows(entry, chat):
         prompt, chosen, rejected = row.prompt(), row.text("chosen"), row.text("rejected")
         scores = row.optional_number("chosen_score"), row.optional_number("rejected_score")
         pairs = by_prompt.setdefault(prompt, {})
@@ -167,32 +177,55 @@ class _Row:
     record: Mapping[str, object]
     columns: Mapping[str, str]
     is_csv: bool
+    chat: bool
+    """Whether the policy reads chat messages."""
 
     def prompt(self) -> str:
+        """The prompt; messages are kept as JSON text."""
+        talk = as_messages(self._value("prompt")) if self.chat else None
+        if talk is not None:
+            return json.dumps(talk)
         text = self.text("prompt")
         if not text.strip():
             raise self._error("prompt", "is empty; every row needs a prompt")
         return text
 
     def text(self, name: str) -> str:
-        value = self._value(name)
+        """A text, or with `chat` the assistant's answer at the end of a list of messages."""
+        return self._text(name, "", self._value(name))
+
+    def _text(self, name: str, index: str, value: object) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            raise self._error(
-                name, "is a list of messages, not a text; apply the chat template to it first"
-            )
+            return self._answer(name, index, value)
         if not is_text(value):
-            raise self._error(name, f"is {short(value)}, not a text")
+            raise self._error(name, f"{index} is {short(value)}, not a text")
         return str(value)
+
+    def _answer(self, name: str, index: str, value: object) -> str:
+        """The last of the messages, the assistant's; those before it must be the prompt's."""
+        talk = as_messages(value)
+        if not self.chat or talk is None:
+            raise self._error(
+                name,
+                f"{index} is a list of messages, not a text; set policy.chat, or apply the chat "
+                "template to it first",
+            )
+        if talk[-1]["role"] != "assistant":
+            raise self._error(
+                name, f"{index} ends with a message of the {talk[-1]['role']}, not the assistant's"
+            )
+        prompt = self.prompt()
+        asked = written_messages(prompt) or [{"role": "user", "content": prompt}]
+        if talk[:-1] not in ([], asked):
+            raise self._error(name, f"{index} has other messages before the last than its prompt")
+        return talk[-1]["content"]
 
     def completions(self) -> list[str]:
         texts = self._list("completions")
-        for index, text in enumerate(texts):
-            if not is_text(text):
-                raise self._error("completions", f"[{index}] is {short(text)}, not a text")
         if len(texts) < 2:
             number = "one completion" if texts else "no completions"
             raise self._error("completions", f"has {number}; a pair needs at least two")
-        return [str(text) for text in texts]
+        return [self._text("completions", f"[{i}]", text) for i, text in enumerate(texts)]
 
     def scored_completions(self) -> list[tuple[str, float]]:
         texts, scores = self.completions(), self._list("scores")
@@ -253,7 +286,7 @@ def _source(entry: EntrySpec) -> FileText | DatasetText:
     )
 
 
-def _rows(entry: EntrySpec) -> Iterator[_Row]:
+def _rows(entry: EntrySpec, chat: bool) -> Iterator[_Row]:
     """The rows, each with the columns that it must have."""
     columns = entry.column_names
     mapped = [name for name in OPTIONAL[entry.stage] if name in entry.columns]
@@ -271,7 +304,7 @@ def _rows(entry: EntrySpec) -> Iterator[_Row]:
                     f"{', '.join(map(str, record)) or 'none'}. Map it with "
                     f"entry.columns={{{name}: ...}}"
                 )
-        yield _Row(place, record, columns, is_csv)
+        yield _Row(place, record, columns, is_csv, chat)
     if not number:
         raise DataError(f"{source}: there are no rows; an entry needs at least one")
 

@@ -84,6 +84,25 @@ def test_chat_prompts_are_rendered_by_the_template_everywhere(tmp_path: Path) ->
     assert rendered.endswith("assistant:")
 
 
+def test_pairs_as_messages_are_trained_on(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Tell me about film {i}"}],
+            "chosen": [{"role": "assistant", "content": " It was good."}],
+            "rejected": [{"role": "assistant", "content": " It was bad."}],
+        }
+        for i in range(16)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    sweep = chat_sweep(tmp_path, f"entry={{stage: pairs, path: {path}}}", "prompts=null")
+    assert run(sweep) == [Status.SUCCEEDED] * 3
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    pair = read_records(sweep, "reference", TokenizedPair)[0]
+    assert tokenizer.decode(pair.prompt_ids).endswith("assistant:")
+    assert tokenizer.decode(pair.chosen_ids).startswith(" It was good.")
+
+
 def test_chat_without_a_template_is_refused(tmp_path: Path) -> None:
     sweep = chat_sweep(tmp_path, template=None)
     with pytest.raises(ModelError, match="chat template"):

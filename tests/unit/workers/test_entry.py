@@ -358,3 +358,55 @@ def test_the_first_system_s_scores_give_the_pairs_of_an_independent_script() -> 
     num_test = sum(pair.split == "test" for pair in pairs)
     print(f"{len(pairs) - num_test} training pairs, {num_test} test pairs")
     assert len({pair.pair_id for pair in pairs}) == len(pairs)
+
+
+# --- chat ----------------------------------------------------------------------------------------
+
+TALK = [{"role": "user", "content": "A film?"}]
+
+
+def said(text: str, role: str = "assistant") -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+def test_chat_messages_are_prompts_and_answers(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": TALK, "chosen": [said("Yes.")], "rejected": [said("No.")]},
+        {"prompt": TALK, "chosen": [*TALK, said("Sure.")], "rejected": "Hm."},
+        {"prompt": "And now?", "chosen": [said("And now?", "user"), said("Go.")], "rejected": "-"},
+    ]
+    entry = EntrySpec(stage="pairs", path=str(write(tmp_path, rows)))
+    pairs, _ = read_pairs(entry, PairsSpec(test_fraction=0.0), chat=True)
+    assert [(json.loads(p.prompt), p.chosen, p.rejected) for p in pairs[:2]] == [
+        (TALK, "Yes.", "No."),
+        (TALK, "Sure.", "Hm."),
+    ]
+    assert (pairs[2].prompt, pairs[2].chosen, pairs[2].rejected) == ("And now?", "Go.", "-")
+
+
+def test_completions_may_be_chat_messages(tmp_path: Path) -> None:
+    rows = [{"prompt": TALK, "completions": [[said("Yes.")], "No."], "scores": [1, 0]}]
+    entry = EntrySpec(stage="scored_completions", path=str(write(tmp_path, rows)))
+    completions, _ = read_scored_completions(entry, chat=True)
+    assert [c.text for c in completions] == ["Yes.", "No."]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "chat", "message"),
+    [
+        ([said("Yes.")], False, "row 1: column 'chosen' is a list of messages.*set policy.chat"),
+        (TALK, True, "row 1: column 'chosen' ends with a message of the user, not the assistant's"),
+        (
+            [said("Other", "user"), said("Yes.")],
+            True,
+            "row 1: column 'chosen' has other messages before the last than its prompt",
+        ),
+    ],
+)
+def test_messages_that_are_no_answer_to_the_prompt_are_refused(
+    tmp_path: Path, chosen: object, chat: bool, message: str
+) -> None:
+    rows = [{"prompt": "A film?", "chosen": chosen, "rejected": "No."}]
+    entry = EntrySpec(stage="pairs", path=str(write(tmp_path, rows)))
+    with pytest.raises(DataError, match=message):
+        read_pairs(entry, PairsSpec(), chat=chat)

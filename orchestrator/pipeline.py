@@ -179,10 +179,10 @@ class Run:
         """Trials without weights or evaluation; a deterministic failure waits to be asked for."""
         todo: list[Trial] = []
         for trial in self.sweep.trials:
-            status = trial_status(self.sweep, trial)
-            waits = status.failure is not None and status.failure.kind == "deterministic"
             if is_finished(self.sweep, trial.trial_id):
                 continue
+            failure = trial_status(self.sweep, trial).failure
+            waits = failure is not None and failure.kind == "deterministic"
             if waits and not restart_errored:
                 log.info("trial %s failed before; --restart-errored runs it again", trial.name)
                 continue

@@ -123,8 +123,9 @@ def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
 
 
 def _train(sweep: Sweep, trial: Trial, log: TrialLog) -> None:
+    from prefsweep.workers.batches import max_steps
     from prefsweep.workers.models import load_policy, load_tokenizer
-    from prefsweep.workers.train import Hooks, max_steps, train
+    from prefsweep.workers.train import Hooks, train
 
     store, started = sweep.store, time.monotonic()
     pairs: list[TokenizedPair] = read_records(sweep, "reference", TokenizedPair)

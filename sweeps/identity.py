@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefsweep.sweeps.entry import ARTEFACTS
-from prefsweep.sweeps.grid import TrialSpec, split_loss
+from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.spec import FirstTokens, Section, SweepSpec
 
 STAGE_VERSIONS: Mapping[str, int] = {
@@ -23,14 +23,11 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "completions": 1,
     "scores": 1,
     "pairs": 1,
-    "reference": 1,
-    "trial": 1,
+    "reference": 2,
+    "trial": 2,
     "evaluation": 1,
 }
 """Versions of the stages' code. Bump one when the same inputs give another output."""
-
-ROW_MIXING_LOSSES = frozenset({"aot", "aot_unpaired", "sft"})
-"""Losses whose value over a batch is not the mean over its rows: the micro-batch changes them."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +112,9 @@ class Fingerprints:
         section = _fields(training, _NOT_WEIGHTS)
         if training.max_steps is not None:
             del section["num_train_epochs"]
-        section["batch_size"] = (
-            training.per_device_train_batch_size * training.gradient_accumulation_steps
-        )
-        if ROW_MIXING_LOSSES & set(split_loss(trial.loss_type)):
-            section["per_device_train_batch_size"] = training.per_device_train_batch_size
+        unit = "batch_size" if training.prompts_per_batch is None else "prompts_per_batch"
+        size = training.prompts_per_batch or training.per_device_train_batch_size
+        section[unit] = size * training.gradient_accumulation_steps
         return {"training": section, "trial": _fields(trial), "reference": self.reference}
 
     def evaluation(self, trial_id: str) -> str:
@@ -181,6 +176,7 @@ class Fingerprints:
 
 _NOT_WEIGHTS = {
     "per_device_train_batch_size",
+    "prompts_per_batch",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "packing",

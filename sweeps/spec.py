@@ -197,9 +197,12 @@ class TrainingSpec(Section):
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; None goes by num_train_epochs."""
     per_device_train_batch_size: int = Field(default=8, ge=1)
-    """Pairs in a forward pass."""
+    """Pairs in a batch; not read if prompts_per_batch is given."""
+    prompts_per_batch: int | None = Field(default=None, ge=1)
+    """Whole prompts in a batch, with all their pairs; None fills per_device_train_batch_size."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Forward passes to an optimizer step."""
+    """Batches to an optimizer step. They are planned as one, and cut into as few forward passes as
+    fit the tokens of one padded batch."""
     optim: str = "adamw_torch"
     """Optimizer, by transformers' name (adamw_torch, rmsprop, sgd, ...)."""
     weight_decay: float = Field(default=0.0, ge=0)

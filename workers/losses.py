@@ -36,6 +36,9 @@ from typing import TypedDict
 
 from prefsweep.sweeps.grid import TrialSpec, split_loss
 
+ROW_MIXING_LOSSES = frozenset({"aot", "aot_unpaired", "sft"})
+"""Losses whose value over a batch is not the mean over its pairs: their batches are never cut."""
+
 
 class _Given(TypedDict, total=False):
     loss_weights: list[float]
@@ -72,3 +75,8 @@ def trl_arguments(trial: TrialSpec) -> TrlArguments:
     if trial.discopop_tau is not None:
         arguments["discopop_tau"] = trial.discopop_tau
     return arguments
+
+
+def mixes_rows(trial: TrialSpec) -> bool:
+    """Whether the trial's loss of a batch is not the mean of its pairs' losses."""
+    return not ROW_MIXING_LOSSES.isdisjoint(split_loss(trial.loss_type))

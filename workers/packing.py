@@ -2,25 +2,32 @@
 
 In TRL's layout a batch is [chosen; rejected], every row prompt + completion, padded. Pairs of one
 prompt repeat the prompt, and often completions as well. Here each prompt is laid down once, and
-each distinct completion once behind it:
+each distinct completion once behind it, all in one row without padding:
 
-    row       p1 p2 p3 | p4 a1 a2 | p4 b1 b2 b3 | next prompt ... | padding
+    row       p1 p2 p3 | p4 a1 a2 | p4 b1 b2 b3 | next prompt ...
     position   0  1  2    3  4  5    3  4  5  6
     predicts   -  -  -   a1 a2 a3   b1 b2 b3 b4
 
 A segment starts with the last prompt token, because that position predicts the completion's first
-token, and lacks the completion's last token, which predicts nothing. It sees its prompt and itself.
-The per-token outputs are gathered back into TRL's layout, so the loss and its gradients are TRL's.
+token, and lacks the completion's last token, which predicts nothing. It sees its prompt and itself
+(attention.py); the head scores what predicts something (head.py). The per-token outputs are
+gathered back into TRL's layout, so the loss and its gradients are TRL's.
 
-Shapes: B rows of TRL's batch (both halves), T its length; R packed rows of length L.
+Shapes: B rows of TRL's batch (both halves), T its length; L tokens of the packed row, N of them
+predict; G prompts of at most P tokens, C completions of at most S (attention.py).
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from prefsweep.workers.attention import Segments, announce
+from prefsweep.workers.head import TokenOutputs, has_plain_head, token_outputs
 
 Ids = tuple[int, ...]
 IGNORED = -100
@@ -34,70 +41,139 @@ class PackedBatch:
     """The plan of one batch."""
 
     input_ids: torch.Tensor
-    """(R, L)"""
+    """(1, L)"""
     position_ids: torch.Tensor
-    """(R, L)"""
-    attention_mask: torch.Tensor
-    """(R, 1, L, L), True where row position i may look at j."""
-    shift_labels: torch.Tensor
-    """(R, L), the token that each position predicts, IGNORED where none."""
+    """(1, L)"""
+    predicting: torch.Tensor
+    """(N,), the row's positions that predict a completion's token."""
+    labels: torch.Tensor
+    """(N,), those tokens."""
+    gather: torch.Tensor
+    """(B, T - 1), which of the N stands at TRL's position; -1 outside completions."""
     index: torch.Tensor
-    """(B, T - 1), where in the flattened rows TRL's position is; -1 outside completions."""
+    slots: torch.Tensor
+    owner: torch.Tensor
+    num_prompt: torch.Tensor
+    mask: torch.Tensor
+    """index to mask: as in `Segments`."""
+
+    @property
+    def segments(self) -> Segments:
+        """The plan as attention reads it."""
+        names = [field.name for field in fields(Segments)]
+        return Segments(**{name: getattr(self, name) for name in names})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The plan as items of a collated batch."""
         return {PREFIX + name: value for name, value in vars(self).items()}
 
 
-@dataclass(frozen=True)
-class _Group:
-    """One prompt with its distinct completions."""
-
-    prompt_ids: Ids
-    completions: dict[Ids, None]
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt_ids) - 1 + sum(len(ids) for ids in self.completions)
-
-
-def pack(sequences: Sequence[tuple[Ids, Ids]], length: int, pad_token_id: int) -> PackedBatch:
-    """The plan for TRL rows (prompt_ids, completion_ids), padded to `length` = T.
-
-    Prompts share rows first-fit; a row is as long as the longest prompt group needs.
-    """
-    groups: dict[Ids, _Group] = {}
+def pack(sequences: Sequence[tuple[Ids, Ids]], length: int) -> PackedBatch:
+    """The plan for TRL rows (prompt_ids, completion_ids), padded to `length` = T."""
+    groups: dict[Ids, dict[Ids, None]] = {}
     for prompt_ids, completion_ids in sequences:
-        group = groups.setdefault(prompt_ids, _Group(prompt_ids, {}))
+        completions = groups.setdefault(prompt_ids, {})
         if completion_ids:
-            group.completions.setdefault(completion_ids)
-    rows = _fill_rows(list(groups.values()))
-    width = max(sum(group.num_tokens for group in row) for row in rows)
-    shape = (len(rows), width)
-    plan = PackedBatch(
-        input_ids=torch.full(shape, pad_token_id),
-        position_ids=torch.zeros(shape, dtype=torch.long),
-        attention_mask=torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1, 1),
-        shift_labels=torch.full(shape, IGNORED),
-        index=torch.full((len(sequences), length - 1), -1),
-    )
-    starts: dict[tuple[Ids, Ids], int] = {}
-    for number, row in enumerate(rows):
-        start = 0
-        for group in row:
-            for completion_ids, offset in _lay_down(plan, number, start, group).items():
-                starts[group.prompt_ids, completion_ids] = number * width + offset
-            start += group.num_tokens
+            completions.setdefault(completion_ids)
+    tokens: list[int] = []
+    positions: list[int] = []
+    labels: list[int] = []
+    predicting: list[int] = []
+    prompts: list[tuple[int, int]] = []
+    segments: list[tuple[int, int]] = []
+    owner: list[int] = []
+    first: dict[tuple[Ids, Ids], int] = {}
+    """Of a completion: number among the N of its first token."""
+    for prompt_ids, completions in groups.items():
+        num_prompt = len(prompt_ids) - 1
+        prompts.append((len(tokens), num_prompt))
+        tokens += prompt_ids[:-1]
+        positions += range(num_prompt)
+        for completion_ids in completions:
+            size, begin = len(completion_ids), len(tokens)
+            first[prompt_ids, completion_ids] = len(labels)
+            segments.append((begin, size))
+            owner.append(len(prompts) - 1)
+            tokens += (prompt_ids[-1], *completion_ids[:-1])
+            positions += range(num_prompt, num_prompt + size)
+            predicting += range(begin, begin + size)
+            labels += completion_ids
+    gather = torch.full((len(sequences), length - 1), -1)
     for row, (prompt_ids, completion_ids) in enumerate(sequences):
         if completion_ids:
-            begin, first = starts[prompt_ids, completion_ids], len(prompt_ids) - 1
-            span = torch.arange(len(completion_ids))
-            plan.index[row, first + span] = begin + span
-    return plan
+            start, size = len(prompt_ids) - 1, len(completion_ids)
+            begin = first[prompt_ids, completion_ids]
+            gather[row, start : start + size] = torch.arange(begin, begin + size)
+    return PackedBatch(
+        input_ids=torch.tensor([tokens]),
+        position_ids=torch.tensor([positions]),
+        predicting=torch.tensor(predicting),
+        labels=torch.tensor(labels),
+        gather=gather,
+        **vars(_segments(prompts, segments, owner, len(tokens))),
+    )
+
+
+def _segments(
+    prompts: Sequence[tuple[int, int]],
+    completions: Sequence[tuple[int, int]],
+    owner: Sequence[int],
+    num_tokens: int,
+) -> Segments:
+    """The layout of prompts and completions, each given as (start in the row, tokens)."""
+    blocks = [_block(part) for part in (prompts, completions)]
+    index = torch.cat([block.flatten() for block in blocks])
+    slots = torch.zeros(num_tokens, dtype=torch.long)
+    slots[index[index >= 0]] = torch.nonzero(index >= 0)[:, 0]
+    owner_C, size_S = torch.tensor(owner), blocks[1].shape[1]
+    seen_CP = (blocks[0] >= 0)[owner_C]
+    causal_CSS = torch.ones(size_S, size_S, dtype=torch.bool).tril().expand(len(owner), -1, -1)
+    past_CSP = seen_CP[:, None, :].expand(-1, size_S, -1)
+    return Segments(
+        index=index,
+        slots=slots,
+        owner=owner_C,
+        num_prompt=torch.tensor([size for _, size in prompts]),
+        mask=torch.cat([past_CSP, causal_CSS], dim=-1)[:, None],
+    )
+
+
+def _block(parts: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """(parts, longest part): the row's positions of each part, -1 behind its end."""
+    spans = [torch.arange(start, start + size) for start, size in parts]
+    return pad_sequence(spans, batch_first=True, padding_value=-1)
+
+
+def add_packed_head(model: Any) -> None:
+    """Let `model`, whose head TRL has fused, answer for the positions of a plan.
+
+    `model(..., predicting=(N,), labels_at=(N,))` then returns TokenOutputs; without them the
+    forward is the one it was. To be called before the model is wrapped, as TRL's own.
+    """
+    fused_forward = model.forward
+
+    @functools.wraps(fused_forward)
+    def forward(
+        *args: Any,
+        predicting: torch.Tensor | None = None,
+        labels_at: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if predicting is None or labels_at is None:
+            return fused_forward(*args, **kwargs)
+        if not has_plain_head(model):
+            labels = torch.full_like(kwargs["input_ids"], IGNORED)
+            labels[0, predicting] = labels_at
+            outputs = fused_forward(*args, shift_labels=labels, fused_lm_head=True, **kwargs)
+            return TokenOutputs(*(getattr(outputs, name)[0, predicting] for name in OUTPUTS))
+        hidden_1LE = model.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        return token_outputs(hidden_1LE[0, predicting], model.get_output_embeddings(), labels_at)
+
+    model.forward = forward
 
 
 class PackedModel:
-    """Stands for the model that TRL's loss calls: runs the packed rows, answers in TRL's layout."""
+    """Stands for the model that TRL's loss calls: runs the packed row, answers in TRL's layout."""
 
     def __init__(self, model: Any, plan: PackedBatch) -> None:
         self._model, self._plan = model, plan
@@ -107,30 +183,19 @@ class PackedModel:
         plan = self._plan
         outputs = self._model(
             input_ids=plan.input_ids,
-            attention_mask=attention_mask_for(self._model, plan.attention_mask),
+            attention_mask=announce(plan.segments),
             position_ids=plan.position_ids,
-            shift_labels=plan.shift_labels,
-            fused_lm_head=True,
-            use_cache=False,
+            predicting=plan.predicting,
+            labels_at=plan.labels,
         )
         return SimpleNamespace(
-            **{name: unpack(getattr(outputs, name), plan.index) for name in OUTPUTS}
+            **{name: unpack(getattr(outputs, name), plan.gather) for name in OUTPUTS}
         )
 
 
-def unpack(values_RL: torch.Tensor, index_BT: torch.Tensor) -> torch.Tensor:
-    """Packed per-token values in TRL's layout, 0 outside completions; gradients flow through."""
-    picked_BT = values_RL.reshape(-1)[index_BT.clamp(min=0)]
-    return picked_BT.masked_fill(index_BT < 0, 0)
-
-
-def attention_mask_for(model: Any, mask_RLL: torch.Tensor) -> torch.Tensor:
-    """The mask as the model's attention reads it: boolean for sdpa, added to scores for eager."""
-    if model.config._attn_implementation != "eager":
-        return mask_RLL
-    dtype = next(model.parameters()).dtype
-    blocked = torch.zeros_like(mask_RLL, dtype=dtype)
-    return blocked.masked_fill(~mask_RLL, torch.finfo(dtype).min)
+def unpack(values_N: torch.Tensor, gather_BT: torch.Tensor) -> torch.Tensor:
+    """Per-token values in TRL's layout, 0 outside completions; gradients flow through."""
+    return values_N[gather_BT.clamp(min=0)].masked_fill(gather_BT < 0, 0)
 
 
 def take_plan(inputs: dict[str, Any]) -> PackedBatch | None:
@@ -139,47 +204,3 @@ def take_plan(inputs: dict[str, Any]) -> PackedBatch | None:
     if not names:
         return None
     return PackedBatch(**{name.removeprefix(PREFIX): inputs.pop(name) for name in names})
-
-
-def _fill_rows(groups: list[_Group]) -> list[list[_Group]]:
-    """Groups in rows of at most the longest group's tokens: first fit, longest first."""
-    limit = max(group.num_tokens for group in groups)
-    rows: list[list[_Group]] = []
-    used: list[int] = []
-    for group in sorted(groups, key=lambda g: -g.num_tokens):
-        fitting = (i for i, tokens in enumerate(used) if tokens + group.num_tokens <= limit)
-        row = next(fitting, None)
-        if row is None:
-            rows.append([group])
-            used.append(group.num_tokens)
-        else:
-            rows[row].append(group)
-            used[row] += group.num_tokens
-    return rows
-
-
-def _lay_down(plan: PackedBatch, row: int, start: int, group: _Group) -> dict[Ids, int]:
-    """Write a group into a row from `start`; the first position of each completion's segment."""
-    num_prompt = len(group.prompt_ids) - 1
-    prompt = slice(start, start + num_prompt)
-    plan.input_ids[row, prompt] = torch.tensor(group.prompt_ids[:-1], dtype=torch.long)
-    plan.position_ids[row, prompt] = torch.arange(num_prompt)
-    mask_LL = plan.attention_mask[row, 0]
-    mask_LL[prompt, prompt] = _causal(num_prompt)
-    begin, offsets = prompt.stop, {}
-    for completion_ids in group.completions:
-        size = len(completion_ids)
-        segment = slice(begin, begin + size)
-        ids = (group.prompt_ids[-1], *completion_ids[:-1])
-        plan.input_ids[row, segment] = torch.tensor(ids)
-        plan.position_ids[row, segment] = torch.arange(num_prompt, num_prompt + size)
-        plan.shift_labels[row, segment] = torch.tensor(completion_ids)
-        mask_LL[segment, prompt] = True
-        mask_LL[segment, segment] = _causal(size)
-        offsets[completion_ids] = begin
-        begin += size
-    return offsets
-
-
-def _causal(size: int) -> torch.Tensor:
-    return torch.ones(size, size, dtype=torch.bool).tril()

@@ -7,9 +7,10 @@ tokenizes anything. The trial is handed `report` and `publish`; it knows no Ray,
 import itertools
 import logging
 import math
-import random
+import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,13 +31,21 @@ from transformers.pytorch_utils import Conv1D
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from prefsweep.sweeps.errors import DataError, TrialError
+from prefsweep.sweeps.errors import TrialError
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
-from prefsweep.workers.losses import trl_arguments
-from prefsweep.workers.packing import IGNORED, PackedModel, pack, take_plan
-from prefsweep.workers.reference import reference_sums
+from prefsweep.workers.attention import UnpackableError, segmented
+from prefsweep.workers.batches import (
+    MICRO_BATCHES,
+    BatchCollator,
+    PromptSampler,
+    batch_size,
+    max_tokens,
+    preference_dataset,
+)
+from prefsweep.workers.losses import mixes_rows, trl_arguments
+from prefsweep.workers.packing import IGNORED, PackedModel, add_packed_head, take_plan
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +67,9 @@ class Hooks:
     on_step: Callable[[int, PreTrainedModel | PeftModel], None] | None = None
     resume_from: Path | None = None
     """Folder of a checkpoint to continue from."""
+    halvings: int = 0
+    """How often to halve the tokens of a forward pass, because they did not fit the memory. The
+    batch stays what it is: it is cut, and its parts weigh their share of the pairs."""
 
 
 def train(
@@ -83,15 +94,21 @@ def train(
     trainer = PreparedDPOTrainer(
         model=model,
         args=_arguments(trial, spec, work_dir, saves=hooks.publish is not None),
-        train_dataset=preference_dataset(pairs, trial.ld_alpha),
+        train_dataset=preference_dataset(
+            pairs, trial.ld_alpha, by_prompt=spec.prompts_per_batch is not None
+        ),
         processing_class=tokenizer,
         peft_config=None if spec.lora is None else lora_config(spec.lora, model),
         callbacks=[_HooksCallback(hooks)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.packing = spec.packing == "auto" and packing_is_exact(trainer)
-    outcome = trainer.train(resume_from_checkpoint=_path(hooks.resume_from))
+    limit = None if mixes_rows(trial) else max_tokens(spec, pairs, hooks.halvings)
+    trainer.data_collator = BatchCollator(trainer.data_collator, limit, packed=True)
     trained = trainer.accelerator.unwrap_model(trainer.model)
+    with segmented(_base(trained)) if spec.packing == "auto" else nullcontext():
+        trainer.packing = spec.packing == "auto" and packing_is_exact(trainer)
+        trainer.data_collator.packed = trainer.packing
+        outcome = trainer.train(resume_from_checkpoint=_path(hooks.resume_from))
     trained.save_pretrained(str(output_dir))
     if not isinstance(trained, PeftModel):
         tokenizer.save_pretrained(str(output_dir))
@@ -117,7 +134,8 @@ class PreparedDPOTrainer(DPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.data_collator = PackingCollator(self.data_collator)
+        self._share = 1.0
+        add_packed_head(_base(self.model))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> "PromptSampler":
         assert isinstance(self.train_dataset, Dataset)
@@ -135,8 +153,26 @@ class PreparedDPOTrainer(DPOTrainer):
         if self.packing and plan is not None:
             model = PackedModel(model, plan)
         loss = super()._compute_loss(model, inputs, return_outputs)
-        if not torch.isfinite(loss[0] if return_outputs else loss):
-            raise TrialError(self._not_finite("loss", loss[0] if return_outputs else loss))
+        if not torch.isfinite(loss):
+            raise TrialError(self._not_finite("loss", loss))
+        return loss * self._share
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """One batch, forward and backward; a cut one in parts, each weighted by its share of the
+        pairs, in the loss and in the metrics."""
+        parts = inputs.get(MICRO_BATCHES)
+        if parts is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        sizes = [len(part["ref_chosen_logps"]) for part in parts]
+        shares = [size / sum(sizes) for size in sizes]
+        loss = torch.zeros(())
+        for part, self._share in zip(parts, shares, strict=True):
+            loss = loss + super().training_step(model, part, num_items_in_batch).cpu()
+        self._share = 1.0
+        for values in self._metrics["train"].values():
+            if len(values) >= len(parts):  # num_tokens holds its total only
+                own = values[-len(parts) :]
+                values[-len(parts) :] = [sum(map(operator.mul, own, shares))]
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -153,48 +189,6 @@ class PreparedDPOTrainer(DPOTrainer):
         )
 
 
-class PromptSampler(Sampler[int]):
-    """Row numbers in a seeded shuffle of the prompts, each prompt's rows together, in order.
-
-    Every epoch has its own shuffle; seed and epoch alone decide it, so a resumed trial has it too.
-    """
-
-    def __init__(self, prompts: Sequence[str], seed: int) -> None:
-        self._rows: dict[str, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            self._rows.setdefault(prompt, []).append(row)
-        self._num_rows, self._seed, self._epoch = len(prompts), seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of an epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._num_rows
-
-    def __iter__(self) -> Iterator[int]:
-        prompts = list(self._rows)
-        random.Random(f"{self._seed}:{self._epoch}").shuffle(prompts)
-        return (row for prompt in prompts for row in self._rows[prompt])
-
-
-class PackingCollator:
-    """TRL's collated batch, with the plan to run it packed."""
-
-    def __init__(self, collator: Any) -> None:
-        self._collator = collator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self._collator(examples)
-        rows = [
-            (tuple(example["prompt_ids"]), tuple(example[half]))
-            for half in ("chosen_ids", "rejected_ids")
-            for example in examples
-        ]
-        length = batch["input_ids"].shape[1]
-        return batch | pack(rows, length, self._collator.pad_token_id).tensors()
-
-
 def packing_is_exact(trainer: PreparedDPOTrainer) -> bool:
     """Whether the model gives the first batch the same log-probabilities packed as TRL's way.
 
@@ -205,17 +199,23 @@ def packing_is_exact(trainer: PreparedDPOTrainer) -> bool:
     dataset, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
     assert isinstance(dataset, Dataset)
     rows = itertools.islice(trainer._get_train_sampler(), size)
-    batch = trainer._prepare_inputs(trainer.data_collator([dataset[row] for row in rows]))
+    batch = trainer.data_collator([dataset[row] for row in rows])
+    batch = trainer._prepare_inputs(batch.get(MICRO_BATCHES, [batch])[0])
     plan, model = take_plan(batch), trainer.model
     assert plan is not None and isinstance(model, torch.nn.Module)
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
     arguments = {"labels": labels, "fused_lm_head": True, "use_cache": False}
     was_training = model.training
     model.eval()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
-        stock = model(batch["input_ids"], attention_mask=batch["attention_mask"], **arguments)
-        packed = PackedModel(model, plan)()
-    model.train(was_training)
+    try:
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            stock = model(batch["input_ids"], attention_mask=batch["attention_mask"], **arguments)
+            packed = PackedModel(model, plan)()
+    except UnpackableError as error:
+        log.warning("%s: %s; it is trained unpacked", type(model).__name__, error)
+        return False
+    finally:
+        model.train(was_training)
     difference = (stock.log_probs.float() - packed.log_probs.float()).abs().max().item()
     half = trainer.args.bf16 or trainer.args.fp16 or stock.log_probs.dtype != torch.float32
     if difference <= (HALF_TOLERANCE if half else TOLERANCE):
@@ -226,37 +226,6 @@ def packing_is_exact(trainer: PreparedDPOTrainer) -> bool:
         difference,
     )
     return False
-
-
-def preference_dataset(pairs: Sequence[TokenizedPair], ld_alpha: float | None) -> Dataset:
-    """The train split as columns for collator and sampler. Raises DataError if it is empty."""
-    train = [pair for pair in pairs if pair.split == "train"]
-    if not train:
-        raise DataError(
-            "training: no training pair is left; all prompts fill training.max_length. Raise it, "
-            "or set training.max_prompt_length"
-        )
-    sums = [reference_sums(pair, ld_alpha) for pair in train]
-    return Dataset.from_dict(
-        {
-            "prompt_id": [pair.prompt_id for pair in train],
-            "prompt_ids": [pair.prompt_ids for pair in train],
-            "chosen_ids": [pair.chosen_ids for pair in train],
-            "rejected_ids": [pair.rejected_ids for pair in train],
-            "ref_chosen_logps": [chosen for chosen, _ in sums],
-            "ref_rejected_logps": [rejected for _, rejected in sums],
-        }
-    )
-
-
-def max_steps(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
-    """Optimizer steps of a trial, as transformers' Trainer counts them."""
-    if spec.max_steps is not None:
-        return spec.max_steps
-    num_train = sum(pair.split == "train" for pair in pairs)
-    batches = math.ceil(num_train / spec.per_device_train_batch_size)
-    steps = max(1, math.ceil(batches / spec.gradient_accumulation_steps))
-    return math.ceil(spec.num_train_epochs * steps)
 
 
 def lora_config(spec: LoraSpec, model: PreTrainedModel) -> LoraConfig:
@@ -279,8 +248,7 @@ def _arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path, *, saves: b
         learning_rate=trial.learning_rate,
         num_train_epochs=spec.num_train_epochs,
         max_steps=spec.max_steps or -1,
-        per_device_train_batch_size=spec.per_device_train_batch_size,
-        gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        per_device_train_batch_size=batch_size(spec),  # BatchCollator cuts it
         optim=spec.optim,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
@@ -300,6 +268,7 @@ def _arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path, *, saves: b
         precompute_ref_log_probs=True,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,  # prompt_id and the pairs of a prompt are ours
         report_to="none",
         disable_tqdm=True,
         **trl_arguments(trial),
@@ -346,6 +315,11 @@ class _HooksCallback(TrainerCallback):
     ) -> None:
         if self._hooks.on_step is not None:
             self._hooks.on_step(state.global_step, kwargs["model"])
+
+
+def _base(model: Any) -> Any:
+    """The transformers model under an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _path(path: Path | None) -> str | None:

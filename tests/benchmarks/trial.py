@@ -17,10 +17,11 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
+from prefsweep.workers.batches import PromptSampler
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_policy, load_tokenizer
 from prefsweep.workers.reference import reference_pairs
-from prefsweep.workers.train import Hooks, PromptSampler, lora_config, train
+from prefsweep.workers.train import Hooks, lora_config, train
 from tests.benchmarks.data import preference_pairs, write_policy
 
 TRIAL = TrialSpec(loss_type="sigmoid", beta=0.1, learning_rate=1e-4)

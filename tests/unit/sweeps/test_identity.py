@@ -171,11 +171,17 @@ def test_the_tokenizer_matters_to_prompts_that_are_cut_by_tokens():
     assert identities(cut)["prompts"] != identities(cut | {"policy.sft.seed": 1})["prompts"]
 
 
-@pytest.mark.parametrize("loss", ["sft", "sigmoid+sft", "aot", "aot_unpaired"])
-def test_the_micro_batch_matters_to_losses_that_mix_rows(loss: str):
+@pytest.mark.parametrize("loss", ["sigmoid", "sft", "aot"])
+def test_the_effective_batch_matters_and_not_how_it_is_written(loss: str):
     whole = {"grid": [{"loss_type": loss}]}
     halves = {"training.per_device_train_batch_size": 4, "training.gradient_accumulation_steps": 2}
-    assert identities(whole)["trial"] != identities(whole | halves)["trial"]
+    assert identities(whole)["trial"] == identities(whole | halves)["trial"]
+    prompts = {"training.prompts_per_batch": 4}
+    twice = {"training.prompts_per_batch": 2, "training.gradient_accumulation_steps": 2}
+    assert identities(whole)["trial"] != identities(whole | prompts)["trial"]
+    assert identities(whole | prompts)["trial"] == identities(whole | twice)["trial"]
+    unread = {"training.per_device_train_batch_size": 3}
+    assert identities(whole | prompts)["trial"] == identities(whole | prompts | unread)["trial"]
 
 
 def test_limits_of_the_alpha_divergence_have_the_ids_of_what_they_are():

@@ -11,11 +11,11 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair, prompt_id
 from prefsweep.sweeps.spec import TrainingSpec
+from prefsweep.workers.batches import PromptSampler
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.losses import trl_arguments
 from prefsweep.workers.models import load_policy, load_tokenizer
 from prefsweep.workers.reference import reference_pairs
-from prefsweep.workers.train import PromptSampler
 
 TEXTS = [
     ("I watched this film", " and it was wonderful.", " and it was awful, a waste."),

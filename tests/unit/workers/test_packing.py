@@ -8,7 +8,15 @@ import transformers
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from prefsweep.workers.packing import IGNORED, OUTPUTS, PackedModel, pack, take_plan
+from prefsweep.workers.attention import UnpackableError, segmented
+from prefsweep.workers.packing import (
+    IGNORED,
+    OUTPUTS,
+    PackedModel,
+    add_packed_head,
+    pack,
+    take_plan,
+)
 
 PROMPT, SHORT = (1, 2, 3), (4,)
 SEQUENCES = [
@@ -22,44 +30,49 @@ SEQUENCES = [
 
 
 def test_the_plan_by_hand() -> None:
-    plan = pack(SEQUENCES, length=6, pad_token_id=0)
-    # (1 2) (3 5) (3) (3 11 12): prompt without its last token, then a segment a completion
-    assert plan.input_ids.tolist() == [[1, 2, 3, 5, 3, 3, 11, 12], [4, 7, 8, 4, 0, 0, 0, 0]]
-    assert plan.position_ids.tolist() == [[0, 1, 2, 3, 2, 2, 3, 4], [0, 1, 2, 0, 0, 0, 0, 0]]
-    assert plan.shift_labels.tolist() == [
-        [IGNORED, IGNORED, 5, 6, 10, 11, 12, 13],
-        [7, 8, 9, 5, IGNORED, IGNORED, IGNORED, IGNORED],
+    plan = pack(SEQUENCES, length=6)
+    # 1 2 | 3 5 | 3 | 3 11 12 || 4 7 8 | 4: prompt without its last token, then a segment each
+    assert plan.input_ids.tolist() == [[1, 2, 3, 5, 3, 3, 11, 12, 4, 7, 8, 4]]
+    assert plan.position_ids.tolist() == [[0, 1, 2, 3, 2, 2, 3, 4, 0, 1, 2, 0]]
+    assert plan.predicting.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert plan.labels.tolist() == [5, 6, 10, 11, 12, 13, 7, 8, 9, 5]
+    assert plan.gather.tolist() == [
+        [-1, -1, 0, 1, -1],
+        [-1, -1, 0, 1, -1],
+        [6, 7, 8, -1, -1],
+        [-1, -1, 2, -1, -1],
+        [-1, -1, 3, 4, 5],
+        [9, -1, -1, -1, -1],
     ]
-    assert plan.index.tolist() == [
-        [-1, -1, 2, 3, -1],
-        [-1, -1, 2, 3, -1],
-        [8, 9, 10, -1, -1],
-        [-1, -1, 4, -1, -1],
-        [-1, -1, 5, 6, 7],
-        [11, -1, -1, -1, -1],
-    ]
-    assert plan.attention_mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 1, 0, 0, 0],
-        [1, 1, 0, 0, 0, 1, 0, 0],
-        [1, 1, 0, 0, 0, 1, 1, 0],
-        [1, 1, 0, 0, 0, 1, 1, 1],
-    ]
+
+
+def test_the_segments_by_hand() -> None:
+    plan = pack(SEQUENCES, length=6)
+    prompts, completions = plan.index[:4].reshape(2, 2), plan.index[4:].reshape(5, 3)
+    assert prompts.tolist() == [[0, 1], [-1, -1]]
+    assert completions.tolist() == [[2, 3, -1], [4, -1, -1], [5, 6, 7], [8, 9, 10], [11, -1, -1]]
+    assert plan.owner.tolist() == [0, 0, 0, 1, 1]
+    assert plan.num_prompt.tolist() == [2, 0]
+    own = [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert plan.mask[2, 0].int().tolist() == [[1, 1, *row] for row in own]
+    assert plan.mask[3, 0].int().tolist() == [[0, 0, *row] for row in own]
+
+
+def test_every_token_has_one_slot() -> None:
+    plan = pack(SEQUENCES, 6)
+    assert plan.index[plan.slots].tolist() == list(range(plan.input_ids.numel()))
 
 
 def test_every_position_attends_to_something() -> None:
     """A row of the mask without a True would make the softmax NaN."""
-    assert pack(SEQUENCES, 6, 0).attention_mask.any(-1).all()
+    assert pack(SEQUENCES, 6).mask.any(-1).all()
 
 
 def test_the_plan_is_taken_out_of_the_batch() -> None:
-    plan = pack(SEQUENCES, 6, 0)
+    plan = pack(SEQUENCES, 6)
     batch: dict[str, Any] = {"input_ids": torch.zeros(1), **plan.tensors()}
     taken = take_plan(batch)
-    assert taken is not None and torch.equal(taken.index, plan.index)
+    assert taken is not None and torch.equal(taken.gather, plan.gather)
     assert list(batch) == ["input_ids"]
     assert take_plan(batch) is None
 
@@ -102,6 +115,7 @@ def tiny_model(name: str, attention: str) -> Any:
     config = getattr(transformers, name)(**MODELS[name], **tokens)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     add_fused_lm_head(model, outputs=OUTPUTS)
+    add_packed_head(model)
     return model.eval()
 
 
@@ -127,11 +141,13 @@ def test_values_and_gradients_are_those_of_the_padded_batch(name: str, attention
     model = tiny_model(name, attention)
     batch = padded(SEQUENCES)
     stock = model(**batch, fused_lm_head=True, use_cache=False)
-    packed = PackedModel(model, pack(SEQUENCES, batch["input_ids"].shape[1], 0))()
-    for output in ("log_probs", "entropy", "mean_logits"):
+    with segmented(model):
+        packed = PackedModel(model, pack(SEQUENCES, batch["input_ids"].shape[1]))()
+    assert model.config._attn_implementation == attention
+    inside = batch["labels"][:, 1:] != IGNORED
+    for output in OUTPUTS:
         expected, actual = getattr(stock, output), getattr(packed, output)
-        inside = batch["labels"][:, 1:] != IGNORED
-        assert torch.allclose(actual[inside], expected[inside], atol=1e-5), output
+        assert torch.allclose(actual[inside].float(), expected[inside].float(), atol=1e-5), output
     weights = torch.linspace(-1, 1, len(SEQUENCES))  # a loss that tells the rows apart
     gradients = []
     for outputs in (stock, packed):
@@ -149,6 +165,46 @@ def test_six_pairs_of_six_completions_take_a_third_of_the_tokens() -> None:
     completions = [tuple(range(100 * i, 100 * i + 100)) for i in range(1, 7)]
     ranks = [(0, 3), (0, 4), (0, 5), (1, 5), (2, 5), (3, 5)]
     rows = [(prompt, completions[i]) for half in (0, 1) for i in (pair[half] for pair in ranks)]
-    plan = pack(rows, 120, 0)
+    plan = pack(rows, 120)
     assert plan.input_ids.numel() == 19 + 6 * 100
     assert len(rows) * 120 / plan.input_ids.numel() > 2.3
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    """The segments are still known when the backward pass runs the layers again."""
+    gradients = []
+    for recomputes in (False, True):
+        model = tiny_model("LlamaConfig", "sdpa").train()
+        if recomputes:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        with segmented(model):
+            PackedModel(model, pack(SEQUENCES, 6))().log_probs.sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for expected, actual in zip(*gradients, strict=True):
+        assert torch.equal(expected, actual)
+
+
+def test_a_sliding_window_is_kept() -> None:
+    """Every other layer of this model sees the last four positions only."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = TINY
+    config = transformers.MistralConfig(**sizes, sliding_window=4, pad_token_id=0)
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    add_packed_head(model)
+    rows = [(tuple(range(1, 8)), (9, 10, 11, 12, 13)), (tuple(range(1, 8)), (14, 15))]
+    batch = padded(rows)
+    stock = model(**batch, fused_lm_head=True, use_cache=False).log_probs
+    with segmented(model):
+        packed = PackedModel(model, pack(rows, batch["input_ids"].shape[1]))().log_probs
+    assert torch.allclose(packed, stock, atol=1e-5)
+
+
+def test_attention_with_extras_is_refused() -> None:
+    sizes: dict[str, Any] = TINY | {"head_dim": 8}
+    config = transformers.Gemma2Config(**sizes, pad_token_id=0)
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    add_packed_head(model)
+    with segmented(model), pytest.raises(UnpackableError, match="softcap"):
+        PackedModel(model, pack(SEQUENCES, 6))()

@@ -6,14 +6,23 @@ import pytest
 import torch
 
 from prefsweep.sweeps.errors import DataError, TrialError
-from prefsweep.sweeps.grid import TrialSpec
+from prefsweep.sweeps.grid import LOSS_NAMES, TrialSpec
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
+from prefsweep.workers.attention import Segments, announce
+from prefsweep.workers.batches import max_steps
 from prefsweep.workers.locations import ModelSource
+from prefsweep.workers.losses import ROW_MIXING_LOSSES
 from prefsweep.workers.models import load_policy, load_tokenizer, load_trained
-from prefsweep.workers.train import Hooks, max_steps, train
+from prefsweep.workers.train import Hooks, train
 
 from .preference_data import stock_trainer, tokenized_pairs
 
+MIXING = ROW_MIXING_LOSSES
+GIVEN: dict[str, dict[str, float]] = {
+    "exo_pair": {"label_smoothing": 0.1},
+    "robust": {"label_smoothing": 0.1},
+    "discopop": {"discopop_tau": 0.05},
+}
 SPEC = TrainingSpec(max_steps=4, per_device_train_batch_size=2, logging_steps=1)
 LORA = LoraSpec(r=4, target_modules=("c_attn",))
 
@@ -185,6 +194,11 @@ def test_no_training_pair_is_refused(policy_source: ModelSource, tmp_path: Path)
             ),
             6,
         ),
+        (TrainingSpec(num_train_epochs=3, prompts_per_batch=3), 9),
+        (
+            TrainingSpec(num_train_epochs=3, prompts_per_batch=2, gradient_accumulation_steps=2),
+            6,
+        ),
     ],
 )
 def test_steps_are_counted_as_the_trainer_counts_them(
@@ -217,10 +231,11 @@ def test_a_model_that_cannot_be_packed_is_trained_unpacked_with_a_line_in_the_lo
 ) -> None:
     from prefsweep.workers import packing
 
-    def blind(model: Any, mask: torch.Tensor) -> torch.Tensor:
-        return torch.ones_like(mask).tril()  # a model that ignores the mask it is given
+    def blind(segments: Segments) -> torch.Tensor:
+        mask = announce(segments)
+        return mask.logical_or_(mask.flip(-1))  # a model that sees what it should not
 
-    monkeypatch.setattr(packing, "attention_mask_for", blind)
+    monkeypatch.setattr(packing, "announce", blind)
     spec = SPEC.model_copy(update={"packing": "off"})
     expected = run(policy_source, trial(), spec, tmp_path / "off")
     assert not caplog.records
@@ -228,8 +243,55 @@ def test_a_model_that_cannot_be_packed_is_trained_unpacked_with_a_line_in_the_lo
     assert "it is trained unpacked" in caplog.text
 
 
+@pytest.mark.parametrize("packing", ["auto", "off"])
+@pytest.mark.parametrize("loss_type", [name for name in LOSS_NAMES if name not in MIXING])
+def test_a_cut_batch_gives_the_gradients_of_the_whole(
+    policy_source: ModelSource, tmp_path: Path, loss_type: str, packing: str
+) -> None:
+    point = trial(loss_type=loss_type, learning_rate=1e-5, **GIVEN.get(loss_type, {}))
+    update = {"packing": packing, "per_device_train_batch_size": 4, "max_steps": 2}
+    spec = SPEC.model_copy(update=update)
+    whole = run(policy_source, point, spec, tmp_path / "whole")
+    for halvings in (1, 20):
+        parts = run(policy_source, point, spec, tmp_path / str(halvings), halvings=halvings)
+        for key in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
+            expected = [record[key] for record in whole]
+            actual = [record[key] for record in parts]
+            assert actual == pytest.approx(expected, rel=2e-5, abs=1e-6), (key, halvings)
+
+
+def test_a_batch_is_the_effective_one_however_it_is_written(
+    policy_source: ModelSource, tmp_path: Path
+) -> None:
+    whole = run(
+        policy_source,
+        trial(),
+        SPEC.model_copy(update={"per_device_train_batch_size": 4}),
+        tmp_path / "whole",
+    )
+    parts = run(
+        policy_source,
+        trial(),
+        SPEC.model_copy(update={"gradient_accumulation_steps": 2}),
+        tmp_path / "parts",
+    )
+    for key in ("loss", "grad_norm"):
+        expected = [record[key] for record in whole]
+        assert [record[key] for record in parts] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss_type", sorted(MIXING))
+def test_losses_that_mix_rows_are_never_cut(
+    policy_source: ModelSource, tmp_path: Path, loss_type: str
+) -> None:
+    spec = SPEC.model_copy(update={"per_device_train_batch_size": 4})
+    whole = run(policy_source, trial(loss_type=loss_type), spec, tmp_path / "whole")
+    point = trial(loss_type=loss_type)
+    assert run(policy_source, point, spec, tmp_path / "parts", halvings=20) == whole
+
+
 def test_every_epoch_shuffles_the_prompts_anew_and_keeps_their_rows_together() -> None:
-    from prefsweep.workers.train import PromptSampler
+    from prefsweep.workers.batches import PromptSampler
 
     prompts = [str(i // 3) for i in range(30)]
     sampler = PromptSampler(prompts, seed=1)
@@ -247,7 +309,7 @@ def test_every_epoch_shuffles_the_prompts_anew_and_keeps_their_rows_together() -
 def test_epochs_of_a_trial_differ_in_their_order(
     policy_source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefsweep.workers.train import PromptSampler
+    from prefsweep.workers.batches import PromptSampler
 
     epochs: list[int] = []
     plain = PromptSampler.__iter__

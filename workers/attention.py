@@ -1,0 +1,177 @@
+"""Attention over packed preference batches: every completion looks at its prompt and at itself.
+
+A packed batch is one row of L tokens (packing.py). A mask over it would cost L x L; most of that is
+hidden. Here the row is spread into segments, prompts and completions apart, attention runs on those
+(torch's scaled dot product), and the outputs are collected back into the row. Batches that are not
+packed go to transformers' own sdpa function untouched.
+
+Shapes: L tokens of the row, H heads, D values a head; G prompts of at most P tokens (without their
+last one, which heads each completion's segment); C completions of at most S tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+IMPLEMENTATION = "prefsweep_packed"
+"""Name under which transformers knows `packed_attention`."""
+UNSUPPORTED = ("softcap", "position_bias", "s_aux")
+"""Extras of a model's attention that the scaled dot product lacks."""
+
+
+class UnpackableError(Exception):
+    """The model's attention has something that packing does not reproduce."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the tokens of a packed row lie once it is spread."""
+
+    index: torch.Tensor
+    """(G x P + C x S,), the token at each slot: first the prompts', then the completions'; -1 in
+    padding, which comes last in a segment."""
+    slots: torch.Tensor
+    """(L,), the slot of each token."""
+    owner: torch.Tensor
+    """(C,), the prompt of each completion."""
+    num_prompt: torch.Tensor
+    """(G,), tokens of each prompt."""
+    mask: torch.Tensor
+    """(C, 1, S, P + S), True where a completion's position may look. It stands for the whole when
+    it is handed to the model as its attention mask."""
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """P and S."""
+        num_queries, num_keys = self.mask.shape[-2:]
+        return num_keys - num_queries, num_queries
+
+
+_RUNNING: list[Segments] = []
+"""The segments of the batch that is running: of its forward, and of its backward where activations
+are recomputed. transformers hands its attention functions nothing of ours but the mask."""
+
+
+@contextmanager
+def segmented(model: Any) -> Iterator[None]:
+    """Let the attention of a transformers model run packed batches, for the length of the block."""
+    before = model.config._attn_implementation
+    AttentionInterface.register(IMPLEMENTATION, packed_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    model.set_attn_implementation(IMPLEMENTATION)
+    try:
+        yield
+    finally:
+        _RUNNING.clear()
+        model.set_attn_implementation(before)
+
+
+def announce(segments: Segments) -> torch.Tensor:
+    """The attention mask (C, 1, S, P + S) by which `packed_attention` knows the packed batch."""
+    _RUNNING[:] = [segments]
+    return segments.mask
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: (1, H, L, D) queries in, (1, L, H, D) outputs out.
+
+    Raises UnpackableError for a packed batch of a model with one of UNSUPPORTED.
+    """
+    segments = _announced(attention_mask)
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    for name in UNSUPPORTED:
+        if kwargs.pop(name, None) is not None:
+            raise UnpackableError(f"its attention has {name}")
+    kwargs.pop("is_causal", None)
+    window = kwargs.pop("sliding_window", None)
+    size_P, size_S = segments.sizes
+    cut = len(segments.num_prompt) * size_P
+
+    def attend(parts: list[torch.Tensor], mask: torch.Tensor | None, *, causal: bool) -> Any:
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        return sdpa_attention_forward(module, q, k, v, mask, is_causal=causal, **kwargs)[0]
+
+    spread = [
+        _Spread.apply(part[0].transpose(0, 1), segments.index, segments.slots)
+        for part in (query, key, value)
+    ]
+    own = [part[cut:].unflatten(0, (-1, size_S)) for part in spread]
+    if size_P == 0:
+        out_MHD = attend(own, segments.mask, causal=False).flatten(0, 1)
+    else:
+        prompts = [part[:cut].unflatten(0, (-1, size_P)) for part in spread]
+        past = [torch.cat([p[segments.owner], o], 1) for p, o in zip(prompts, own, strict=True)]
+        mask_CSK, mask_PP = segments.mask, None
+        if window is not None:
+            mask_CSK = mask_CSK & _near(segments, window)
+            offsets = torch.arange(size_P, device=query.device)
+            mask_PP = ((offsets[:, None] - offsets).clamp(min=0) < window).tril()[None, None]
+        out_GPHD = attend(prompts, mask_PP, causal=mask_PP is None)
+        out_CSHD = attend([own[0], *past[1:]], mask_CSK, causal=False)
+        out_MHD = torch.cat([out_GPHD.flatten(0, 1), out_CSHD.flatten(0, 1)])
+    return _Collect.apply(out_MHD, segments.index, segments.slots)[None], None
+
+
+def _announced(mask: torch.Tensor | None) -> Segments | None:
+    """The running segments, if the mask is theirs."""
+    if mask is None or not _RUNNING or mask.data_ptr() != _RUNNING[0].mask.data_ptr():
+        return None
+    return _RUNNING[0]
+
+
+def _near(segments: Segments, window: int) -> torch.Tensor:
+    """(C, 1, S, P + S), True where a key is fewer than `window` positions back."""
+    size_P, size_S = segments.sizes
+    device = segments.mask.device
+    start_C1 = segments.num_prompt[segments.owner][:, None]
+    own_CS = start_C1 + torch.arange(size_S, device=device)
+    keys_CK = torch.cat(
+        [torch.arange(size_P, device=device).expand(len(own_CS), -1), own_CS], dim=1
+    )
+    return (own_CS[:, :, None] - keys_CK[:, None, :] < window)[:, None]
+
+
+class _Spread(torch.autograd.Function):
+    """(L, H, D) -> (M, H, D), slot by slot; padding holds some token's values.
+
+    Every token has one slot, so the gradient is a gather too, and no sum in whatever order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_LHD: Any, index_M: Any, slots_L: Any) -> torch.Tensor:
+        ctx.save_for_backward(slots_L)
+        return x_LHD.index_select(0, index_M.clamp(min=0))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (slots_L,) = ctx.saved_tensors
+        return grads[0].index_select(0, slots_L), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """(M, H, D) -> (L, H, D), the inverse of `_Spread`; padding gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MHD: Any, index_M: Any, slots_L: Any) -> torch.Tensor:
+        ctx.save_for_backward(index_M)
+        return x_MHD.index_select(0, slots_L)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (index_M,) = ctx.saved_tensors
+        spread_MHD = grads[0].index_select(0, index_M.clamp(min=0))
+        return spread_MHD.masked_fill_((index_M < 0)[:, None, None], 0), None, None

@@ -1,0 +1,177 @@
+"""Tokenized pairs in, batches out: which pairs, in which order, in how many forward passes.
+
+A batch is what one optimizer step reads, accumulation included: a fixed number of pairs, or whole
+prompts. It is planned as one, in a seeded order that keeps a prompt's pairs together, and cut into
+micro-batches only where it has more tokens than one forward pass may hold.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+
+from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.records import TokenizedPair
+from prefsweep.sweeps.spec import TrainingSpec
+from prefsweep.workers.packing import pack
+from prefsweep.workers.reference import reference_sums
+
+Example = Mapping[str, Any]
+"""A row of `preference_dataset`: one pair."""
+PAIRS = "pairs"
+"""Column that holds a prompt's pairs where batches are counted in prompts."""
+MICRO_BATCHES = "micro_batches"
+"""Item of a collated batch that holds its parts, where it was cut."""
+
+
+def preference_dataset(
+    pairs: Sequence[TokenizedPair], ld_alpha: float | None, *, by_prompt: bool = False
+) -> Dataset:
+    """The train split for collator and sampler: a row a pair, or `by_prompt` a row a prompt.
+
+    Raises DataError if it is empty.
+    """
+    train = [pair for pair in pairs if pair.split == "train"]
+    if not train:
+        raise DataError(
+            "training: no training pair is left; all prompts fill training.max_length. Raise it, "
+            "or set training.max_prompt_length"
+        )
+    rows = [_row(pair, ld_alpha) for pair in train]
+    if not by_prompt:
+        return Dataset.from_list(rows)
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        prompts.setdefault(row["prompt_id"], []).append(row)
+    return Dataset.from_list([{"prompt_id": name, PAIRS: own} for name, own in prompts.items()])
+
+
+def batch_size(spec: TrainingSpec) -> int:
+    """Rows of `preference_dataset` to an optimizer step."""
+    return (spec.prompts_per_batch or spec.per_device_train_batch_size) * (
+        spec.gradient_accumulation_steps
+    )
+
+
+def max_steps(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
+    """Optimizer steps of a trial, as transformers' Trainer counts them."""
+    if spec.max_steps is not None:
+        return spec.max_steps
+    train = [pair.prompt_id for pair in pairs if pair.split == "train"]
+    num_rows = len(train) if spec.prompts_per_batch is None else len(set(train))
+    return math.ceil(spec.num_train_epochs * max(1, math.ceil(num_rows / batch_size(spec))))
+
+
+def max_tokens(spec: TrainingSpec, pairs: Sequence[TokenizedPair], halvings: int) -> int:
+    """Tokens that a forward pass may hold: those of one batch without accumulation, padded (or the
+    largest prompts', packed), halved `halvings` times because they did not fit the memory."""
+    train = [pair for pair in pairs if pair.split == "train"]
+    if spec.prompts_per_batch is None:
+        longest = max((_num_tokens([_row(pair, None)], packed=False) for pair in train), default=1)
+        whole = spec.per_device_train_batch_size * longest
+    else:
+        prompts: dict[str, list[Example]] = {}
+        for pair in train:
+            prompts.setdefault(pair.prompt_id, []).append(_row(pair, None))
+        sizes = sorted((_num_tokens(own, packed=True) for own in prompts.values()), reverse=True)
+        whole = sum(sizes[: spec.prompts_per_batch])
+    return max(1, whole >> halvings)
+
+
+class PromptSampler(Sampler[int]):
+    """Row numbers in a seeded shuffle of the prompts, each prompt's rows together, in order.
+
+    Every epoch has its own shuffle; seed and epoch alone decide it, so a resumed trial has it too.
+    """
+
+    def __init__(self, prompts: Sequence[str], seed: int) -> None:
+        self._rows: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            self._rows.setdefault(prompt, []).append(row)
+        self._num_rows, self._seed, self._epoch = len(prompts), seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of an epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        prompts = list(self._rows)
+        random.Random(f"{self._seed}:{self._epoch}").shuffle(prompts)
+        return (row for prompt in prompts for row in self._rows[prompt])
+
+
+class BatchCollator:
+    """Rows of the dataset -> TRL's collated batch, with the plan to run it packed.
+
+    With more than `max_tokens` tokens (None: no limit) it is cut: then the batch holds its parts
+    under MICRO_BATCHES, each collated on its own. `packed` says how the tokens are counted.
+    """
+
+    def __init__(self, collator: Any, max_tokens: int | None, *, packed: bool) -> None:
+        self._collator, self._max_tokens, self.packed = collator, max_tokens, packed
+
+    def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
+        pairs = [pair for row in rows for pair in row.get(PAIRS, [row])]
+        parts = [self._collate(part) for part in cut(pairs, self._max_tokens, packed=self.packed)]
+        if len(parts) == 1:
+            return parts[0]
+        return {"input_ids": parts[0]["input_ids"], MICRO_BATCHES: parts}
+
+    def _collate(self, pairs: Sequence[Example]) -> dict[str, torch.Tensor]:
+        batch = self._collator(pairs)
+        sequences = [
+            (tuple(pair["prompt_ids"]), tuple(pair[half]))
+            for half in ("chosen_ids", "rejected_ids")
+            for pair in pairs
+        ]
+        if not any(completion_ids for _, completion_ids in sequences):
+            return batch
+        return batch | pack(sequences, batch["input_ids"].shape[1]).tensors()
+
+
+def cut(pairs: Sequence[Example], max_tokens: int | None, *, packed: bool) -> list[list[Example]]:
+    """Pairs in order, in parts of at most `max_tokens` tokens, or of one pair."""
+    if max_tokens is None or _num_tokens(pairs, packed=packed) <= max_tokens:
+        return [list(pairs)]
+    parts: list[list[Example]] = [[]]
+    for pair in pairs:
+        if parts[-1] and _num_tokens([*parts[-1], pair], packed=packed) > max_tokens:
+            parts.append([])
+        parts[-1].append(pair)
+    return parts
+
+
+def _num_tokens(pairs: Sequence[Example], *, packed: bool) -> int:
+    """Tokens of a forward pass over pairs: the distinct ones, or those of padded rows."""
+    if not packed:
+        longest = max(
+            len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
+            for pair in pairs
+        )
+        return 2 * len(pairs) * longest
+    completions = {
+        (tuple(pair["prompt_ids"]), tuple(pair[half]))
+        for pair in pairs
+        for half in ("chosen_ids", "rejected_ids")
+    }
+    prompts = {prompt_ids for prompt_ids, _ in completions}
+    return sum(len(ids) - 1 for ids in prompts) + sum(len(ids) for _, ids in completions)
+
+
+def _row(pair: TokenizedPair, ld_alpha: float | None) -> dict[str, Any]:
+    ref_chosen_logps, ref_rejected_logps = reference_sums(pair, ld_alpha)
+    return {
+        "prompt_id": pair.prompt_id,
+        "prompt_ids": pair.prompt_ids,
+        "chosen_ids": pair.chosen_ids,
+        "rejected_ids": pair.rejected_ids,
+        "ref_chosen_logps": ref_chosen_logps,
+        "ref_rejected_logps": ref_rejected_logps,
+    }

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import TrainingSpec
-from prefsweep.workers.packing import pack
+from prefsweep.workers.packing import Ids, pack
 from prefsweep.workers.reference import reference_sums
 
 Example = Mapping[str, Any]
@@ -48,6 +48,18 @@ def preference_dataset(
     for row in rows:
         prompts.setdefault(row["prompt_id"], []).append(row)
     return Dataset.from_list([{"prompt_id": name, PAIRS: own} for name, own in prompts.items()])
+
+
+def some_sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[Ids, Ids]]:
+    """(prompt_ids, completion_ids) of a few training pairs, each once, to try packing with."""
+    train = [pair for pair in pairs if pair.split == "train"][:4]
+    return list(
+        dict.fromkeys(
+            (tuple(pair.prompt_ids), tuple(ids))
+            for pair in train
+            for ids in (pair.chosen_ids, pair.rejected_ids)
+        )
+    )
 
 
 def batch_size(spec: TrainingSpec) -> int:

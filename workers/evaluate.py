@@ -23,8 +23,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefsweep.sweeps.records import EvaluationSample, Metrics, Prompt, TokenizedPair
 from prefsweep.sweeps.spec import ChatSpec, EvaluationSpec
 from prefsweep.workers.chat import scored_text
+from prefsweep.workers.forward import (
+    batches,
+    completion_ids,
+    completion_logits,
+    packs_exactly,
+    token_logps,
+)
 from prefsweep.workers.generate import Generator, Sample
-from prefsweep.workers.reference import forward_logits, token_logps
+from prefsweep.workers.packing import Ids
 from prefsweep.workers.score import Scorer
 
 Policy = PreTrainedModel | PeftModel
@@ -33,7 +40,6 @@ Reference = Callable[[], AbstractContextManager[Policy]]
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 5000
-BATCH_SIZE = 16
 
 
 def evaluate(
@@ -79,31 +85,36 @@ def divergences(
     policy: Policy, reference: Reference, samples: Sequence[Sample]
 ) -> list[tuple[float, float, float]]:
     """(kl, predictive_entropy, ref_logp) of every sample, in order, as the module defines them."""
-    order = sorted(
-        range(len(samples)),
-        key=lambda i: len(samples[i].prompt_ids) + len(samples[i].completion_ids),
-    )
-    values: dict[int, tuple[float, float, float]] = {}
-    for start in range(0, len(order), BATCH_SIZE):
-        rows = order[start : start + BATCH_SIZE]
-        batch = [(tuple(samples[i].prompt_ids), tuple(samples[i].completion_ids)) for i in rows]
-        logits_BTV, ids_BT = forward_logits(policy, batch)
-        logp_BTV = logits_BTV.log_softmax(-1)
-        with reference() as reference_model:
-            ref_logp_BTV = forward_logits(reference_model, batch)[0].log_softmax(-1)
-        probability_BTV = logp_BTV.exp()
-        kl_BT = (probability_BTV * (logp_BTV - ref_logp_BTV)).sum(-1).cpu()
-        entropy_BT = -(probability_BTV * logp_BTV).sum(-1).cpu()
-        chosen_BT = ref_logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0].cpu()
-        for row, i in enumerate(rows):
-            first = len(samples[i].prompt_ids) - 1
-            where = slice(first, first + len(samples[i].completion_ids))
-            values[i] = (
-                kl_BT[row, where].double().sum().item(),
-                entropy_BT[row, where].double().mean().item(),
-                chosen_BT[row, where].double().sum().item(),
-            )
-    return [values[i] for i in range(len(samples))]
+    sequences = [(tuple(s.prompt_ids), tuple(s.completion_ids)) for s in samples]
+    values: dict[tuple[Ids, Ids], tuple[float, float, float]] = {}
+    packed: bool | None = None
+    for batch in batches(sequences):
+        packed = packs_exactly(policy, batch) if packed is None else packed
+        logits = completion_logits(policy, batch, packed=packed)
+        with reference() as model:
+            ref_logits = completion_logits(model, batch, packed=packed)
+        labels_N, rows = completion_ids(batch, policy.device), []
+        for logits_NV, ref_logits_NV in zip(logits, ref_logits, strict=True):
+            labels = labels_N[sum(map(len, rows)) :][: len(logits_NV)]
+            rows.append(_position_values(logits_NV, ref_logits_NV, labels))
+        kl_N, entropy_N, ref_logp_N = torch.cat(rows).cpu().double().unbind(1)
+        sizes = [len(ids) for _, ids in batch]
+        for sequence, kl, entropy, ref_logp in zip(
+            batch, kl_N.split(sizes), entropy_N.split(sizes), ref_logp_N.split(sizes), strict=True
+        ):
+            values[sequence] = (kl.sum().item(), entropy.mean().item(), ref_logp.sum().item())
+    return [values[sequence] for sequence in sequences]
+
+
+def _position_values(
+    logits_NV: torch.Tensor, ref_logits_NV: torch.Tensor, labels_N: torch.Tensor
+) -> torch.Tensor:
+    """(N, 3): KL, the policy's entropy and the reference's log-probability at each position."""
+    logp_NV, ref_logp_NV = logits_NV.log_softmax(-1), ref_logits_NV.log_softmax(-1)
+    p_NV = logp_NV.exp()
+    kl_N = (p_NV * (logp_NV - ref_logp_NV)).sum(-1)
+    entropy_N = -(p_NV * logp_NV).sum(-1)
+    return torch.stack([kl_N, entropy_N, ref_logp_NV.gather(1, labels_N[:, None])[:, 0]], 1)
 
 
 def sample_metrics(samples: Sequence[EvaluationSample]) -> Metrics:

@@ -46,14 +46,17 @@ class TokenOutputs:
     is_top1: torch.Tensor
 
 
-def has_plain_head(model: Any) -> bool:
-    """Whether logits are a linear layer's output, and TRL has no kernel for the model's device."""
+def is_plain_head(model: Any) -> bool:
+    """Whether a transformers model's logits are a linear layer's output and nothing more."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    return (
-        type(head) is torch.nn.Linear
-        and all(getattr(config, name, None) is None for name in SCALES)
-        and not _use_triton(head.weight.device)
+    return type(head) is torch.nn.Linear and all(
+        getattr(config, name, None) is None for name in SCALES
     )
+
+
+def runs_here(model: Any) -> bool:
+    """Whether this head stands in for TRL's: it has a kernel of its own for some devices."""
+    return is_plain_head(model) and not _use_triton(model.get_output_embeddings().weight.device)
 
 
 def token_outputs(hidden_NE: torch.Tensor, head: Any, labels_N: torch.Tensor) -> TokenOutputs:

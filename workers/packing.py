@@ -27,7 +27,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from prefsweep.workers.attention import Segments, announce
-from prefsweep.workers.head import TokenOutputs, has_plain_head, token_outputs
+from prefsweep.workers.head import TokenOutputs, runs_here, token_outputs
 
 Ids = tuple[int, ...]
 IGNORED = -100
@@ -62,6 +62,10 @@ class PackedBatch:
         """The plan as attention reads it."""
         names = [field.name for field in fields(Segments)]
         return Segments(**{name: getattr(self, name) for name in names})
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The plan on a device."""
+        return PackedBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The plan as items of a collated batch."""
@@ -161,7 +165,7 @@ def add_packed_head(model: Any) -> None:
     ) -> Any:
         if predicting is None or labels_at is None:
             return fused_forward(*args, **kwargs)
-        if not has_plain_head(model):
+        if not runs_here(model):
             labels = torch.full_like(kwargs["input_ids"], IGNORED)
             labels[0, predicting] = labels_at
             outputs = fused_forward(*args, shift_labels=labels, fused_lm_head=True, **kwargs)

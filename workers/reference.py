@@ -8,18 +8,15 @@ are cut at their start, long completions at their end.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefsweep.sweeps.errors import DataError, ModelError
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair
 from prefsweep.sweeps.spec import ChatSpec, TrainingSpec
+from prefsweep.workers.forward import token_logps
 from prefsweep.workers.rendering import token_ids
 
 Ids = tuple[int, ...]
-BATCH_SIZE = 16
-"""Sequences in a forward pass; fixed, so that the values do not depend on a trial's batch size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,41 +83,6 @@ def reference_pairs(
         )
         for pair, t in kept
     ]
-
-
-@torch.inference_mode()
-def token_logps(
-    model: PreTrainedModel | PeftModel, sequences: Sequence[tuple[Ids, Ids]]
-) -> dict[tuple[Ids, Ids], list[float]]:
-    """(prompt_ids, completion_ids) -> log-probability of every completion token, fp32, nats.
-
-    Sequences are batched by length; the batches depend on the sequences alone.
-    """
-    by_length = sorted(sequences, key=lambda s: (len(s[0]) + len(s[1]), s))
-    logps: dict[tuple[Ids, Ids], list[float]] = {}
-    for start in range(0, len(by_length), BATCH_SIZE):
-        batch = by_length[start : start + BATCH_SIZE]
-        logits_BTV, ids_BT = forward_logits(model, batch)
-        logps_BT = logits_BTV.log_softmax(-1).gather(-1, ids_BT[:, 1:, None])[..., 0].cpu()
-        for row, (prompt_ids, completion_ids) in zip(logps_BT, batch, strict=True):
-            first = (
-                len(prompt_ids) - 1
-            )  # the last prompt token predicts the first of the completion
-            logps[prompt_ids, completion_ids] = row[first : first + len(completion_ids)].tolist()
-    return logps
-
-
-def forward_logits(
-    model: PreTrainedModel | PeftModel, sequences: Sequence[tuple[Ids, Ids]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 logits (B, T-1, V) of right-padded prompt + completion, and the ids (B, T)."""
-    rows = [[*prompt_ids, *completion_ids] for prompt_ids, completion_ids in sequences]
-    length = max(len(row) for row in rows)
-    ids_BT = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=model.device)
-    lengths_B = torch.tensor([len(row) for row in rows], device=model.device)
-    mask_BT = torch.arange(length, device=model.device) < lengths_B[:, None]
-    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False).logits
-    return logits_BTV[:, :-1].float(), ids_BT
 
 
 def reference_sums(pair: TokenizedPair, ld_alpha: float | None) -> tuple[float, float]:

@@ -4,8 +4,6 @@ The reference log-probabilities come with the pairs, so no reference model is in
 tokenizes anything. The trial is handed `report` and `publish`; it knows no Ray, W&B or store.
 """
 
-import itertools
-import logging
 import math
 import operator
 import time
@@ -35,7 +33,7 @@ from prefsweep.sweeps.errors import TrialError
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
-from prefsweep.workers.attention import UnpackableError, segmented
+from prefsweep.workers.attention import segmented
 from prefsweep.workers.batches import (
     MICRO_BATCHES,
     BatchCollator,
@@ -43,14 +41,11 @@ from prefsweep.workers.batches import (
     batch_size,
     max_tokens,
     preference_dataset,
+    some_sequences,
 )
+from prefsweep.workers.forward import base_model, packs_exactly
 from prefsweep.workers.losses import mixes_rows, trl_arguments
-from prefsweep.workers.packing import IGNORED, PackedModel, add_packed_head, take_plan
-
-log = logging.getLogger(__name__)
-
-TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
-"""Largest difference of a token's log-probability, packed or not, in fp32 and in half precision."""
+from prefsweep.workers.packing import PackedModel, add_packed_head, take_plan
 
 Report = Callable[[dict[str, float]], None]
 """Takes one line of metrics, with its "step"."""
@@ -102,12 +97,15 @@ def train(
         callbacks=[_HooksCallback(hooks)],
     )
     trainer.remove_callback(PrinterCallback)
-    limit = None if mixes_rows(trial) else max_tokens(spec, pairs, hooks.halvings)
-    trainer.data_collator = BatchCollator(trainer.data_collator, limit, packed=True)
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    with segmented(_base(trained)) if spec.packing == "auto" else nullcontext():
-        trainer.packing = spec.packing == "auto" and packing_is_exact(trainer)
-        trainer.data_collator.packed = trainer.packing
+    trainer.packing = (
+        spec.packing == "auto"
+        and not trainer.aux_loss_enabled
+        and packs_exactly(trained, some_sequences(pairs))
+    )
+    limit = None if mixes_rows(trial) else max_tokens(spec, pairs, hooks.halvings)
+    trainer.data_collator = BatchCollator(trainer.data_collator, limit, packed=trainer.packing)
+    with segmented(base_model(trained)) if trainer.packing else nullcontext():
         outcome = trainer.train(resume_from_checkpoint=_path(hooks.resume_from))
     trained.save_pretrained(str(output_dir))
     if not isinstance(trained, PeftModel):
@@ -135,7 +133,7 @@ class PreparedDPOTrainer(DPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._share = 1.0
-        add_packed_head(_base(self.model))
+        add_packed_head(base_model(self.model))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> "PromptSampler":
         assert isinstance(self.train_dataset, Dataset)
@@ -187,45 +185,6 @@ class PreparedDPOTrainer(DPOTrainer):
             f"the {what} is {value} at step {self.state.global_step + 1}; "
             "lower the learning rate, raise beta, or use bf16 instead of fp16"
         )
-
-
-def packing_is_exact(trainer: PreparedDPOTrainer) -> bool:
-    """Whether the model gives the first batch the same log-probabilities packed as TRL's way.
-
-    Models whose attention ignores a 4D mask or position ids do not; they are run TRL's way.
-    """
-    if trainer.aux_loss_enabled:
-        return False
-    dataset, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
-    assert isinstance(dataset, Dataset)
-    rows = itertools.islice(trainer._get_train_sampler(), size)
-    batch = trainer.data_collator([dataset[row] for row in rows])
-    batch = trainer._prepare_inputs(batch.get(MICRO_BATCHES, [batch])[0])
-    plan, model = take_plan(batch), trainer.model
-    assert plan is not None and isinstance(model, torch.nn.Module)
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
-    arguments = {"labels": labels, "fused_lm_head": True, "use_cache": False}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            stock = model(batch["input_ids"], attention_mask=batch["attention_mask"], **arguments)
-            packed = PackedModel(model, plan)()
-    except UnpackableError as error:
-        log.warning("%s: %s; it is trained unpacked", type(model).__name__, error)
-        return False
-    finally:
-        model.train(was_training)
-    difference = (stock.log_probs.float() - packed.log_probs.float()).abs().max().item()
-    half = trainer.args.bf16 or trainer.args.fp16 or stock.log_probs.dtype != torch.float32
-    if difference <= (HALF_TOLERANCE if half else TOLERANCE):
-        return True
-    log.warning(
-        "%s: packed log-probabilities differ by %.2g; it is trained unpacked",
-        type(model).__name__,
-        difference,
-    )
-    return False
 
 
 def lora_config(spec: LoraSpec, model: PreTrainedModel) -> LoraConfig:
@@ -315,11 +274,6 @@ class _HooksCallback(TrainerCallback):
     ) -> None:
         if self._hooks.on_step is not None:
             self._hooks.on_step(state.global_step, kwargs["model"])
-
-
-def _base(model: Any) -> Any:
-    """The transformers model under an adapter, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _path(path: Path | None) -> str | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prefsweep.workers import head
-from prefsweep.workers.head import has_plain_head, token_outputs
+from prefsweep.workers.head import is_plain_head, token_outputs
 
 NUM_POSITIONS, SIZE, NUM_TOKENS = 7, 5, 11
 
@@ -65,5 +65,5 @@ def test_heads_whose_logits_are_more_than_a_product_are_left_to_trl() -> None:
     heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16}
     capped = Gemma2Config(**sizes, **heads, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     plain = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16)
-    assert not has_plain_head(AutoModelForCausalLM.from_config(capped))
-    assert has_plain_head(AutoModelForCausalLM.from_config(plain))
+    assert not is_plain_head(AutoModelForCausalLM.from_config(capped))
+    assert is_plain_head(AutoModelForCausalLM.from_config(plain))

@@ -208,3 +208,22 @@ def test_attention_with_extras_is_refused() -> None:
     add_packed_head(model)
     with segmented(model), pytest.raises(UnpackableError, match="softcap"):
         PackedModel(model, pack(SEQUENCES, 6))()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_passes_without_gradients_give_the_same_values_packed(name: str) -> None:
+    from prefsweep.workers.forward import completion_logits, packs_exactly, token_logps
+
+    model = tiny_model(name, "sdpa")
+    assert packs_exactly(model, SEQUENCES)
+    batch = list(dict.fromkeys(SEQUENCES))
+    with torch.no_grad():
+        packed = torch.cat(list(completion_logits(model, batch, packed=True)))
+        padded_N = torch.cat(list(completion_logits(model, batch, packed=False)))
+    assert torch.allclose(packed, padded_N, atol=1e-5)
+    logps = token_logps(model, SEQUENCES)
+    prompt, completion = SEQUENCES[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+    expected = [logits[2, completion[0]].item(), logits[3, completion[1]].item()]
+    assert logps[prompt, completion] == pytest.approx(expected, abs=1e-5)

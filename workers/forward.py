@@ -1,0 +1,144 @@
+"""Forward passes without gradients: prompt + completion sequences in, logits of completions out.
+
+Sequences are run packed (packing.py) where the model gives the same values that way, else padded.
+Only positions that predict a completion's token reach the head, a chunk at a time, so that memory
+does not grow with the vocabulary.
+
+Shapes: N completion tokens of a batch, in its order; V tokens of the vocabulary.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from prefsweep.workers.attention import UnpackableError, announce, segmented
+from prefsweep.workers.head import CHUNK_VALUES, is_plain_head
+from prefsweep.workers.packing import Ids, pack
+
+log = logging.getLogger(__name__)
+
+Model = PreTrainedModel | PeftModel
+Sequences = Sequence[tuple[Ids, Ids]]
+"""(prompt_ids, completion_ids)"""
+
+BATCH_TOKENS = 4096
+"""Tokens in a forward pass; fixed, so that values do not depend on a trial's batch size."""
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+"""Largest difference of a token's log-probability, packed or not, in fp32 and in half precision."""
+
+
+def batches(sequences: Sequences) -> Iterator[list[tuple[Ids, Ids]]]:
+    """Distinct sequences in parts of about BATCH_TOKENS; the parts depend on the sequences alone.
+
+    A prompt's completions follow one another, prompts from short to long.
+    """
+    batch: list[tuple[Ids, Ids]] = []
+    num_tokens = 0
+    for prompt_ids, completion_ids in sorted(set(sequences), key=lambda s: (len(s[0]), s)):
+        size = len(prompt_ids) + len(completion_ids)
+        if batch and num_tokens + size > BATCH_TOKENS:
+            yield batch
+            batch, num_tokens = [], 0
+        batch.append((prompt_ids, completion_ids))
+        num_tokens += size
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def token_logps(model: Model, sequences: Sequences) -> dict[tuple[Ids, Ids], list[float]]:
+    """Sequence -> log-probability of every completion token, fp32, nats."""
+    logps: dict[tuple[Ids, Ids], list[float]] = {}
+    packed: bool | None = None
+    for batch in batches(sequences):
+        packed = packs_exactly(model, batch) if packed is None else packed
+        parts = _batch_logps(model, batch, packed=packed).split([len(c) for _, c in batch])
+        logps |= dict(zip(batch, (part.tolist() for part in parts), strict=True))
+    return logps
+
+
+@torch.no_grad()
+def packs_exactly(model: Model, batch: Sequences) -> bool:
+    """Whether the model gives log-probabilities of (the start of) a batch packed as it does padded.
+
+    If not, a line in the log says by how much they differ.
+    """
+    some, name, was_training = list(batch[:8]), type(base_model(model)).__name__, model.training
+    model.eval()
+    try:
+        packed_N = _batch_logps(model, some, packed=True)
+        difference = (packed_N - _batch_logps(model, some, packed=False)).abs().max().item()
+    except UnpackableError as error:
+        log.warning("%s: %s; it is run unpacked", name, error)
+        return False
+    finally:
+        model.train(was_training)
+    half = next(model.parameters()).dtype != torch.float32
+    if difference <= (HALF_TOLERANCE if half else TOLERANCE):
+        return True
+    log.warning("%s: packed log-probabilities differ by %.2g; it is run unpacked", name, difference)
+    return False
+
+
+def completion_logits(model: Model, batch: Sequences, *, packed: bool) -> Iterator[torch.Tensor]:
+    """Chunks of fp32 logits (n, V) of the positions that predict completions' tokens, in order.
+
+    The model runs when this is called, its head (a plain linear layer) as the chunks are read.
+    """
+    base = base_model(model)
+    plain = is_plain_head(base)
+    body = base.base_model if plain else model
+    if packed:
+        plan = pack(batch, 1 + max(len(p) + len(c) for p, c in batch)).to(base.device)
+        with segmented(base):
+            outputs = body(
+                input_ids=plan.input_ids,
+                attention_mask=announce(plan.segments),
+                position_ids=plan.position_ids,
+                use_cache=False,
+            )
+        rows_N, predicting_N = torch.zeros_like(plan.predicting), plan.predicting
+    else:
+        ids_BT, mask_BT, rows_N, predicting_N = _padded(batch, base.device)
+        outputs = body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+    if not plain:
+        return iter((outputs.logits[rows_N, predicting_N].float(),))
+    hidden_NE, head = outputs.last_hidden_state[rows_N, predicting_N], base.get_output_embeddings()
+    rows = max(1, CHUNK_VALUES // len(head.weight))
+    return (head(hidden).float() for hidden in hidden_NE.split(rows))
+
+
+def completion_ids(batch: Sequences, device: torch.device) -> torch.Tensor:
+    """(N,), the completions' tokens."""
+    return torch.tensor([token for _, ids in batch for token in ids], device=device)
+
+
+def base_model(model: Any) -> Any:
+    """The transformers model under an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _batch_logps(model: Model, batch: Sequences, *, packed: bool) -> torch.Tensor:
+    """(N,) on the CPU."""
+    parts = list(completion_logits(model, batch, packed=packed))
+    labels_N = completion_ids(batch, model.device)
+    logps = [
+        logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        for logits, labels in zip(parts, labels_N.split([len(part) for part in parts]), strict=True)
+    ]
+    return torch.cat(logps).cpu()
+
+
+def _padded(batch: Sequences, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Right-padded ids and mask (B, T); of the N predicting positions, row and column."""
+    longest = max(len(p) + len(c) for p, c in batch)
+    ids = [[*p, *c, *[0] * (longest - len(p) - len(c))] for p, c in batch]
+    mask = [[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in batch]
+    # the last prompt token predicts the completion's first
+    places = [(i, len(p) - 1 + j) for i, (p, c) in enumerate(batch) for j in range(len(c))]
+    rows_N, columns_N = torch.tensor(places, device=device).reshape(-1, 2).unbind(1)
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device), rows_N, columns_N

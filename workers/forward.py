@@ -67,7 +67,8 @@ def packs_exactly(model: Model, batch: Sequences) -> bool:
 
     If not, a line in the log says by how much they differ.
     """
-    some, name, was_training = list(batch[:8]), type(base_model(model)).__name__, model.training
+    some, name = next(batches(batch[:8])), type(base_model(model)).__name__
+    was_training = model.training
     model.eval()
     try:
         packed_N = _batch_logps(model, some, packed=True)
@@ -87,7 +88,7 @@ def packs_exactly(model: Model, batch: Sequences) -> bool:
 def completion_logits(model: Model, batch: Sequences, *, packed: bool) -> Iterator[torch.Tensor]:
     """Chunks of fp32 logits (n, V) of the positions that predict completions' tokens, in order.
 
-    The model runs when this is called, its head (a plain linear layer) as the chunks are read.
+    A batch is one of `batches`. The model runs when this is called, its head (a plain linear layer) as the chunks are read.
     """
     base = base_model(model)
     plain = is_plain_head(base)

@@ -212,11 +212,11 @@ def test_attention_with_extras_is_refused() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_forward_passes_without_gradients_give_the_same_values_packed(name: str) -> None:
-    from prefsweep.workers.forward import completion_logits, packs_exactly, token_logps
+    from prefsweep.workers.forward import batches, completion_logits, packs_exactly, token_logps
 
     model = tiny_model(name, "sdpa")
     assert packs_exactly(model, SEQUENCES)
-    batch = list(dict.fromkeys(SEQUENCES))
+    batch = next(batches(SEQUENCES))
     with torch.no_grad():
         packed = torch.cat(list(completion_logits(model, batch, packed=True)))
         padded_N = torch.cat(list(completion_logits(model, batch, packed=False)))

@@ -1,38 +1,69 @@
-"""Diverse beam search with one beam a group (Vijayakumar et al., arXiv 1610.02424), for `generate`.
+"""A decoding loop for transformers' `generate`: one prefill a prompt, ended rows leave the batch.
 
-In: the rows, logits processors and stopping criteria that transformers' `generate` has prepared.
-Out: one sequence a group and prompt. At every step the groups of a prompt choose one after the
-other: each takes the token of highest log-probability, after the logits processors, minus
-`diversity_penalty` for every earlier group that took the token at this step. Groups that have ended
-take none. transformers 5 has no such decoding of its own without code from a hub.
+In: prompts, and the logits processors and stopping criteria that `generate` has prepared. Out: the
+new tokens of `copies` rows a prompt. A prompt runs through the model once and its cache is repeated
+for its rows. The next tokens are chosen by one of
 
-Shapes: B prompts, G groups, V tokens of the vocabulary, T tokens so far; row b * G + g is group g
-of prompt b.
+  Greedy         the highest score
+  Draws          a draw from softmax(scores), with random numbers of the row's own: what a row says
+                 does not depend on the rows beside it
+  DiverseGroups  diverse beam search with one beam a group (Vijayakumar et al., arXiv 1610.02424):
+                 the rows of a prompt choose one after the other, each takes the token of highest
+                 score minus `penalty` for every earlier one that took it at this step.
+                 transformers 5 has no such decoding of its own without code from a hub
+
+Shapes: B prompts, G copies, N rows still in the batch (at first B x G, row b * G + g is copy g of
+prompt b), V tokens of the vocabulary, T tokens so far.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import (
+    Cache,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import DynamicLayer
+
+LEAVE_AT = 0.75
+"""Share of live rows below which the others are taken out of the batch."""
+CUDA_LOOKS_EVERY = 8
+"""Steps between two looks on CUDA at which rows have ended: each waits for the device."""
+
+
+class Choice(Protocol):
+    """How the next tokens are chosen."""
+
+    @property
+    def together(self) -> int:
+        """Rows that need one another and so leave together: 1, or the copies of a prompt."""
+        ...
+
+    def __call__(
+        self, scores_NV: torch.Tensor, rows_N: torch.Tensor, live_N: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """The token (N,) of every row; `rows_N` are the rows' first numbers."""
+        ...
 
 
 @dataclass(frozen=True)
-class DiverseBeams:
-    """A `custom_generate` for `model.generate`, whose inputs hold every prompt `num_groups` times.
+class Decoding:
+    """A `custom_generate` for `model.generate`; the config's num_return_sequences stays 1."""
 
-    With one group, or no penalty, it is greedy search.
-    """
+    copies: int
+    """Rows of each prompt."""
+    choice: Choice
+    limits: Sequence[int]
+    """Most new tokens of each prompt."""
 
-    num_groups: int
-    diversity_penalty: float
-
+    @torch.no_grad()
     def __call__(
         self,
         model: Any,
@@ -42,45 +73,175 @@ class DiverseBeams:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> torch.Tensor:
-        """`input_ids` with the new tokens behind them; rows that ended early are padded."""
-        pad = generation_config.pad_token_id
-        live_N = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        next_length = None  # the whole prompt first, then one token at a time
-        while live_N.any():
-            inputs = model.prepare_inputs_for_generation(
-                input_ids,
-                next_sequence_length=next_length,
-                is_first_iteration=next_length is None,
-                **model_kwargs,
-            )
-            outputs = model(**inputs, return_dict=True)
-            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-            logits_NV = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
-            scores_NV = logits_processor(input_ids, logits_NV)  # pyright: ignore[reportArgumentType]
-            tokens_N = choose(scores_NV, live_N, self.num_groups, self.diversity_penalty)
+        """New tokens (B x G, longest limit), padded behind a row's end."""
+        device, pad = input_ids.device, generation_config.pad_token_id
+        limits_N = torch.tensor(self.limits, device=device).repeat_interleave(self.copies)
+        new_tokens = torch.full(
+            (len(limits_N), max(self.limits)), pad, dtype=torch.long, device=device
+        )
+        outputs = _forward(model, input_ids, model_kwargs, None)
+        logits_NV = outputs.logits[:, -1].repeat_interleave(self.copies, 0)
+        state = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+        prompts_N = torch.arange(len(input_ids), device=device).repeat_interleave(self.copies)
+        state = _rows(state, logits_processor, prompts_N)
+        ids_NT = input_ids.repeat_interleave(self.copies, 0)
+        rows_N = torch.arange(len(limits_N), device=device)
+        live_N = torch.ones(len(limits_N), dtype=torch.bool, device=device)
+        looks_every = CUDA_LOOKS_EVERY if device.type == "cuda" else 1
+        for step in range(new_tokens.shape[1]):
+            scores_NV = logits_processor(ids_NT, logits_NV.to(copy=True, dtype=torch.float32))  # pyright: ignore[reportArgumentType]
+            tokens_N = self.choice(scores_NV, rows_N, live_N, step)
             tokens_N = torch.where(live_N, tokens_N, pad)
-            input_ids = torch.cat([input_ids, tokens_N[:, None]], dim=-1)
-            live_N = live_N & ~stopping_criteria(input_ids, None)  # pyright: ignore
-            next_length = 1 if model_kwargs["use_cache"] else None
-        return input_ids
+            new_tokens[rows_N, step] = tokens_N
+            ids_NT = torch.cat([ids_NT, tokens_N[:, None]], dim=-1)
+            live_N = live_N & ~stopping_criteria(ids_NT, None) & (limits_N[rows_N] > step + 1)  # pyright: ignore
+            if (step + 1) % looks_every == 0:
+                if not live_N.any():
+                    break
+                stays_N = live_N.unflatten(0, (-1, self.choice.together)).any(-1)
+                stays_N = stays_N.repeat_interleave(self.choice.together)
+                if stays_N.float().mean() <= LEAVE_AT:
+                    kept = stays_N.nonzero()[:, 0]
+                    state = _rows(state, logits_processor, kept)
+                    ids_NT, rows_N, live_N = ids_NT[kept], rows_N[kept], live_N[kept]
+            outputs = _forward(model, ids_NT, state, 1)
+            state = model._update_model_kwargs_for_generation(outputs, state)
+            logits_NV = outputs.logits[:, -1]
+        return new_tokens
 
 
-def choose(
-    scores_NV: torch.Tensor, live_N: torch.Tensor, num_groups: int, diversity_penalty: float
-) -> torch.Tensor:
-    """The next token of every row (N = B x G); rows that are not live leave no penalty behind.
+@dataclass(frozen=True)
+class Greedy:
+    """The token of the highest score."""
 
-    Scores are logits: log-probabilities are lower by one number per row, and so choose the same.
+    together: int = 1
+
+    def __call__(
+        self, scores_NV: torch.Tensor, rows_N: torch.Tensor, live_N: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """The tokens."""
+        return scores_NV.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws from softmax(scores): the token at which its cumulative sum exceeds a random number."""
+
+    uniforms: torch.Tensor
+    """(B x G, steps), in [0, 1), float64."""
+    together: int = 1
+
+    def __call__(
+        self, scores_NV: torch.Tensor, rows_N: torch.Tensor, live_N: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """The tokens; one of probability 0 is never drawn."""
+        sums_NV = scores_NV.softmax(-1).cumsum(-1, dtype=torch.float64)
+        at_N1 = self.uniforms[rows_N, step, None] * sums_NV[:, -1:]
+        return torch.searchsorted(sums_NV, at_N1, right=True)[:, 0]
+
+
+@dataclass(frozen=True)
+class DiverseGroups:
+    """Rows that ended leave no penalty behind. With one group, or no penalty, it is greedy search.
+
+    Scores are logits: log-probabilities are lower by one number a row, and so choose the same.
     """
-    scores_BGV = scores_NV.unflatten(0, (-1, num_groups))
-    live_BG = live_N.unflatten(0, (-1, num_groups)).float()
-    counts_BV = torch.zeros_like(scores_BGV[:, 0])
-    tokens_B: list[torch.Tensor] = []
-    for group in range(num_groups):
-        chosen_B = (scores_BGV[:, group] - diversity_penalty * counts_BV).argmax(-1)
-        counts_BV.scatter_add_(1, chosen_B[:, None], live_BG[:, group, None])
-        tokens_B.append(chosen_B)
-    return torch.stack(tokens_B, dim=1).flatten()
+
+    together: int
+    """Groups of a prompt."""
+    penalty: float
+
+    def __call__(
+        self, scores_NV: torch.Tensor, rows_N: torch.Tensor, live_N: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """The tokens."""
+        scores_BGV = scores_NV.unflatten(0, (-1, self.together))
+        live_BG = live_N.unflatten(0, (-1, self.together)).float()
+        counts_BV = torch.zeros_like(scores_BGV[:, 0])
+        tokens_B: list[torch.Tensor] = []
+        for group in range(self.together):
+            chosen_B = (scores_BGV[:, group] - self.penalty * counts_BV).argmax(-1)
+            counts_BV.scatter_add_(1, chosen_B[:, None], live_BG[:, group, None])
+            tokens_B.append(chosen_B)
+        return torch.stack(tokens_B, dim=1).flatten()
+
+
+def uniforms(seed: int, keys: Sequence[str], copies: int, steps: int) -> torch.Tensor:
+    """Random numbers for `Draws`, (keys x copies, steps): each row's by seed, key and copy."""
+    generator = torch.Generator()
+    rows: list[torch.Tensor] = []
+    for key in keys:
+        for copy in range(copies):
+            digest = hashlib.sha256(f"{seed}:{key}:{copy}".encode()).digest()
+            generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            rows.append(torch.rand(steps, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+def roomy_cache(model: Any) -> Cache:
+    """A cache whose layers grow by doubling; transformers' copy all they hold at every token."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_RoomyLayer() if type(each) is DynamicLayer else each for each in cache.layers]
+    return cache
+
+
+class _RoomyLayer(DynamicLayer):
+    """`keys` and `values` are the filled part of buffers with room for more."""
+
+    _buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append (rows, heads, tokens, size) and return all so far."""
+        begin, size = self.get_seq_length(), key_states.shape[-2]
+        if begin == 0:
+            return super().update(key_states, value_states, *args, **kwargs)
+        assert self.keys is not None and self.values is not None
+        fits = self._buffers is not None and begin + size <= self._buffers[0].shape[-2]
+        # rows that were taken out or repeated made new tensors
+        if not fits or self.keys.data_ptr() != self._buffers[0].data_ptr():  # pyright: ignore
+            self._buffers = (_with_room(self.keys, size), _with_room(self.values, size))
+        keys, values = self._buffers  # pyright: ignore[reportGeneralTypeIssues]
+        keys[:, :, begin : begin + size] = key_states
+        values[:, :, begin : begin + size] = value_states
+        self.keys, self.values = keys[:, :, : begin + size], values[:, :, : begin + size]
+        return self.keys, self.values
+
+
+def _with_room(filled: torch.Tensor, size: int) -> torch.Tensor:
+    rows, heads, length, width = filled.shape
+    buffer = filled.new_empty(rows, heads, 2 * length + size + 16, width)
+    buffer[:, :, :length] = filled
+    return buffer
+
+
+def _forward(
+    model: Any, input_ids: torch.Tensor, state: dict[str, Any], next_length: int | None
+) -> Any:
+    """The whole prompt first (next_length None), then one token at a time."""
+    inputs = model.prepare_inputs_for_generation(
+        input_ids,
+        next_sequence_length=next_length,
+        is_first_iteration=next_length is None,
+        **state,
+    )
+    return model(**inputs, return_dict=True)
+
+
+def _rows(
+    state: dict[str, Any], processors: LogitsProcessorList, rows: torch.Tensor
+) -> dict[str, Any]:
+    """The model's inputs, cache and processors with these rows only (a row may come twice)."""
+    state["past_key_values"].batch_select_indices(rows)
+    for processor in processors:
+        padding = getattr(processor, "prompt_ignore_length", None)
+        if isinstance(padding, torch.Tensor):  # of the repetition penalty: one number a row
+            processor.prompt_ignore_length = padding[rows]  # pyright: ignore
+    return {
+        name: value[rows] if isinstance(value, torch.Tensor) else value
+        for name, value in state.items()
+    }
 
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[list[int]]:

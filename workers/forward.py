@@ -88,7 +88,8 @@ def packs_exactly(model: Model, batch: Sequences) -> bool:
 def completion_logits(model: Model, batch: Sequences, *, packed: bool) -> Iterator[torch.Tensor]:
     """Chunks of fp32 logits (n, V) of the positions that predict completions' tokens, in order.
 
-    A batch is one of `batches`. The model runs when this is called, its head (a plain linear layer) as the chunks are read.
+    A batch is one of `batches`. The model runs when this is called, its head (a plain linear layer)
+    as the chunks are read.
     """
     base = base_model(model)
     plain = is_plain_head(base)

@@ -1,13 +1,11 @@
 """Prompts in, completions out (transformers).
 
-A call's result depends on its prompts and the sampling section alone: the random state is set from
-them and restored afterwards, so the number of workers and their order change nothing.
+A call's result depends on its prompts and the sampling section alone: random numbers are those of
+seed, prompt and sample, so the number of workers and their order change nothing.
 """
 
-import hashlib
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +16,16 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from prefsweep.sweeps.errors import ModelError
 from prefsweep.sweeps.records import Completion, Prompt
 from prefsweep.sweeps.spec import ChatSpec, GenerationSpec, Sampling
-from prefsweep.workers.decoding import DiverseBeams, word_ids
+from prefsweep.workers.decoding import (
+    Choice,
+    Decoding,
+    DiverseGroups,
+    Draws,
+    Greedy,
+    roomy_cache,
+    uniforms,
+    word_ids,
+)
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import context_length, load_tokenizer
 from prefsweep.workers.rendering import token_ids
@@ -60,25 +67,39 @@ class Generator:
 
     def sample(self, prompts: Sequence[Prompt], num_completions: int) -> list[Sample]:
         """As `complete`, with token ids."""
-        samples: list[Sample] = []
-        with seeded(self._spec.seed, [prompt.prompt_id for prompt in prompts]):
-            for start in range(0, len(prompts), self._spec.batch_size):
-                batch = prompts[start : start + self._spec.batch_size]
-                samples += self._sample_batch(batch, num_completions)
-        return samples
+        by_length = sorted(range(len(prompts)), key=lambda i: len(self._ids(prompts[i])))
+        samples: dict[int, list[Sample]] = {}
+        for start in range(0, len(prompts), self._spec.batch_size):
+            batch = by_length[start : start + self._spec.batch_size]
+            drawn = self._sample_batch([prompts[i] for i in batch], num_completions)
+            samples |= dict(zip(batch, drawn, strict=True))
+        return [sample for i in range(len(prompts)) for sample in samples[i]]
 
-    @torch.inference_mode()
-    def _sample_batch(self, prompts: Sequence[Prompt], num_completions: int) -> list[Sample]:
-        prompt_ids = [token_ids(self._tokenizer, p.text, chat=self._chat) for p in prompts]
-        lengths = [self._max_new_tokens(prompt) for prompt in prompts]
-        output_NT = self._generate(prompt_ids, num_completions, max(lengths))
-        completions = output_NT[:, max(map(len, prompt_ids)) :].tolist()
-        samples: list[Sample] = []
-        for row, ids in enumerate(completions):
-            at, sample_idx = divmod(row, num_completions)
-            cut = ids[: lengths[at]]
-            samples.append(self._sample_of(prompts[at], sample_idx, list(prompt_ids[at]), cut))
-        return samples
+    def _sample_batch(self, prompts: Sequence[Prompt], num_completions: int) -> list[list[Sample]]:
+        prompt_ids = [self._ids(prompt) for prompt in prompts]
+        limits = [self._max_new_tokens(prompt) for prompt in prompts]
+        decoding = Decoding(num_completions, self._choice(prompts, num_completions), limits)
+        new_tokens = self._generate(prompt_ids, decoding).unflatten(0, (len(prompts), -1)).tolist()
+        return [
+            [self._sample_of(prompt, i, ids, row[:limit]) for i, row in enumerate(rows)]
+            for prompt, ids, limit, rows in zip(
+                prompts, prompt_ids, limits, new_tokens, strict=True
+            )
+        ]
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return list(token_ids(self._tokenizer, prompt.text, chat=self._chat))
+
+    def _choice(self, prompts: Sequence[Prompt], num_completions: int) -> Choice:
+        spec = self._spec
+        if isinstance(spec, GenerationSpec) and spec.num_beam_groups is not None:
+            assert spec.num_beam_groups == num_completions, "the spec sees to it"
+            return DiverseGroups(spec.num_beam_groups, spec.diversity_penalty)
+        if not spec.do_sample:
+            return Greedy()
+        keys = [prompt.prompt_id for prompt in prompts]
+        numbers = uniforms(spec.seed, keys, num_completions, spec.max_new_tokens)
+        return Draws(numbers.to(self._model.device))
 
     def _max_new_tokens(self, prompt: Prompt) -> int:
         """The spec's, or the prompt's own random number, the same in whatever batch it is."""
@@ -87,29 +108,18 @@ class Generator:
             return spec.max_new_tokens
         return random.Random(f"{spec.seed}:{prompt.prompt_id}").randint(*spec.random_new_tokens)
 
-    def _generate(
-        self, prompt_ids: Sequence[Sequence[int]], num_completions: int, max_new_tokens: int
-    ) -> torch.Tensor:
-        """Padded prompt and completion ids, `num_completions` rows for each prompt."""
-        beams = self._beams(num_completions)
-        config = self._config(num_completions if beams is None else 1, max_new_tokens)
+    def _generate(self, prompt_ids: Sequence[Sequence[int]], decoding: Decoding) -> torch.Tensor:
+        """New tokens (prompts x copies, longest limit)."""
         pad = self._tokenizer.pad_token_id
         assert isinstance(pad, int), "load_tokenizer sees to it"
         ids_BT, mask_BT = left_padded(prompt_ids, pad)
-        repeats = 1 if beams is None else beams.num_groups
         return self._model.generate(  # pyright: ignore[reportCallIssue]
-            input_ids=ids_BT.repeat_interleave(repeats, 0).to(self._model.device),
-            attention_mask=mask_BT.repeat_interleave(repeats, 0).to(self._model.device),
-            generation_config=config,
-            custom_generate=beams,
+            input_ids=ids_BT.to(self._model.device),
+            attention_mask=mask_BT.to(self._model.device),
+            generation_config=self._config(max(decoding.limits)),
+            past_key_values=roomy_cache(self._model),
+            custom_generate=decoding,
         )
-
-    def _beams(self, num_completions: int) -> DiverseBeams | None:
-        spec = self._spec
-        if not isinstance(spec, GenerationSpec) or spec.num_beam_groups is None:
-            return None
-        assert spec.num_beam_groups == num_completions, "the spec sees to it"
-        return DiverseBeams(spec.num_beam_groups, spec.diversity_penalty)
 
     def _sample_of(
         self, prompt: Prompt, sample_idx: int, prompt_ids: list[int], ids: list[int]
@@ -123,14 +133,13 @@ class Generator:
         reason = "eos" if finished else "length"
         return Sample(prompt, sample_idx, prompt_ids, ids, text, reason)
 
-    def _config(self, num_return_sequences: int, max_new_tokens: int) -> GenerationConfig:
+    def _config(self, max_new_tokens: int) -> GenerationConfig:
         spec = self._spec
         sampling = {"temperature": spec.temperature, "top_k": spec.top_k, "top_p": spec.top_p}
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             min_new_tokens=spec.min_new_tokens or None,
             do_sample=spec.do_sample,
-            num_return_sequences=num_return_sequences,
             no_repeat_ngram_size=spec.no_repeat_ngram_size or None,
             repetition_penalty=spec.repetition_penalty,
             eos_token_id=self._tokenizer.eos_token_id,
@@ -158,16 +167,6 @@ def left_padded(
         torch.tensor([[pad_token_id] * (longest - len(row)) + list(row) for row in rows]),
         torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
     )
-
-
-@contextmanager
-def seeded(seed: int, keys: Sequence[str]) -> Iterator[None]:
-    """The random state of torch set from `seed` and `keys`, and restored at the end."""
-    digest = hashlib.sha256(f"{seed}:{','.join(keys)}".encode()).digest()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        yield
 
 
 def check_prompt_lengths(

@@ -8,7 +8,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from prefsweep.sweeps.records import Prompt, prompt_id
 from prefsweep.sweeps.spec import GenerationSpec
-from prefsweep.workers.decoding import DiverseBeams, choose, word_ids
+from prefsweep.workers.decoding import (
+    Decoding,
+    DiverseGroups,
+    Draws,
+    Greedy,
+    roomy_cache,
+    uniforms,
+    word_ids,
+)
 from prefsweep.workers.generate import Generator
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_policy, load_tokenizer
@@ -73,8 +81,31 @@ def generate(model: Any, prompts: list[list[int]], copies: int, **arguments: Any
     return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
 
 
+def decode(model: Any, prompts: list[list[int]], decoding: Decoding, **rules: Any) -> Any:
+    """As `generate`, by our loop."""
+    longest = max(map(len, prompts))
+    rows = model.generate(
+        torch.tensor([[PAD] * (longest - len(p)) + p for p in prompts]),
+        attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]),
+        past_key_values=roomy_cache(model),
+        custom_generate=decoding,
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        **rules,
+    ).tolist()
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
+
+
 def beams(model: Any, prompts: list[list[int]], groups: int, penalty: float, **rules: Any) -> Any:
-    return generate(model, prompts, groups, custom_generate=DiverseBeams(groups, penalty), **rules)
+    limits = [NEW_TOKENS] * len(prompts)
+    decoding = Decoding(groups, DiverseGroups(groups, penalty), limits)
+    return decode(model, prompts, decoding, **rules)
+
+
+def choose(scores: torch.Tensor, live: torch.Tensor, groups: int, penalty: float) -> torch.Tensor:
+    return DiverseGroups(groups, penalty)(scores, torch.arange(len(scores)), live, 0)
 
 
 def ruled(logits: list[float], context: list[int], num_prompt: int, rules: Any) -> list[float]:
@@ -163,6 +194,54 @@ def test_prompts_together_give_what_they_give_alone(model: Any, rules: Any) -> N
 def test_rows_end_at_different_times_and_the_tests_see_it(model: Any) -> None:
     lengths = {len(row) for row in beams(model, PROMPTS, 4, 2.0)}
     assert len(lengths) > 1
+
+
+@any_model
+@with_rules
+def test_greedy_rows_are_those_of_transformers(model: Any, rules: Any) -> None:
+    decoding = Decoding(2, Greedy(), [NEW_TOKENS] * len(PROMPTS))
+    assert decode(model, PROMPTS, decoding, **rules) == generate(model, PROMPTS, 2, **rules)
+
+
+@any_model
+def test_a_row_draws_the_same_whatever_rows_are_beside_it(model: Any) -> None:
+    """Rows end, and leave, at different times; the numbers are each row's own."""
+
+    def drawn(prompts: list[list[int]]) -> Any:
+        names = [str(prompt) for prompt in prompts]
+        draws = Draws(uniforms(3, names, 5, NEW_TOKENS))
+        return decode(model, prompts, Decoding(5, draws, [NEW_TOKENS] * len(prompts)))
+
+    together = drawn(PROMPTS)
+    assert together == [row for prompt in PROMPTS for row in drawn([prompt])]
+    assert len({len(row) for row in together}) > 2
+    assert len({tuple(row) for row in together[:5]}) > 1
+
+
+def test_draws_have_the_frequencies_of_the_softmax() -> None:
+    scores = torch.tensor([[0.0, 1.0, float("-inf"), 2.0]])
+    rows = torch.arange(20_000)
+    draws = Draws(uniforms(0, ["a"], 20_000, 1))
+    tokens = draws(scores.expand(20_000, -1), rows, rows >= 0, 0)
+    shares = torch.bincount(tokens, minlength=4) / len(tokens)
+    # three standard errors of a share are below 0.011
+    assert torch.allclose(shares, scores[0].softmax(-1), atol=0.011)
+    assert shares[2] == 0
+
+
+def test_a_random_number_at_a_border_never_draws_the_impossible() -> None:
+    scores = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]] * 3)
+    edges = torch.tensor([[0.0], [0.5], [1 - 2**-53]], dtype=torch.float64)
+    assert Draws(edges)(scores, torch.arange(3), torch.ones(3) > 0, 0).tolist() == [1, 3, 3]
+
+
+@any_model
+def test_a_prompts_own_limit_ends_its_rows(model: Any) -> None:
+    rules = {"min_new_tokens": NEW_TOKENS}
+    whole = decode(model, PROMPTS, Decoding(1, Greedy(), [NEW_TOKENS] * 4), **rules)
+    rows = decode(model, PROMPTS, Decoding(1, Greedy(), [2, 12, 5, 1]), **rules)
+    for row, expected, limit in zip(rows, whole, [2, 12, 5, 1], strict=True):
+        assert row[:limit] == expected[:limit] and set(row[limit:]) <= {PAD}
 
 
 def test_decoding_stops_when_all_groups_have_ended() -> None:

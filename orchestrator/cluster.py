@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prefsweep.orchestrator.border import set_up_worker
 from prefsweep.orchestrator.hosts import Hosts
+from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.shards import run_shards, run_tasks, stage_pool
 from prefsweep.orchestrator.stages import ShardStage, Task, is_missing
 from prefsweep.orchestrator.sweep import Sweep, Trial
@@ -79,8 +80,9 @@ class InlineCluster:
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         set_up_worker(self._threads)
+        kept = Kept(sweep)
         for trial in trials:
-            run_trial(sweep, trial)
+            run_trial(kept, trial)
 
     def close(self) -> None:
         pass

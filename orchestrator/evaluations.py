@@ -4,16 +4,13 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prefsweep.orchestrator.stages import read_records
+from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
-from prefsweep.sweeps.records import EvaluationSample, Metrics, Prompt, TokenizedPair
+from prefsweep.sweeps.records import EvaluationSample, Metrics
 from prefsweep.workers import tables
-
-if TYPE_CHECKING:
-    from prefsweep.workers.score import Scorer
 
 
 @dataclass(frozen=True)
@@ -27,52 +24,32 @@ class EvaluateUntrained:
         return self.sweep.store.manifest(self.sweep.evaluation_path(UNTRAINED)) is not None
 
     def run(self) -> None:
-        from prefsweep.workers.models import load_policy, load_tokenizer
-
-        source = self.sweep.policy_source()
-        policy = load_policy(source)
-        evaluate_and_publish(
-            self.sweep, UNTRAINED, policy, lambda: nullcontext(policy), load_tokenizer(source)
-        )
-
-
-def scorer_of(sweep: Sweep) -> "Scorer | None":
-    """What scores the samples; None for a sweep without a reward."""
-    from prefsweep.workers.score import make_scorer
-
-    reward = sweep.spec.reward
-    return (
-        None
-        if reward is None
-        else make_scorer(reward, sweep.reward_source(), sweep.spec.policy.chat)
-    )
+        kept = Kept(self.sweep)
+        policy = kept.policy()
+        evaluate_and_publish(kept, UNTRAINED, policy, lambda: nullcontext(policy))
 
 
 def evaluate_and_publish(
-    sweep: Sweep, trial_id: str, policy: Any, reference: Any, tokenizer: Any, beta: float = 0.0
+    kept: Kept, trial_id: str, policy: Any, reference: Any, beta: float = 0.0
 ) -> Metrics:
     """Evaluate a policy on the held-out prompts and publish metrics.json and samples.parquet."""
     from prefsweep.workers.evaluate import evaluate, margin_metrics, win_metrics
 
-    started = time.monotonic()
-    scorer = scorer_of(sweep)
-    prompts = read_records(sweep, "eval_prompts", Prompt)
+    sweep, started = kept.sweep, time.monotonic()
     metrics, samples = evaluate(
         policy,
         reference,
-        tokenizer,
-        prompts,
-        scorer,
+        kept.tokenizer,
+        kept.eval_prompts,
+        kept.scorer,
         sweep.spec.evaluation,
         sweep.spec.policy.chat,
     )
     if trial_id == UNTRAINED:
         metrics |= win_metrics(samples, samples) | {"margin_test": 0.0, "accuracy_test": None}
     else:
-        untrained = sweep.store.fetch(sweep.evaluation_path(UNTRAINED)) / "samples.parquet"
-        metrics |= win_metrics(samples, tables.read_records(EvaluationSample, [untrained]))
-        pairs = read_records(sweep, "reference", TokenizedPair)
-        metrics |= margin_metrics(policy, pairs, beta)
+        metrics |= win_metrics(samples, kept.untrained_samples)
+        metrics |= margin_metrics(policy, kept.pairs, beta)
     with sweep.store.staging() as folder:
         output = folder / "evaluation"
         output.mkdir()

@@ -13,25 +13,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefsweep.orchestrator.evaluations import evaluate_and_publish, scorer_of
-from prefsweep.orchestrator.stages import read_records
+from prefsweep.orchestrator.evaluations import evaluate_and_publish
+from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.sweeps.errors import StoreError, SweepError
-from prefsweep.sweeps.records import Failure, Metrics, Prompt, Status, TokenizedPair
+from prefsweep.sweeps.records import Failure, Metrics, Status
 
 KEPT_CHECKPOINTS = 2
 
 
-def run_trial(sweep: Sweep, trial: Trial) -> None:
+def run_trial(kept: Kept, trial: Trial) -> None:
     """Do what is missing of a trial: weights, then evaluation. Records failures, raises none."""
+    sweep = kept.sweep
     log = TrialLog(sweep, trial)
     log.write(Status.RUNNING)
     try:
         if sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights")) is None:
-            _train(sweep, trial, log)
+            _train(kept, trial, log)
         if sweep.store.manifest(sweep.evaluation_path(trial.trial_id)) is None:
-            _evaluate(sweep, trial)
+            _evaluate(kept, trial)
     except Exception as error:  # the trial's border: a failure is data, and others go on
         log.write(Status.FAILED, classify(error))
     else:
@@ -122,22 +123,19 @@ def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
     return records
 
 
-def _train(sweep: Sweep, trial: Trial, log: TrialLog) -> None:
+def _train(kept: Kept, trial: Trial, log: TrialLog) -> None:
     from prefsweep.workers.batches import max_steps
-    from prefsweep.workers.models import load_policy, load_tokenizer
     from prefsweep.workers.train import Hooks, train
 
-    store, started = sweep.store, time.monotonic()
-    pairs: list[TokenizedPair] = read_records(sweep, "reference", TokenizedPair)
+    sweep, started = kept.sweep, time.monotonic()
+    store = sweep.store
     document = {
         "trial": trial.spec.model_dump(mode="json"),
         "parts": sweep.fingerprints.trial_parts(trial.spec),
     }
     store.write_json(store.trial(trial.trial_id, "trial.json"), document)
-    source = sweep.policy_source()
-    tokenizer = load_tokenizer(source)
     step, checkpoint = newest_checkpoint(sweep, trial)
-    log.restart(step, max_steps(sweep.spec.training, pairs))
+    log.restart(step, max_steps(sweep.spec.training, kept.pairs))
     log.write(Status.RUNNING)
 
     def report(record: dict[str, float]) -> None:
@@ -147,7 +145,7 @@ def _train(sweep: Sweep, trial: Trial, log: TrialLog) -> None:
     def on_step(step: int, model: Any) -> None:
         every = sweep.spec.evaluation.eval_steps
         if every is not None and step % every == 0:
-            metrics = _evaluate_now(sweep, trial, model, tokenizer)
+            metrics = _evaluate_now(kept, model)
             numbers = {f"eval/{k}": v for k, v in metrics.items() if v is not None}
             log.report({"step": float(step), **numbers})
 
@@ -160,7 +158,13 @@ def _train(sweep: Sweep, trial: Trial, log: TrialLog) -> None:
     with store.staging() as folder:
         output = folder / "weights"
         notes = train(
-            trial.spec, sweep.spec.training, load_policy(source), tokenizer, pairs, output, hooks
+            trial.spec,
+            sweep.spec.training,
+            kept.policy(),
+            kept.tokenizer,
+            kept.pairs,
+            output,
+            hooks,
         )
         manifest = new_manifest(trial.trial_id, 1, time.monotonic() - started, notes)
         store.publish(store.trial(trial.trial_id, "weights"), output, manifest)
@@ -195,47 +199,39 @@ def _publish_checkpoint(sweep: Sweep, trial: Trial, step: int, folder: Path) -> 
         store.delete(store.trial(trial.trial_id, "checkpoints", old))
 
 
-def _evaluate(sweep: Sweep, trial: Trial) -> None:
-    from prefsweep.workers.models import load_tokenizer, load_trained
+def _evaluate(kept: Kept, trial: Trial) -> None:
+    from prefsweep.workers.models import load_trained
 
-    source = sweep.policy_source()
-    weights = sweep.store.fetch(sweep.store.trial(trial.trial_id, "weights"))
-    policy = load_trained(source, weights)
-    evaluate_and_publish(
-        sweep,
-        trial.trial_id,
-        policy,
-        _reference_of(sweep, policy),
-        load_tokenizer(source),
-        trial.spec.beta,
-    )
+    store = kept.sweep.store
+    weights = store.fetch(store.trial(trial.trial_id, "weights"))
+    policy = load_trained(kept.sweep.policy_source(), weights, kept.policy)
+    evaluate_and_publish(kept, trial.trial_id, policy, _reference_of(kept, policy), trial.spec.beta)
 
 
-def _evaluate_now(sweep: Sweep, trial: Trial, model: Any, tokenizer: Any) -> Metrics:
-    """An evaluation on the way; leaves the trainer's random state and mode as they were."""
+def _evaluate_now(kept: Kept, model: Any) -> Metrics:
+    """An evaluation on the way; leaves the trainer's mode and tokenizer as they were."""
     from prefsweep.workers.evaluate import evaluate
 
-    scorer = scorer_of(sweep)
-    prompts = read_records(sweep, "eval_prompts", Prompt)
+    spec, tokenizer = kept.sweep.spec, kept.tokenizer
     padding_side, tokenizer.padding_side = tokenizer.padding_side, "left"
     was_training = model.training
     model.eval()
     try:
         return evaluate(
             model,
-            _reference_of(sweep, model),
+            _reference_of(kept, model),
             tokenizer,
-            prompts,
-            scorer,
-            sweep.spec.evaluation,
-            sweep.spec.policy.chat,
+            kept.eval_prompts,
+            kept.scorer,
+            spec.evaluation,
+            spec.policy.chat,
         )[0]
     finally:
         model.train(was_training)
         tokenizer.padding_side = padding_side
 
 
-def _reference_of(sweep: Sweep, policy: Any) -> Any:
+def _reference_of(kept: Kept, policy: Any) -> Any:
     """The reference of a policy: its base with the adapter off, or the policy before training."""
     from peft import PeftModel
 
@@ -247,9 +243,7 @@ def _reference_of(sweep: Sweep, policy: Any) -> Any:
                 yield policy
 
         return adapter_off
-    from prefsweep.workers.models import load_policy
-
-    reference = load_policy(sweep.policy_source())
+    reference = kept.reference()
     return lambda: nullcontext(reference)
 
 

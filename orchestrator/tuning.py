@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefsweep.orchestrator.border import set_up_worker
+from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import mark, run_trial
 from prefsweep.sweeps.records import Failure, Status
@@ -42,10 +43,11 @@ def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> str
 
     by_id = {trial.trial_id: trial for trial in trials}
     threads = sweep.spec.resources.threads_per_worker
+    kept = Kept(sweep)  # each worker has its own, for all its trials
 
     def trainable(config: dict[str, Any]) -> dict[str, int]:
         set_up_worker(threads)
-        run_trial(sweep, by_id[config["trial_id"]])
+        run_trial(kept, by_id[config["trial_id"]])
         return {"ended": 1}
 
     resources = {"CPU": sweep.spec.resources.cpus_per_worker, "GPU": gpus_per_trial}

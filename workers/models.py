@@ -1,5 +1,6 @@
 """Model sources in, loaded models and tokenizers out (transformers, peft); nothing is cached."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,8 +23,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_policy(source: ModelSource) -> PreTrainedModel:
-    """The causal language model on this process's device, in evaluation mode. Raises ModelError."""
+def load_policy(source: ModelSource, on: str | None = None) -> PreTrainedModel:
+    """The causal language model in evaluation mode, on this process's device if not said where.
+
+    Raises ModelError.
+    """
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -34,7 +38,7 @@ def load_policy(source: ModelSource) -> PreTrainedModel:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"policy {source.path}: {error}") from error
-    return model.to(device()).eval()  # pyright: ignore[reportArgumentType]
+    return model.to(on or device()).eval()  # pyright: ignore[reportArgumentType]
 
 
 def save_policy(model: PreTrainedModel, folder: Path) -> None:
@@ -50,10 +54,18 @@ def _is_gguf(model: PreTrainedModel) -> bool:
     return getattr(config, "quant_method", None) == "gguf"
 
 
-def load_trained(source: ModelSource, weights_dir: Path) -> PreTrainedModel | PeftModel:
-    """A trial's policy: the adapter in `weights_dir` on its base, or the whole model there."""
+def load_trained(
+    source: ModelSource,
+    weights_dir: Path,
+    load_base: Callable[[], PreTrainedModel] | None = None,
+) -> PreTrainedModel | PeftModel:
+    """A trial's policy: the adapter in `weights_dir` on its base, or the whole model there.
+
+    `load_base` gives the base, if it need not be read from `source`.
+    """
     if (weights_dir / "adapter_config.json").is_file():
-        adapted = PeftModel.from_pretrained(load_policy(source), str(weights_dir))
+        base = load_policy(source) if load_base is None else load_base()
+        adapted = PeftModel.from_pretrained(base, str(weights_dir))
         return adapted.to(device()).eval()
     return load_policy(ModelSource(path=str(weights_dir), dtype=source.dtype))
 

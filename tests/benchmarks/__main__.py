@@ -1,38 +1,59 @@
-"""`make bench`: run the benchmarks, print a table and JSON."""
+"""`make bench`: run the benchmarks, or those that are named, print a table and write JSON."""
 
 import json
 import os
 import platform
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from prefsweep.orchestrator.border import set_up_worker
-from tests.benchmarks import trial
+from tests.benchmarks import generation, grid, overhead, scale, trial
+
+BENCHMARKS = {
+    "trial": trial.run,
+    "grid": grid.run,
+    "generation": generation.run,
+    "overhead": overhead.run,
+    "scale": scale.run,
+}
+OUTPUT = Path("benchmarks.json")
 
 
-def main() -> None:
-    """All benchmarks, on all cores of this machine."""
+def main(names: list[str]) -> None:
+    """Run the named benchmarks (none: all) on all cores of this machine."""
+    unknown = sorted(set(names) - set(BENCHMARKS))
+    if unknown:
+        sys.exit(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(BENCHMARKS)}")
     set_up_worker(os.cpu_count() or 1)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = trial.run(Path(folder))
+    rows: list[dict[str, Any]] = []
+    for name in names or BENCHMARKS:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += BENCHMARKS[name](Path(folder))
     table = Table("benchmark", "baseline", "baseline s", "ours s", "ratio", "loss difference")
     for row in rows:
         table.add_row(
             row["benchmark"],
-            row["baseline"],
-            f"{row['baseline_s']:.2f}",
-            f"{row['ours_s']:.2f}",
-            f"{row['ratio']:.2f}x",
-            f"{row['largest relative loss difference']:.1e}",
+            row.get("baseline", ""),
+            _number(row, "baseline_s", ".2f"),
+            _number(row, "ours_s", ".2f"),
+            _number(row, "ratio", ".2f"),
+            _number(row, "largest relative loss difference", ".1e"),
         )
-    Console(width=120).print(table)
+    Console(width=140).print(table)
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
-    print(json.dumps({"machine": machine, "rows": rows}, indent=2))
+    OUTPUT.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2))
+    print(OUTPUT.resolve())
+
+
+def _number(row: dict[str, Any], name: str, form: str) -> str:
+    return format(row[name], form) if name in row else ""
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

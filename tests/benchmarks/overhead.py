@@ -5,6 +5,7 @@ with their records in the store; only `run_trial` is replaced by one that marks 
 """
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -87,9 +88,13 @@ def _finished_sweep(storage: Path) -> list[dict[str, Any]]:
     weights = store.fetch(store.trial(done, "weights"))
     evaluation = store.fetch(first.evaluation_path(done))
     for trial in sweep.trials[1:]:
-        manifest = new_manifest(trial.trial_id, 1, 0.0)
-        store.publish(store.trial(trial.trial_id, "weights"), weights, manifest)
-        store.publish(sweep.evaluation_path(trial.trial_id), evaluation, manifest)
+        with store.staging() as staging:
+            for path, folder in (
+                (store.trial(trial.trial_id, "weights"), weights),
+                (sweep.evaluation_path(trial.trial_id), evaluation),
+            ):
+                copy = shutil.copytree(folder, staging / folder.name)
+                store.publish(path, copy, new_manifest(trial.trial_id, 1, 0.0))
     command = str(Path(sys.executable).with_name("prefsweep"))
     betas = [trial.spec.beta for trial in sweep.trials]
     arguments = ["quickstart", *_overrides(betas), "--storage", str(storage)]

@@ -24,6 +24,7 @@ from prefsweep.orchestrator.watch import TrialWatch
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status
 
+MANIFESTS = shutil.ignore_patterns("manifest.json")
 NUM_IDLE, NUM_FINISHED, NUM_ROUNDS = 200, 1000, 3
 SMALL = (
     "name=overhead",
@@ -93,7 +94,7 @@ def _finished_sweep(storage: Path) -> list[dict[str, Any]]:
                 (store.trial(trial.trial_id, "weights"), weights),
                 (sweep.evaluation_path(trial.trial_id), evaluation),
             ):
-                copy = shutil.copytree(folder, staging / folder.name)
+                copy = shutil.copytree(folder, staging / folder.name, ignore=MANIFESTS)
                 store.publish(path, copy, new_manifest(trial.trial_id, 1, 0.0))
     command = str(Path(sys.executable).with_name("prefsweep"))
     betas = [trial.spec.beta for trial in sweep.trials]

@@ -113,6 +113,23 @@ def status(
 
 
 @app.command()
+def stop(
+    name: Name,
+    storage: Storage = DEFAULT_STORAGE,
+    wait: Annotated[bool, typer.Option(help="Wait until it has ended.")] = True,
+) -> None:
+    """Ask whoever runs a sweep, wherever that is, to stop cleanly."""
+    from prefsweep.orchestrator.stopping import ask_to_stop, wait_for_end
+    from prefsweep.orchestrator.store import Store
+
+    store = Store(storage)
+    holder = ask_to_stop(store, name)
+    print(f"asked to stop: {holder}")
+    if wait:
+        print(wait_for_end(store, name, holder))
+
+
+@app.command()
 def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
     """Draw the report of a sweep as it stands now."""
     from prefsweep.orchestrator.pipeline import publish_report, report_path
@@ -160,8 +177,6 @@ def main() -> None:
     _end_on_sigterm()
     try:
         code = app(standalone_mode=False) or 0  # typer returns the code of an Exit
-        if code == INTERRUPTED:
-            errors.print("interrupted; run the same command again to resume")
         sys.exit(code)
     except (UsageError, ClusterError) as error:
         _print_error(error)
@@ -200,12 +215,18 @@ def _run(
 
     def open_cluster() -> Cluster:
         resources = sweep.spec.resources
-        cluster = InlineCluster(resources) if inline else RayCluster(resources, address)
-        _end_on_sigterm()  # Ray has set a handler of its own
-        return cluster
+        return InlineCluster(resources) if inline else RayCluster(resources, address)
 
-    with LiveView(lambda: read_status(sweep), console):
-        results = run_sweep(sweep, open_cluster, until=until, restart_errored=restart_errored)
+    try:
+        with LiveView(lambda: read_status(sweep), console):
+            results = run_sweep(sweep, open_cluster, until=until, restart_errored=restart_errored)
+    except KeyboardInterrupt:
+        errors.print(
+            "interrupted; run the same command again to resume, or "
+            f"`prefsweep resume {sweep.spec.name} --storage {escape(sweep.storage)}`",
+            soft_wrap=True,
+        )
+        sys.exit(INTERRUPTED)
     failed = [result for result in results if result.status != Status.SUCCEEDED]
     if until in ("trials", "report") and failed:
         names = ", ".join(result.name for result in failed)

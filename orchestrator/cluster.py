@@ -14,6 +14,7 @@ from prefsweep.orchestrator.hosts import Hosts
 from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.shards import run_shards, run_tasks, stage_pool
 from prefsweep.orchestrator.stages import ShardStage, Task, is_missing
+from prefsweep.orchestrator.stopping import stop_requested
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import run_trial
 from prefsweep.sweeps.errors import ClusterError
@@ -71,8 +72,11 @@ class InlineCluster:
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> None:
         set_up_worker(self._threads)
         workers: dict[str, Any] = {}
+        sweep = stages[0].sweep
         for index in range(num_shards):
             for stage in stages:
+                if stop_requested(sweep.store, sweep.spec.name):
+                    return
                 if is_missing(stage, index):
                     if stage.name not in workers:
                         workers[stage.name] = stage.load()
@@ -82,6 +86,8 @@ class InlineCluster:
         set_up_worker(self._threads)
         kept = Kept(sweep)
         for trial in trials:
+            if stop_requested(sweep.store, sweep.spec.name):
+                return
             run_trial(kept, trial)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from prefsweep.orchestrator.cluster import Cluster
+from prefsweep.orchestrator.control import Control
 from prefsweep.orchestrator.entry import DataTask, data_tasks
 from prefsweep.orchestrator.evaluations import EvaluateUntrained
 from prefsweep.orchestrator.results import read_results
@@ -82,35 +83,31 @@ class Run:
         self._open_cluster = open_cluster
         self._cluster: Cluster | None = None
         self._told = set[str]()
-
-    @property
-    def cluster(self) -> Cluster:
-        """The cluster, opened at its first use."""
-        if self._cluster is None:
-            self._cluster = self._open_cluster()
-        return self._cluster
+        self.control = Control(sweep.store, sweep.spec.name)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep the resolved spec and, in state.json, who runs the sweep and how it ended."""
+        """Keep the resolved spec and, in state.json, who runs the sweep and how it ended.
+
+        Raises LeaseError, having written nothing, while another driver runs the sweep.
+        """
         store, name = self.sweep.store, self.sweep.spec.name
-        store.write_json(store.sweep(name, "spec.json"), spec_document(self.sweep))
-        self._record(Status.RUNNING)
-        try:
-            yield
-        except KeyboardInterrupt:
-            for trial in self.sweep.trials:
-                if trial_status(self.sweep, trial).status == Status.RUNNING:
-                    mark(self.sweep, trial, Status.INTERRUPTED)
-            self._record(Status.INTERRUPTED)
-            raise
-        except BaseException:
-            self._record(Status.FAILED)
-            raise
-        finally:
-            if self._cluster is not None:
-                self._cluster.close()
-        self._record(Status.SUCCEEDED)
+        with self.control:
+            store.write_json(store.sweep(name, "spec.json"), spec_document(self.sweep))
+            self._record(Status.RUNNING)
+            try:
+                yield
+            except BaseException as error:
+                if self.control.lost is not None:
+                    raise self.control.lost from None
+                interrupted = isinstance(error, KeyboardInterrupt)
+                if interrupted:
+                    self._mark_interrupted()
+                self._record(Status.INTERRUPTED if interrupted else Status.FAILED)
+                raise
+            finally:
+                self._close()
+            self._record(Status.SUCCEEDED)
 
     def early(self, tasks: Sequence[DataTask]) -> None:
         """Run here and now what needs no model, so that bad input is refused before a worker runs.
@@ -119,7 +116,8 @@ class Run:
         """
         for task in tasks:
             if self._wants(task.name) and not task.needs_policy() and not task.done():
-                task.run()
+                with self.control.at_once():
+                    task.run()
                 self._log_done(task.name)
 
     def tasks(self, tasks: Sequence[Task]) -> None:
@@ -130,10 +128,12 @@ class Run:
             if task not in missing:
                 self._log_found(task.name)
         if missing:
-            log.info("%s: running", ", ".join(task.name for task in missing))
-            self.cluster.run_tasks(missing)
+            names = ", ".join(task.name for task in missing)
+            log.info("%s: running", names)
+            self._cluster_for(f"{names}: waited for").run_tasks(missing)
             for task in missing:
                 self._log_done(task.name)
+            self.control.check()
 
     def shards(self, stages: Sequence[ShardStage]) -> None:
         """Run sharded stages that are wanted and not done, streaming shards through them."""
@@ -145,10 +145,11 @@ class Run:
         if not missing:
             return
         if missing[0].name == self._first_sharded():
-            self.cluster.run_tasks([CheckPrompts(self.sweep)])
+            self._cluster_for("prompts are checked").run_tasks([CheckPrompts(self.sweep)])
         num, started = num_shards(self.sweep, missing[0].name), time.monotonic()
         log.info("%s: running %d shards", " -> ".join(stage.name for stage in missing), num)
-        self.cluster.run_shards(missing, num)
+        self._cluster_for("shards in flight are finished").run_shards(missing, num)
+        self.control.check()
         for stage in missing:
             finish_shards(stage, self.sweep, num, time.monotonic() - started)
             self._log_done(stage.name)
@@ -165,15 +166,43 @@ class Run:
         for trial in todo:
             mark(self.sweep, trial, Status.PENDING)
         started = time.monotonic()
+        cluster = self._cluster_for("running trials save a checkpoint at their next step")
         with TrialWatch(self.sweep, todo):
-            self.cluster.run_trials(self.sweep, todo)
+            cluster.run_trials(self.sweep, todo)
+        self.control.check()
         log.info("trials: done in %.1f s", time.monotonic() - started)
 
     def report(self) -> None:
         """Draw the report, if the run goes that far."""
         if self._wants("report"):
-            publish_report(self.sweep)
+            with self.control.at_once():
+                publish_report(self.sweep)
             log.info("report: %s", self.sweep.store.display(report_path(self.sweep)))
+
+    def _cluster_for(self, finishing: str) -> Cluster:
+        """The cluster, opened at its first use; `finishing` is what a stop waits for from now on.
+
+        Raises KeyboardInterrupt if a stop was asked for.
+        """
+        if self._cluster is None:
+            self.control.finishing = "Ray is being started"
+            try:
+                self._cluster = self._open_cluster()
+            except SystemExit:  # what Ray makes of SIGTERM while it starts
+                raise KeyboardInterrupt from None
+            self.control.handle_signals()
+        self.control.check()
+        self.control.finishing = finishing
+        return self._cluster
+
+    def _close(self) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _mark_interrupted(self) -> None:
+        for trial in self.sweep.trials:
+            if trial_status(self.sweep, trial).status == Status.RUNNING:
+                mark(self.sweep, trial, Status.INTERRUPTED)
 
     def _unfinished(self, restart_errored: bool) -> list[Trial]:
         """Trials without weights or evaluation; a deterministic failure waits to be asked for."""

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
@@ -95,7 +96,19 @@ def _headline(status: SweepStatus) -> Text:
         parts.append(f"{_duration(status.elapsed_s)} so far")
     if status.eta_s is not None:
         parts.append(f"{_duration(status.eta_s)} to go")
-    return Text.assemble((_clean(status.sweep), "bold"), "  ", ", ".join(parts))
+    return Text.assemble((_clean(status.sweep), "bold"), "  ", ", ".join(parts), *_driver(status))
+
+
+def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
+    """Who runs the sweep, or that whoever did has died."""
+    if status.driver is None:
+        return
+    since = datetime.fromtimestamp(status.driver.since).astimezone()
+    who = f"pid {status.driver.pid} on {_clean(status.driver.host)}"
+    if status.driver.alive:
+        yield f"\nrun by {who} since {since:%Y-%m-%d %H:%M:%S %Z}", "dim"
+    else:
+        yield f"\ninterrupted: its driver, {who}, has died; `prefsweep resume` goes on", "yellow"
 
 
 def _stage_table(

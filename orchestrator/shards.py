@@ -14,6 +14,7 @@ from typing import Any
 from prefsweep.orchestrator.border import stage_error
 from prefsweep.orchestrator.hosts import Host, Hosts
 from prefsweep.orchestrator.stages import ShardStage, Task, is_missing
+from prefsweep.orchestrator.stopping import POLL_S, polled_stop
 from prefsweep.sweeps.errors import StageError
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def run_tasks(tasks: Sequence[Task], hosts: Hosts, num_gpus: dict[str, float]) -
 def run_shards(pools: Sequence[Pool], stages: Sequence[ShardStage], num: int, hosts: Hosts) -> None:
     """Send shards 0 to num - 1 through the stages, skipping what is in the store.
 
+    Where the sweep is asked to stop, shards in flight are finished and no more are handed out.
     Raises what a worker raised, or StageError for a shard that took MAX_DEATHS hosts with it.
     """
 
@@ -77,7 +79,13 @@ def run_shards(pools: Sequence[Pool], stages: Sequence[ShardStage], num: int, ho
 
     for shard in range(num):
         enter(0, shard)
-    _drain(pools, hosts, lambda position, shard: enter(position + 1, shard))
+    sweep = stages[0].sweep
+    _drain(
+        pools,
+        hosts,
+        lambda position, shard: enter(position + 1, shard),
+        polled_stop(sweep.store, sweep.spec.name),
+    )
 
 
 def stage_pool(stage: ShardStage, size: int, num_gpus: float) -> Pool:
@@ -93,18 +101,27 @@ def stage_pool(stage: ShardStage, size: int, num_gpus: float) -> Pool:
     )
 
 
-def _drain(pools: Sequence[Pool], hosts: Hosts, done: Callable[[int, Any], None]) -> None:
+def _drain(
+    pools: Sequence[Pool],
+    hosts: Hosts,
+    done: Callable[[int, Any], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Work until no pool has anything left; `done(position, item)` may queue more."""
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
     while any(pool.waiting or pool.in_flight for pool in pools):
         for pool in pools:
+            if should_stop():
+                pool.waiting.clear()
             pool.dispatch(hosts)
             if not pool.waiting:
                 pool.release(hosts)
         owners = {reference: i for i, pool in enumerate(pools) for reference in pool.in_flight}
-        ready, _ = ray.wait(list(owners), num_returns=1)
+        ready, _ = ray.wait(list(owners), num_returns=1, timeout=POLL_S) if owners else ([], [])
+        if not ready:
+            continue
         position = owners[ready[0]]
         pool = pools[position]
         item, host = pool.in_flight.pop(ready[0])

@@ -1,8 +1,10 @@
 """How a sweep stands, read from the store alone: by the live view, `status`, and the pipeline."""
 
 import time
+from dataclasses import asdict, replace
 from typing import Any
 
+from prefsweep.orchestrator.lease import read_holder
 from prefsweep.orchestrator.stages import REFERENCE_SHARD_PROMPTS, Generate, Reference, Score
 from prefsweep.orchestrator.store import Store, absolute
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
@@ -11,6 +13,7 @@ from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.identity import Inputs
 from prefsweep.sweeps.load import validate_spec
 from prefsweep.sweeps.records import (
+    DriverStatus,
     Failure,
     Metrics,
     StageStatus,
@@ -45,12 +48,21 @@ def read_status(sweep: Sweep) -> SweepStatus:
     stages = [_stage(sweep, name) for name in sweep.stages]
     stages.append(_untrained(sweep))
     trials = [trial_status(sweep, trial) for trial in sweep.trials]
-    state = sweep.store.read_json(sweep.store.sweep(sweep.spec.name, "state.json")) or {}
-    elapsed = None
-    if state.get("status") == Status.RUNNING:
+    driver, elapsed = driver_status(sweep), None
+    if driver is not None and driver.alive:
         _mark_running(stages)
-        elapsed = time.time() - state["started"]
-    return SweepStatus(sweep.spec.name, stages, trials, elapsed, _eta(trials))
+        elapsed = time.time() - driver.since
+    elif driver is not None:
+        trials = [_without_driver(trial) for trial in trials]
+    return SweepStatus(sweep.spec.name, stages, trials, elapsed, _eta(trials), driver)
+
+
+def driver_status(sweep: Sweep) -> DriverStatus | None:
+    """Who runs the sweep, as far as one look at its lease tells."""
+    holder = read_holder(sweep.store, sweep.spec.name)
+    if holder is None:
+        return None
+    return DriverStatus(holder.host, holder.pid, holder.since, holder.seems_alive)
 
 
 def is_finished(sweep: Sweep, trial_id: str) -> bool:
@@ -88,10 +100,9 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
 
 def status_document(status: SweepStatus) -> dict[str, Any]:
     """What `status --json` prints."""
-    from dataclasses import asdict
-
     document = asdict(status)
-    return {key: document[key] for key in ("sweep", "stages", "trials", "elapsed_s", "eta_s")}
+    keys = ("sweep", "stages", "trials", "elapsed_s", "eta_s", "driver")
+    return {key: document[key] for key in keys}
 
 
 def _stage(sweep: Sweep, name: str) -> StageStatus:
@@ -134,14 +145,19 @@ def _untrained(sweep: Sweep) -> StageStatus:
 
 def _mark_running(stages: list[StageStatus]) -> None:
     """The first unfinished stage of a running sweep is running, and all that run beside it."""
-    from dataclasses import replace
-
     beside = ({"policy", "reward", "prompts", "eval_prompts"}, {"completions", "scores"})
     first = next((s.name for s in stages if s.status == Status.PENDING), None)
     together = next((group for group in beside if first in group), {first})
     for index, stage in enumerate(stages):
         if stage.status == Status.PENDING and stage.name in together:
             stages[index] = replace(stage, status=Status.RUNNING)
+
+
+def _without_driver(trial: TrialStatus) -> TrialStatus:
+    """A trial that was running when its driver died."""
+    if trial.status != Status.RUNNING:
+        return trial
+    return replace(trial, status=Status.INTERRUPTED)
 
 
 def _seconds(document: dict[str, Any], status: Status) -> float | None:

@@ -8,10 +8,14 @@ first, so a request never outlives the run it was made for.
 import os
 import socket
 import time
+from collections.abc import Callable
 
+from prefsweep.orchestrator.lease import STALE_S, Holder, read_holder
 from prefsweep.orchestrator.store import Store
+from prefsweep.sweeps.errors import UsageError
 
 STOP = "stop.json"
+POLL_S = 1.0
 
 
 def request_stop(store: Store, name: str) -> None:
@@ -28,3 +32,48 @@ def stop_requested(store: Store, name: str) -> bool:
 def clear_stop(store: Store, name: str) -> None:
     """Forget the request."""
     store.delete(store.sweep(name, STOP))
+
+
+def polled_stop(store: Store, name: str) -> Callable[[], bool]:
+    """`stop_requested` for loops: reads at most once in POLL_S, and a yes stays a yes."""
+    is_asked, next_read_s = False, 0.0
+
+    def asked() -> bool:
+        nonlocal is_asked, next_read_s
+        if not is_asked and time.monotonic() >= next_read_s:
+            is_asked = stop_requested(store, name)
+            next_read_s = time.monotonic() + POLL_S
+        return is_asked
+
+    return asked
+
+
+def ask_to_stop(store: Store, name: str) -> Holder:
+    """Ask the driver that runs a sweep to stop; returns who it is. Raises UsageError."""
+    holder = read_holder(store, name)
+    if holder is None or not holder.seems_alive:
+        if name not in store.names("sweeps"):
+            raise UsageError(f"there is no sweep {name!r} in --storage {store.uri}")
+        died = "" if holder is None else f"; its driver ({holder}) gives no sign of life"
+        raise UsageError(f"nobody runs sweep {name!r} now{died}: there is nothing to stop")
+    request_stop(store, name)
+    return holder
+
+
+def wait_for_end(store: Store, name: str, holder: Holder) -> str:
+    """Wait until that driver's run is over; returns a line that says how it ended."""
+    seen, seen_at_s = holder, time.monotonic()
+    while True:
+        found = read_holder(store, name)
+        if found is None or found.token != holder.token:
+            break
+        if found != seen:
+            seen, seen_at_s = found, time.monotonic()
+        if found.is_dead or time.monotonic() - seen_at_s > STALE_S:
+            return f"its process has died; `prefsweep resume {name}` goes on"
+        time.sleep(POLL_S / 2)
+    state = store.read_json(store.sweep(name, "state.json"))
+    status = state.get("status") if isinstance(state, dict) else None
+    if status == "interrupted":
+        return f"stopped; `prefsweep resume {name}` goes on"
+    return f"it has ended ({status or 'unknown'}); `prefsweep status {name}` says more"

@@ -21,7 +21,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -162,6 +162,21 @@ class Store:
             self.fs.delete_dir(info.path)
         elif info.type == fs.FileType.File:
             self.fs.delete_file(info.path)
+
+    @contextmanager
+    def locked(self, path: str) -> Iterator[None]:
+        """Alone among processes that lock the same path; on an object store that is not so."""
+        if not self.is_local:
+            yield
+            return
+        import fcntl
+
+        full = self._full(path)
+        self._make_parent(full)
+        with Path(full).open("ab") as file:  # the kernel unlocks it when the process ends
+            with suppress(OSError):  # a network file system without locks: advice only
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     # --- artefacts -------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@
     |-- UsageError            the spec, the command or the input is wrong      (exit code 2)
     |   |-- SpecError           a field of the spec
     |   |-- DataError           a prompt, corpus or pair file, or what it contains
-    |   `-- ModelError          a model that cannot be found or used
+    |   |-- ModelError          a model that cannot be found or used
+    |   `-- LeaseError          another driver runs the sweep
     |-- StoreError            the store cannot be read or written, or an artefact is damaged
     |-- ClusterError          Ray is unreachable, or too small for what was asked (exit code 2)
     |-- StageError            a stage failed in a worker; carries the remote traceback
@@ -32,6 +33,10 @@ class DataError(UsageError):
 
 class ModelError(UsageError):
     """A model or tokenizer cannot be found, or does not fit the sweep."""
+
+
+class LeaseError(UsageError):
+    """Another driver runs the sweep, or has taken it over."""
 
 
 class StoreError(SweepError):

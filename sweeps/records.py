@@ -198,6 +198,16 @@ class TrialStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DriverStatus:
+    """The process that runs a sweep, or died while it ran it; `since` is seconds since 1970."""
+
+    host: str
+    pid: int
+    since: float
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SweepStatus:
     """What the store knows of a sweep at one moment."""
 
@@ -206,3 +216,5 @@ class SweepStatus:
     trials: list[TrialStatus]
     elapsed_s: float | None = None
     eta_s: float | None = None
+    driver: DriverStatus | None = None
+    """None where nobody runs the sweep."""

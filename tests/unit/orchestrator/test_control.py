@@ -1,0 +1,124 @@
+"""When a run may go on: signals, requests and a lost lease, with the real signals."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prefsweep.orchestrator import control as control_module
+from prefsweep.orchestrator.control import SAME_SIGNAL_S, Control
+from prefsweep.orchestrator.lease import read_holder
+from prefsweep.orchestrator.stopping import (
+    ask_to_stop,
+    request_stop,
+    stop_requested,
+    wait_for_end,
+)
+from prefsweep.orchestrator.store import Store
+from prefsweep.sweeps.errors import LeaseError, UsageError
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_module, "POLL_S", 0.02)
+    monkeypatch.setattr(control_module, "HEARTBEAT_S", 0.05)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_asks_for_a_stop_at_the_next_safe_point(
+    store: Store, number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), Control(store, "mine") as control:
+        control.check()
+        control.finishing = "shards in flight are finished"
+        send(number)
+        wait_until(lambda: stop_requested(store, "mine"))  # so that all workers hear of it
+        assert "shards in flight are finished. Once more stops at once" in caplog.text
+        control.check()
+        raise AssertionError("the safe point lets the run go on")
+    assert signal.getsignal(number) is before
+    assert not stop_requested(store, "mine")
+    assert read_holder(store, "mine") is None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_second_signal_stops_at_once(store: Store, number: signal.Signals) -> None:
+    with Control(store, "mine"):
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)  # as `timeout` does: one signal to the process, one to its group
+        time.sleep(1.5 * SAME_SIGNAL_S)
+        with pytest.raises(KeyboardInterrupt):
+            send(number)
+            time.sleep(60)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_where_nothing_is_lost_the_first_signal_stops_at_once(
+    store: Store, number: signal.Signals
+) -> None:
+    with pytest.raises(KeyboardInterrupt), Control(store, "mine") as control, control.at_once():
+        send(number)
+        time.sleep(60)
+
+
+def test_a_request_in_the_store_stops_the_run_and_an_old_one_does_not(store: Store) -> None:
+    request_stop(store, "mine")
+    with Control(store, "mine") as control:
+        control.check()
+        holder = ask_to_stop(store, "mine")
+        assert holder.pid == os.getpid()
+        with pytest.raises(KeyboardInterrupt):
+            control.check()
+    assert "it has ended (unknown)" in wait_for_end(store, "mine", holder)
+
+
+def test_nobody_can_be_asked_where_nobody_runs(store: Store) -> None:
+    with pytest.raises(UsageError, match="there is no sweep 'mine'"):
+        ask_to_stop(store, "mine")
+    with Control(store, "mine"):
+        pass
+    with pytest.raises(UsageError, match="nobody runs sweep 'mine' now: there is nothing to stop"):
+        ask_to_stop(store, "mine")
+    assert not stop_requested(store, "mine")
+
+
+def test_a_run_whose_lease_was_taken_is_ended_where_it_is_and_leaves_the_lease(
+    store: Store,
+) -> None:
+    path = store.sweep("mine", "lease.json")
+    with Control(store, "mine") as control:
+        with pytest.raises(KeyboardInterrupt):
+            store.write_json(path, store.read_json(path) | {"token": "theirs"})
+            time.sleep(60)
+        assert control.lost is not None
+        with pytest.raises(LeaseError, match="was taken over"):
+            control.check()
+    holder = read_holder(store, "mine")
+    assert holder is not None and holder.token == "theirs"
+
+
+def test_the_lease_is_kept_alive_while_the_run_works(store: Store) -> None:
+    with Control(store, "mine"):
+        wait_until(lambda: (read_holder(store, "mine") or pytest.fail("no lease")).beats > 2)

@@ -6,7 +6,10 @@ and tests. Both give the same results: no result depends on who computed it.
 
 import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefsweep.orchestrator.border import set_up_worker
@@ -102,6 +105,8 @@ class RayCluster:
     ) -> None:
         self._resources = resources
         self._ray = _start_ray(resources, address, num_cpus)
+        # by the time there are trials, Tune (seconds to import) is there
+        threading.Thread(target=import_module, args=["ray.tune"], daemon=True).start()
         totals = self._ray.cluster_resources()
         self.num_cpus, self.num_gpus = float(totals.get("CPU", 0)), float(totals.get("GPU", 0))
         if self.num_cpus < resources.cpus_per_worker:
@@ -186,18 +191,34 @@ def _start_ray(resources: ResourcesSpec, address: str | None, num_cpus: int | No
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours to handle
     import ray
 
+    address = address or os.environ.get("RAY_ADDRESS")
     environment = {**WORKER_ENV, "OMP_NUM_THREADS": str(resources.threads_per_worker)}
     environment |= {name: os.environ[name] for name in FORWARDED_ENV if name in os.environ}
     try:
-        ray.init(
-            address=address or os.environ.get("RAY_ADDRESS") or "local",
-            num_cpus=num_cpus,
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": environment},
-            ignore_reinit_error=False,
-        )
+        # a Ray of our own inherits it: its workers start a second sooner than with a runtime_env
+        with _environment({} if address else environment):
+            ray.init(
+                address=address or "local",
+                num_cpus=num_cpus,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": environment} if address else None,
+                ignore_reinit_error=False,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"Ray at {address or 'this machine'}: {error}") from None
     return ray
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables that processes started in the block inherit."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+        os.environ.update(before)

@@ -20,12 +20,12 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "reward": 1,
     "prompts": 1,
     "eval_prompts": 1,
-    "completions": 2,
+    "completions": 3,
     "scores": 1,
     "pairs": 1,
-    "reference": 2,
-    "trial": 2,
-    "evaluation": 2,
+    "reference": 3,
+    "trial": 3,
+    "evaluation": 3,
 }
 """Versions of the stages' code. Bump one when the same inputs give another output."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -118,8 +118,8 @@ def time_ours(
 def time_stock(
     policy: ModelSource, spec: TrainingSpec, pairs: list[PreferencePair], folder: Path
 ) -> Timed:
-    """The same trial by stock TRL."""
-    model, tokenizer = load_policy(policy), load_tokenizer(policy)
+    """The same trial by stock TRL and transformers."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy.path), load_tokenizer(policy)
     arguments = DPOConfig(
         output_dir=str(folder),
         learning_rate=TRIAL.learning_rate,
@@ -143,7 +143,7 @@ def time_stock(
     started = time.perf_counter()
     trainer = _StockInOurOrder(
         model=model,
-        ref_model=None if spec.lora else load_policy(policy),
+        ref_model=None if spec.lora else AutoModelForCausalLM.from_pretrained(policy.path),
         args=arguments,
         train_dataset=Dataset.from_list(columns),
         processing_class=tokenizer,

@@ -1,10 +1,12 @@
-"""The GGUF path, on a tiny file written here."""
+"""The GGUF path, on a tiny file written here; activations."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import GELUTanh
 
 from prefsweep.sweeps.errors import ModelError
 from prefsweep.workers.locations import ModelSource
@@ -54,3 +56,22 @@ def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
         load_policy(ModelSource(str(tmp_path)))
     with pytest.raises(ModelError, match="tokenizer of"):
         load_tokenizer(ModelSource(str(tmp_path)))
+
+
+def test_gpt2s_activation_is_fused_and_gives_what_transformers_gives(tmp_path: Path) -> None:
+    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=32, vocab_size=64)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    ours = load_policy(ModelSource(path=str(tmp_path)), on="cpu")
+    stock = GPT2LMHeadModel.from_pretrained(tmp_path)
+    kinds = {type(block.mlp.act) for block in ours.transformer.h}  # pyright: ignore
+    assert kinds == {GELUTanh}
+    ids = torch.randint(0, 64, (3, 16))
+    for model in (ours, stock):
+        model(input_ids=ids, labels=ids).loss.backward()
+    theirs = dict(stock.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-5, atol=1e-7)
+    save_policy(ours, tmp_path / "saved")
+    saved = GPT2Config.from_pretrained(tmp_path / "saved")
+    assert saved.activation_function == config.activation_function == "gelu_new"

@@ -132,7 +132,7 @@ def stop(
 @app.command()
 def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
     """Draw the report of a sweep as it stands now."""
-    from prefsweep.orchestrator.pipeline import publish_report, report_path
+    from prefsweep.orchestrator.drawing import publish_report, report_path
     from prefsweep.orchestrator.status import open_sweep
 
     sweep = open_sweep(name, storage)
@@ -202,7 +202,8 @@ def _run(
     sweep: "Sweep", *, address: str | None, until: str, inline: bool, restart_errored: bool
 ) -> None:
     from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster
-    from prefsweep.orchestrator.pipeline import STAGES, report_path, run_sweep
+    from prefsweep.orchestrator.drawing import report_path
+    from prefsweep.orchestrator.pipeline import STAGES, run_sweep
     from prefsweep.orchestrator.progress import LiveView, log_handler
     from prefsweep.orchestrator.status import read_status
     from prefsweep.sweeps.records import Status

@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 from prefsweep.orchestrator.cluster import Cluster
 from prefsweep.orchestrator.control import Control
+from prefsweep.orchestrator.drawing import is_drawn, publish_report, report_path
 from prefsweep.orchestrator.entry import DataTask, data_tasks
 from prefsweep.orchestrator.evaluations import EvaluateUntrained
 from prefsweep.orchestrator.results import read_results
@@ -52,7 +53,8 @@ def run_sweep(
     until: str = "report",
     restart_errored: bool = False,
 ) -> list[TrialResult]:
-    """Run what is missing of a sweep, up to and with stage `until`; returns the results so far.
+    """Run what is missing of a sweep, up to and with stage `until`; returns the results so far,
+    without curves and samples.
 
     A cluster is opened when the first thing has to run, and closed at the end.
     """
@@ -67,7 +69,7 @@ def run_sweep(
         run.tasks([EvaluateUntrained(sweep)])
         run.trials(restart_errored)
         run.report()
-    return read_results(sweep).results
+    return read_results(sweep, details=False).results
 
 
 class Run:
@@ -173,11 +175,16 @@ class Run:
         log.info("trials: done in %.1f s", time.monotonic() - started)
 
     def report(self) -> None:
-        """Draw the report, if the run goes that far."""
-        if self._wants("report"):
-            with self.control.at_once():
-                publish_report(self.sweep)
-            log.info("report: %s", self.sweep.store.display(report_path(self.sweep)))
+        """Draw the report, if the run goes that far and what it shows has changed."""
+        if not self._wants("report"):
+            return
+        where = self.sweep.store.display(report_path(self.sweep))
+        if is_drawn(self.sweep):
+            log.info("report: found in the store, %s", where)
+            return
+        with self.control.at_once():
+            publish_report(self.sweep)
+        log.info("report: %s", where)
 
     def _cluster_for(self, finishing: str) -> Cluster:
         """The cluster, opened at its first use; `finishing` is what a stop waits for from now on.
@@ -257,18 +264,3 @@ class Run:
 def spec_document(sweep: Sweep) -> dict[str, object]:
     """What `status`, `report` and `resume` need to know of a sweep."""
     return {"spec": sweep.spec.model_dump(mode="json"), "inputs": asdict(sweep.inputs)}
-
-
-def publish_report(sweep: Sweep) -> None:
-    """Draw the report of what there is now, and put it into the sweep's folder."""
-    from prefsweep.orchestrator.report import write_report
-
-    with sweep.store.staging() as folder:
-        write_report(read_results(sweep), folder)
-        for file in sorted(folder.iterdir()):
-            sweep.store.upload(file, sweep.store.sweep(sweep.spec.name, "report", file.name))
-
-
-def report_path(sweep: Sweep) -> str:
-    """Path of the report's page in the store."""
-    return sweep.store.sweep(sweep.spec.name, "report", "index.html")

@@ -15,11 +15,14 @@ from prefsweep.sweeps.records import (
 from prefsweep.workers import tables
 
 
-def read_results(sweep: Sweep) -> SweepResults:
-    """All results of a sweep as they are now, the untrained policy first."""
-    untrained = _untrained(sweep)
+def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
+    """All results of a sweep as they are now, the untrained policy first.
+
+    Without `details` they lack their curves and samples, which take the time to read.
+    """
+    untrained = _untrained(sweep, details=details)
     rows = [] if untrained is None else [untrained]
-    rows += [read_result(sweep, trial) for trial in sweep.trials]
+    rows += [read_result(sweep, trial, details=details) for trial in sweep.trials]
     return SweepResults(
         sweep=sweep.spec.name,
         spec=sweep.spec.model_dump(mode="json"),
@@ -29,11 +32,13 @@ def read_results(sweep: Sweep) -> SweepResults:
     )
 
 
-def read_result(sweep: Sweep, trial: Trial) -> TrialResult:
-    """One trial's row with its curves and samples."""
+def read_result(sweep: Sweep, trial: Trial, *, details: bool = True) -> TrialResult:
+    """One trial's row, with its curves and samples if `details` are wanted."""
     store, status = sweep.store, trial_status(sweep, trial)
     succeeded = status.status == Status.SUCCEEDED
-    metrics, samples = _evaluation(sweep, trial.trial_id) if succeeded else ({}, [])
+    metrics, samples = (
+        _evaluation(sweep, trial.trial_id, details=details) if succeeded else ({}, [])
+    )
     weights = store.manifest(store.trial(trial.trial_id, "weights"))
     notes = {} if weights is None else weights.notes
     if "gpu_memory_gib" in notes:
@@ -46,21 +51,29 @@ def read_result(sweep: Sweep, trial: Trial) -> TrialResult:
         metrics=metrics,
         train_seconds=notes.get("train_seconds"),
         failure=status.failure,
-        history=parse_metrics(store.read(store.trial(trial.trial_id, "metrics.jsonl"))),
+        history=_history(sweep, trial) if details else [],
         samples=samples,
     )
 
 
-def _untrained(sweep: Sweep) -> TrialResult | None:
+def _history(sweep: Sweep, trial: Trial) -> list[dict[str, float]]:
+    return parse_metrics(sweep.store.read(sweep.store.trial(trial.trial_id, "metrics.jsonl")))
+
+
+def _untrained(sweep: Sweep, *, details: bool) -> TrialResult | None:
     if sweep.store.manifest(sweep.evaluation_path(UNTRAINED)) is None:
         return None
-    metrics, samples = _evaluation(sweep, UNTRAINED)
+    metrics, samples = _evaluation(sweep, UNTRAINED, details=details)
     return TrialResult(UNTRAINED, UNTRAINED, None, Status.SUCCEEDED, metrics, samples=samples)
 
 
-def _evaluation(sweep: Sweep, trial_id: str) -> tuple[Metrics, list[EvaluationSample]]:
+def _evaluation(
+    sweep: Sweep, trial_id: str, *, details: bool
+) -> tuple[Metrics, list[EvaluationSample]]:
     path = sweep.evaluation_path(trial_id)
     metrics: Metrics = sweep.store.read_json(f"{path}/metrics.json") or {}
+    if not details:
+        return metrics, []
     folder = sweep.store.fetch(path)
     return metrics, tables.read_records(EvaluationSample, [folder / "samples.parquet"])
 

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from prefsweep.orchestrator.border import set_up_worker
-from tests.benchmarks import generation, grid, overhead, scale, trial
+from tests.benchmarks import generation, grid, overhead, profile, scale, trial
 
 BENCHMARKS = {
     "trial": trial.run,
+    "profile": profile.run,
     "grid": grid.run,
     "generation": generation.run,
     "overhead": overhead.run,
@@ -45,7 +46,11 @@ def main(names: list[str]) -> None:
             _number(row, "ratio", ".2f"),
             _number(row, "largest relative loss difference", ".1e"),
         )
-    Console(width=140).print(table)
+    console = Console(width=140)
+    console.print(table)
+    for row in rows:
+        if "shares" in row:
+            console.print(row)
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
     OUTPUT.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2))
     print(OUTPUT.resolve())

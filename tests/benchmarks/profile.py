@@ -7,7 +7,7 @@ matrix products is compared with that of one large product, measured beside it.
 
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def _profiled(folder: Path, threads: int) -> dict[str, Any]:
             TRIAL, spec, model, tokenizer, tokenized, folder / "out", Hooks(_ignore, None, stepped)
         )
     wall_s = (ends[WARM_UP + STEPS - 1] - ends[WARM_UP - 1]) / STEPS
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     flops = 0.0
     for event in profiler.key_averages():
         if event.key.startswith("aten::"):
@@ -91,7 +91,10 @@ def _profiled(folder: Path, threads: int) -> dict[str, Any]:
         "benchmark": f"a packed step, profiled, threads={threads}",
         "data": source,
         "ours_s": wall_s,
-        "shares": {kind: round(own / wall_s, 3) for kind, own in seconds.most_common()},
+        "shares": {
+            kind: round(own / wall_s, 3)
+            for kind, own in sorted(seconds.items(), key=lambda item: -item[1])
+        },
         "GFLOP of matrix products": round(flops / 1e9, 2),
         "their GFLOP/s": round(rate, 1),
         "GFLOP/s of one large product": round(peak, 1),

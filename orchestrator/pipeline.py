@@ -257,7 +257,9 @@ class Run:
         before = self.sweep.store.read_json(path) or {}
         now = time.time()
         started = now if status == Status.RUNNING else before.get("started", now)
+        first = before.get("first_started", before.get("started", now))
         state = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+        state["first_started"] = first
         self.sweep.store.write_json(path, {"status": status, "updated": now, **state})
 
 

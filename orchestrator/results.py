@@ -1,10 +1,16 @@
 """The store's artefacts of one sweep -> SweepResults, what reports and tables are made of."""
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from prefsweep.orchestrator.histograms import read_data_facts
 from prefsweep.orchestrator.status import trial_status
-from prefsweep.orchestrator.store import environment
+from prefsweep.orchestrator.store import Manifest, environment
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.trials import parse_metrics
 from prefsweep.sweeps.records import (
+    DataFacts,
     EvaluationSample,
     Metrics,
     StageResult,
@@ -18,28 +24,45 @@ from prefsweep.workers import tables
 def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
     """All results of a sweep as they are now, the untrained policy first.
 
-    Without `details` they lack their curves and samples, which take the time to read.
+    Without `details` they lack curves, samples and distributions, which take the time to read.
     """
-    untrained = _untrained(sweep, details=details)
+    began = _began(sweep)
+    untrained = _untrained(sweep, began, details=details)
     rows = [] if untrained is None else [untrained]
-    rows += [read_result(sweep, trial, details=details) for trial in sweep.trials]
+    rows += [read_result(sweep, trial, began, details=details) for trial in sweep.trials]
+    made = {name: sweep.store.manifest(sweep.path(name)) for name in _stage_names(sweep)}
+    missing = [name for name, manifest in made.items() if manifest is None]
     return SweepResults(
         sweep=sweep.spec.name,
         spec=sweep.spec.model_dump(mode="json"),
-        stages=_stages(sweep),
+        stages=_stages(made, began),
         results=rows,
-        environment=environment(),
+        environment=_environments(manifest for manifest in made.values() if manifest is not None),
+        data=read_data_facts(sweep) if details else DataFacts(),
+        missing=missing if untrained is not None else [*missing, UNTRAINED],
     )
 
 
-def read_result(sweep: Sweep, trial: Trial, *, details: bool = True) -> TrialResult:
-    """One trial's row, with its curves and samples if `details` are wanted."""
+def _stage_names(sweep: Sweep) -> list[str]:
+    """The sweep's stages; the stage of the prompts makes two artefacts."""
+    names = list(sweep.stages)
+    if "eval_prompts" not in names:
+        names.insert(names.index("prompts") + 1, "eval_prompts")
+    return names
+
+
+def read_result(
+    sweep: Sweep, trial: Trial, began: float | None = None, *, details: bool = True
+) -> TrialResult:
+    """One trial's row, with its curves and samples if `details` are wanted.
+
+    `began` is when the sweep did, if that is known.
+    """
     store, status = sweep.store, trial_status(sweep, trial)
-    succeeded = status.status == Status.SUCCEEDED
-    metrics, samples = (
-        _evaluation(sweep, trial.trial_id, details=details) if succeeded else ({}, [])
-    )
-    weights = store.manifest(store.trial(trial.trial_id, "weights"))
+    evaluation = _Evaluation()
+    if status.status == Status.SUCCEEDED:
+        evaluation = _evaluation(sweep, trial.trial_id, details=details)
+    metrics, weights = evaluation.metrics, store.manifest(store.trial(trial.trial_id, "weights"))
     notes = {} if weights is None else weights.notes
     if "gpu_memory_gib" in notes:
         metrics["gpu_memory_gib"] = notes["gpu_memory_gib"]
@@ -52,7 +75,9 @@ def read_result(sweep: Sweep, trial: Trial, *, details: bool = True) -> TrialRes
         train_seconds=notes.get("train_seconds"),
         failure=status.failure,
         history=_history(sweep, trial) if details else [],
-        samples=samples,
+        samples=evaluation.samples,
+        evaluate_seconds=evaluation.seconds,
+        found=_is_older(weights, began),
     )
 
 
@@ -60,31 +85,75 @@ def _history(sweep: Sweep, trial: Trial) -> list[dict[str, float]]:
     return parse_metrics(sweep.store.read(sweep.store.trial(trial.trial_id, "metrics.jsonl")))
 
 
-def _untrained(sweep: Sweep, *, details: bool) -> TrialResult | None:
-    if sweep.store.manifest(sweep.evaluation_path(UNTRAINED)) is None:
+@dataclass(frozen=True)
+class _Evaluation:
+    metrics: Metrics = field(default_factory=dict[str, float | None])
+    samples: list[EvaluationSample] = field(default_factory=list[EvaluationSample])
+    seconds: float | None = None
+
+
+def _untrained(sweep: Sweep, began: float | None, *, details: bool) -> TrialResult | None:
+    manifest = sweep.store.manifest(sweep.evaluation_path(UNTRAINED))
+    if manifest is None:
         return None
-    metrics, samples = _evaluation(sweep, UNTRAINED, details=details)
-    return TrialResult(UNTRAINED, UNTRAINED, None, Status.SUCCEEDED, metrics, samples=samples)
+    evaluation = _evaluation(sweep, UNTRAINED, details=details)
+    return TrialResult(
+        UNTRAINED,
+        UNTRAINED,
+        None,
+        Status.SUCCEEDED,
+        evaluation.metrics,
+        samples=evaluation.samples,
+        evaluate_seconds=evaluation.seconds,
+        found=_is_older(manifest, began),
+    )
 
 
-def _evaluation(
-    sweep: Sweep, trial_id: str, *, details: bool
-) -> tuple[Metrics, list[EvaluationSample]]:
+def _evaluation(sweep: Sweep, trial_id: str, *, details: bool) -> _Evaluation:
     path = sweep.evaluation_path(trial_id)
+    manifest = sweep.store.manifest(path)
     metrics: Metrics = sweep.store.read_json(f"{path}/metrics.json") or {}
+    seconds = None if manifest is None else manifest.seconds
     if not details:
-        return metrics, []
-    folder = sweep.store.fetch(path)
-    return metrics, tables.read_records(EvaluationSample, [folder / "samples.parquet"])
+        return _Evaluation(metrics, [], seconds)
+    samples = tables.read_records(EvaluationSample, [sweep.store.fetch(path) / "samples.parquet"])
+    return _Evaluation(metrics, samples, seconds)
 
 
-def _stages(sweep: Sweep) -> list[StageResult]:
-    stages: list[StageResult] = []
-    for name in sweep.stages:
-        manifest = sweep.store.manifest(sweep.path(name))
-        if manifest is not None:
-            fingerprint = manifest.fingerprint
-            stages.append(
-                StageResult(name, fingerprint, manifest.rows, manifest.seconds, manifest.notes)
-            )
-    return stages
+def _stages(made: Mapping[str, Manifest | None], began: float | None) -> list[StageResult]:
+    return [
+        StageResult(
+            name,
+            manifest.fingerprint,
+            manifest.rows,
+            manifest.seconds,
+            manifest.notes,
+            found=_is_older(manifest, began),
+        )
+        for name, manifest in made.items()
+        if manifest is not None
+    ]
+
+
+def _began(sweep: Sweep) -> float | None:
+    """When the first run of this sweep began, seconds since the epoch."""
+    state = sweep.store.read_json(sweep.store.sweep(sweep.spec.name, "state.json")) or {}
+    return state.get("first_started")
+
+
+def _is_older(manifest: Manifest | None, began: float | None) -> bool:
+    """Whether an artefact was there before; manifests tell whole seconds."""
+    if manifest is None or not manifest.created or began is None:
+        return False
+    return datetime.fromisoformat(manifest.created).timestamp() < int(began)
+
+
+def _environments(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """What made the stages, or would make them here; several where they differ."""
+    values: dict[str, list[str]] = {}
+    for recorded in [manifest.environment for manifest in manifests] or [environment()]:
+        for name, value in recorded.items():
+            known = values.setdefault(name, [])
+            if value not in known:
+                known.append(value)
+    return {name: ", ".join(known) for name, known in values.items()}

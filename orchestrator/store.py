@@ -20,7 +20,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from prefsweep.sweeps.errors import StoreError, UsageError
@@ -270,6 +271,24 @@ class Store:
                     )
             self._verified.add(path)
         return folder
+
+    def read_columns(self, path: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all parquet files of a finished artefact, read where they are.
+
+        Content is not verified: for what is shown, not for what is worked with.
+        """
+        manifest = self.manifest(path)
+        if manifest is None:
+            raise StoreError(f"{self.display(path)} is not a finished artefact")
+        files = [f"{path}/{name}" for name in sorted(manifest.files) if name.endswith(".parquet")]
+        try:
+            tables = [
+                pq.read_table(self._full(file), filesystem=self.fs, columns=list(columns))
+                for file in files
+            ]
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self.display(path)} cannot be read: {error}") from error
+        return pa.concat_tables(tables)
 
     def upload(self, file: Path, path: str) -> None:
         """Copy a local file to `path`, by temp and rename where the file system can."""

@@ -141,6 +141,9 @@ class TrialResult:
     failure: Failure | None = None
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     samples: list[EvaluationSample] = field(default_factory=list[EvaluationSample])
+    evaluate_seconds: float | None = None
+    found: bool = False
+    """Whether another sweep had trained it before this one began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,29 @@ class StageResult:
     rows: int
     seconds: float
     notes: dict[str, float] = field(default_factory=dict[str, float])
+    found: bool = False
+    """Whether another sweep had made it before this one began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many values of each series lie between `edges[i]` and `edges[i + 1]` (the last edge is
+    inside)."""
+
+    edges: list[float]
+    counts: dict[str, list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What the preference data looks like; None and [] where its stage is not finished."""
+
+    scores: Histogram | None = None
+    """Rewards of all completions, and of the chosen and the rejected ones."""
+    margins: Histogram | None = None
+    """Reward of the chosen minus reward of the rejected completion of a pair."""
+    lengths: Histogram | None = None
+    """Tokens of the chosen and the rejected completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +192,10 @@ class SweepResults:
     stages: list[StageResult]
     results: list[TrialResult]
     environment: dict[str, str]
-    """Versions and machine: name to value."""
+    """Versions and machines that made the results: name to value."""
+    data: DataFacts = field(default_factory=DataFacts)
+    missing: list[str] = field(default_factory=list[str])
+    """Stages that are not finished."""
 
 
 @dataclass(frozen=True, slots=True)

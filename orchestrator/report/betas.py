@@ -10,7 +10,6 @@ from prefsweep.orchestrator.report.figures import (
     Plot,
     Trace,
     error_bars,
-    hover,
     plain,
     plot_layout,
     rounded,
@@ -113,8 +112,7 @@ def _traces(rows: Sequence[Row]) -> list[Trace]:
             "y": rounded(_places(at, len(members))),
             "error_x": error_bars(members, _rewards(members), family.colour),
             "marker": {"color": family.colour, "symbol": family.symbol, "size": 10},
-            "customdata": [hover(member) for member in members],
-            "hovertemplate": "%{customdata}<extra></extra>",
+            "ids": [member.trial_id for member in members],
         }
         for at, (family, members) in enumerate(rows)
     ]

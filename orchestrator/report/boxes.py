@@ -10,8 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefsweep.orchestrator.report.families import NEUTRAL, Family, beta_of
-from prefsweep.orchestrator.report.figures import Plot, Trace, plain, plot_layout, rounded
-from prefsweep.orchestrator.report.frontier import Comparison
+from prefsweep.orchestrator.report.figures import (
+    Plot,
+    Trace,
+    plain,
+    plot_layout,
+    rounded,
+    with_metrics,
+)
+from prefsweep.orchestrator.report.frontier import Comparison, metric
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Status, TrialResult
 
@@ -98,6 +105,7 @@ def _panel(
 ) -> Plot:
     data = [_trace("untrained", NEUTRAL, {"untrained": start})] if start else []
     data.append(_trace(family.label, family.colour, {number(b): box for b, box in boxes.items()}))
+    data.append(_means(family, boxes))
     layout = plot_layout("", y_title="", height=230)
     layout["margin"] = {"l": 36, "r": 8, "t": 8, "b": 28}
     layout["xaxis"] |= {"type": "category", "showgrid": False, "tickfont": {"size": 11}}
@@ -108,6 +116,25 @@ def _panel(
         caption="",
         figure={"data": data, "layout": layout},
     )
+
+
+def _means(family: Family, betas: Iterable[float]) -> Trace:
+    """The mean reward of every trial with a box, which may lie far from the median."""
+    members = [m for m in with_metrics(family, "reward_mean") if beta_of(m) in set(betas)]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "mean",
+        "x": [number(beta_of(member)) for member in members],
+        "y": rounded([metric(member, "reward_mean") or 0.0 for member in members]),
+        "marker": {
+            "color": "rgba(0,0,0,0)",
+            "symbol": "diamond",
+            "size": 8,
+            "line": {"color": family.colour, "width": 1.5},
+        },
+        "ids": [member.trial_id for member in members],
+    }
 
 
 def _trace(name: str, colour: str, boxes: dict[str, Box]) -> Trace:

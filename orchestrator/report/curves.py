@@ -8,6 +8,8 @@ from prefsweep.sweeps.records import Status, TrialResult
 
 MAX_CURVE_POINTS = 300
 """Points of a training curve; longer ones are thinned evenly."""
+MAX_PLOT_POINTS, MIN_CURVE_POINTS = 15_000, 24
+"""Points of all curves of a plot, shared out among many trials, but for a few of each."""
 CURVES = {
     "loss": "Training loss",
     "rewards/margins": "Margin of the implicit rewards",
@@ -31,13 +33,16 @@ DASHES = {
 def training_plots(families: Sequence[Family]) -> list[Plot]:
     """One plot per logged quantity, one line per trial, whose meta is `trial:<trial_id>`."""
     hidden, styles = hidden_at_first(families), list(DASHES)
+    num = sum(bool(member.history) for family in families for member in family.members)
+    most = min(MAX_CURVE_POINTS, max(MIN_CURVE_POINTS, MAX_PLOT_POINTS // max(num, 1)))
     plots: list[Plot] = []
     for key, title in CURVES.items():
         data = [
             trace | {"visible": member.trial_id not in hidden}
             for family in families
             for rank, member in enumerate(family.members)
-            if (trace := _curve(member, key, family.colour, styles[rank % len(styles)]))
+            if (points := _thinned(_series(member.history, key), most))
+            for trace in [_curve(member, points, family.colour, styles[rank % len(styles)])]
         ]
         if data:
             layout = plot_layout("step", y_title="", height=270)
@@ -59,11 +64,9 @@ def hidden_at_first(families: Sequence[Family]) -> set[str]:
     return set() if len(failed) == len(logged) else failed
 
 
-def _curve(result: TrialResult, key: str, colour: str, dash: str) -> Trace | None:
-    points = _series(result.history, key)
-    if not points:
-        return None
-    points = _thinned(points)
+def _curve(
+    result: TrialResult, points: Sequence[tuple[float, float]], colour: str, dash: str
+) -> Trace:
     return {
         "type": "scatter",
         "mode": "lines" if len(points) > 1 else "markers",
@@ -72,7 +75,7 @@ def _curve(result: TrialResult, key: str, colour: str, dash: str) -> Trace | Non
         "x": rounded([step for step, _ in points]),
         "y": rounded([value for _, value in points]),
         "line": {"color": colour, "width": 1.6, "dash": dash},
-        "hovertemplate": f"{plain(result.name)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
+        "hovertemplate": "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>",
     }
 
 
@@ -85,9 +88,9 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> list[tuple[floa
     ]
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_CURVE_POINTS, evenly spaced, the first and the last among them."""
-    if len(points) <= MAX_CURVE_POINTS:
+def _thinned(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most `most` points, evenly spaced, the first and the last among them."""
+    if len(points) <= most:
         return points
     last = len(points) - 1
-    return [points[i * last // (MAX_CURVE_POINTS - 1)] for i in range(MAX_CURVE_POINTS)]
+    return [points[i * last // (most - 1)] for i in range(most)]

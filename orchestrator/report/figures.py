@@ -1,7 +1,8 @@
 """The plots that compare trials, as Plotly figures: plain dictionaries that become JSON.
 
 Colours of text and grid are left to report.js, which knows whether the page is light or dark.
-A trace's `meta` is the key of the legend button that hides it. Only succeeded trials are drawn.
+A trace's `meta` is the key of the legend button that hides it, its `ids` are the trials of its
+points: what report.js shows of a point it looks up by them. Only succeeded trials are drawn.
 """
 
 import html
@@ -16,6 +17,7 @@ from scipy import stats
 from prefsweep.orchestrator.report.families import NEUTRAL, Family, beta_of
 from prefsweep.orchestrator.report.formats import show
 from prefsweep.orchestrator.report.frontier import Comparison, interval, metric
+from prefsweep.orchestrator.report.labels import Labelled, in_pixels, place_labels
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Status, TrialResult
 
@@ -56,7 +58,8 @@ def _reward_against_kl(comparison: Comparison, families: Sequence[Family]) -> Pl
     if len(comparison.pareto) > 1:
         data.insert(0, _frontier_line(comparison))
     if metric(untrained, "reward_mean") is not None and untrained is not None:
-        data.append(_untrained_point(untrained, 0.0, "bottom right"))
+        data.append(_untrained_point(untrained, 0.0))
+    _spread_labels(data, width=920, height=330)
     layout = plot_layout("KL(policy || untrained), nats", height=460)
     layout["xaxis"]["rangemode"] = "tozero"
     joined = "The broad line joins the Pareto set." if len(comparison.pareto) > 1 else ""
@@ -65,7 +68,7 @@ def _reward_against_kl(comparison: Comparison, families: Sequence[Family]) -> Pl
         id="reward-kl",
         title="Reward against drift",
         caption="Up and to the left is better. Bars are 95% intervals of the mean reward. "
-        f"{betas} {joined}".rstrip(),
+        f"{betas}{_seeds_note(comparison)} {joined}".rstrip(),
         figure={"data": data, "layout": layout},
     )
 
@@ -77,14 +80,13 @@ def _reward_against_entropy(comparison: Comparison, families: Sequence[Family]) 
     untrained = comparison.untrained
     entropy = metric(untrained, "entropy")
     if untrained is not None and entropy is not None:
-        others = [metric(result, "entropy") or entropy for result in comparison.finished]
-        side = "left" if entropy > statistics.fmean(others) else "right"
-        data.append(_untrained_point(untrained, entropy, f"bottom {side}"))
+        data.append(_untrained_point(untrained, entropy))
+    _spread_labels(data, width=400, height=280)
     return Plot(
         id="reward-entropy",
         title="Reward against entropy",
         caption="Up and to the right is better: reward that did not cost diversity. Entropy is of "
-        f"the pooled tokens of all completions.{betas}{trend}",
+        f"the pooled tokens of all completions.{betas}{_seeds_note(comparison)}{trend}",
         figure={"data": data, "layout": plot_layout("Entropy of the completions, nats")},
     )
 
@@ -111,6 +113,19 @@ def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
     )
 
 
+def _spread_labels(data: Sequence[Trace], *, width: float, height: float) -> None:
+    """Set the place of every label of a plot whose points cover about this many pixels."""
+    traces = [trace for trace in data if trace["mode"] == "markers+text"]
+    if not traces:
+        return
+    x = in_pixels([x for trace in traces for x in trace["x"]], width)
+    y = in_pixels([y for trace in traces for y in trace["y"]], height)
+    texts = [text for trace in traces for text in trace["text"]]
+    places = iter(place_labels([Labelled(*each) for each in zip(x, y, texts, strict=True)]))
+    for trace in traces:
+        trace["textposition"] = [next(places) for _ in trace["x"]]
+
+
 def _scatter(families: Sequence[Family], x: str, *, label: bool) -> list[Trace]:
     """Reward against the metric `x`, two traces a family."""
     data: list[Trace] = []
@@ -129,7 +144,7 @@ def _with_trends(families: Sequence[Family], *, label: bool) -> list[Trace]:
             continue
         entropies = [metric(member, "entropy") or 0.0 for member in members]
         trend = _trend(family, entropies, [metric(m, "reward_mean") or 0.0 for m in members])
-        data += [*([trend] if trend else []), _points(family, members, entropies, label=label)]
+        data += [*([trend] if trend else []), *_points(family, members, entropies, label=label)]
     return data
 
 
@@ -153,6 +168,11 @@ def _trend(family: Family, x: Sequence[float], rewards: Sequence[float]) -> Trac
     }
 
 
+def _seeds_note(comparison: Comparison) -> str:
+    seeds = {result.trial.seed for result in comparison.finished if result.trial is not None}
+    return " Small points are seeds, the large one is their mean." if len(seeds) > 1 else ""
+
+
 def _label_fits(comparison: Comparison) -> bool:
     return len(comparison.finished) <= MAX_LABELS
 
@@ -173,57 +193,93 @@ def _family_traces(
     """A line along beta through the means over seeds, and a point with its interval per trial."""
     if not members:
         return []
-    rewards = [metric(member, "reward_mean") or 0.0 for member in members]
-    line_x, line_y = _means_by_beta(members, x, rewards)
+    means = _means_by_beta(members, x)
     line = {
         "type": "scatter",
         "mode": "lines",
         "meta": family.key,
         "name": plain(family.label),
-        "x": rounded(line_x),
-        "y": rounded(line_y),
+        "x": rounded([mean.x for mean in means]),
+        "y": rounded([mean.reward for mean in means]),
         "line": {"color": family.colour, "width": 1.5},
         "opacity": 0.6,
         "hoverinfo": "skip",
     }
-    return [line, _points(family, members, x, label=label)]
+    return [line, *_points(family, members, x, label=label)]
 
 
 def _points(
     family: Family, members: Sequence[TrialResult], x: Sequence[float], *, label: bool
-) -> Trace:
-    """Reward at x with its interval, one point a trial, marked with its beta where labels fit."""
+) -> list[Trace]:
+    """Reward at x with its interval, one point a trial, marked with its beta where labels fit.
+
+    Where trials differ in their seed alone their points are small, and their mean has the label.
+    """
+    means = _means_by_beta(members, x)
+    replicated = len(means) < len(members)
     rewards = [metric(member, "reward_mean") or 0.0 for member in members]
+    points = _markers(family) | {
+        "x": rounded(x),
+        "y": rounded(rewards),
+        "error_y": error_bars(members, rewards, family.colour),
+        "ids": [member.trial_id for member in members],
+    }
+    if not replicated:
+        return [points | _labels(family, means) if label else points]
+    points["marker"] |= {"size": 6, "opacity": 0.65}
+    points["error_y"] |= {"thickness": 0.8, "width": 0}
+    pooled = _markers(family) | {
+        "x": rounded([mean.x for mean in means]),
+        "y": rounded([mean.reward for mean in means]),
+        "ids": [" ".join(mean.trial_ids) for mean in means],
+    }
+    pooled["marker"] |= {"size": 12}
+    return [points, pooled | _labels(family, means) if label else pooled]
+
+
+def _markers(family: Family) -> Trace:
     return {
         "type": "scatter",
         "meta": family.key,
         "name": plain(family.label),
-        "mode": "markers+text" if label else "markers",
-        "x": rounded(x),
-        "y": rounded(rewards),
-        "error_y": error_bars(members, rewards, family.colour),
+        "mode": "markers",
         "marker": {"color": family.colour, "symbol": family.symbol, "size": 10},
-        "text": [f"\u00a0{number(beta_of(member))}" for member in members],
-        "textposition": "top right",
-        "textfont": {"color": family.colour, "size": 12},
-        "customdata": [hover(member) for member in members],
-        "hovertemplate": "%{customdata}<extra></extra>",
         "cliponaxis": False,
     }
 
 
-def _means_by_beta(
-    members: Sequence[TrialResult], x: Sequence[float], y: Sequence[float]
-) -> tuple[list[float], list[float]]:
-    """Mean x and mean y over the seeds of each beta, by beta ascending."""
-    groups: dict[float, list[tuple[float, float]]] = {}
-    for member, at, reward in zip(members, x, y, strict=True):
-        groups.setdefault(beta_of(member), []).append((at, reward))
-    means = [
-        tuple(statistics.fmean(values) for values in zip(*group, strict=True))
-        for _, group in sorted(groups.items())
+def _labels(family: Family, means: Sequence["Mean"]) -> Trace:
+    return {
+        "mode": "markers+text",
+        "text": [number(mean.beta) for mean in means],
+        "textfont": {"color": family.colour, "size": 12},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """Mean x and reward over the trials of one beta, which differ in their seeds."""
+
+    beta: float
+    x: float
+    reward: float
+    trial_ids: tuple[str, ...]
+
+
+def _means_by_beta(members: Sequence[TrialResult], x: Sequence[float]) -> list[Mean]:
+    """One mean per beta, by beta ascending."""
+    groups: dict[float, list[tuple[float, TrialResult]]] = {}
+    for member, at in zip(members, x, strict=True):
+        groups.setdefault(beta_of(member), []).append((at, member))
+    return [
+        Mean(
+            beta=beta,
+            x=statistics.fmean(at for at, _ in group),
+            reward=statistics.fmean(metric(m, "reward_mean") or 0.0 for _, m in group),
+            trial_ids=tuple(member.trial_id for _, member in group),
+        )
+        for beta, group in sorted(groups.items())
     ]
-    return [mean[0] for mean in means], [mean[1] for mean in means]
 
 
 def error_bars(members: Sequence[TrialResult], rewards: Sequence[float], colour: str) -> Trace:
@@ -241,7 +297,7 @@ def error_bars(members: Sequence[TrialResult], rewards: Sequence[float], colour:
     }
 
 
-def _untrained_point(untrained: TrialResult, x: float, label_side: str) -> Trace:
+def _untrained_point(untrained: TrialResult, x: float) -> Trace:
     reward = metric(untrained, "reward_mean") or 0.0
     return {
         "type": "scatter",
@@ -251,11 +307,9 @@ def _untrained_point(untrained: TrialResult, x: float, label_side: str) -> Trace
         "y": rounded([reward]),
         "error_y": error_bars([untrained], [reward], NEUTRAL),
         "marker": {"color": NEUTRAL, "symbol": "star", "size": 15},
-        "text": ["\u00a0untrained\u00a0"],
-        "textposition": label_side,
+        "text": ["untrained"],
         "textfont": {"color": NEUTRAL, "size": 12},
-        "customdata": [hover(untrained)],
-        "hovertemplate": "%{customdata}<extra></extra>",
+        "ids": [untrained.trial_id],
         "cliponaxis": False,
     }
 
@@ -293,20 +347,6 @@ def untrained_band(untrained: TrialResult | None, *, along: Literal["x", "y"] = 
         return [mean]
     band = {"type": "rect", f"{along}0": bounds[0], f"{along}1": bounds[1], "fillcolor": BAND}
     return [across | band | {"line": {"width": 0}}, mean]
-
-
-def hover(result: TrialResult) -> str:
-    bounds = interval(result)
-    around = f" [{show(bounds[0])}, {show(bounds[1])}]" if bounds else ""
-    return "<br>".join(
-        (
-            f"<b>{plain(result.name)}</b>",
-            f"reward {show(metric(result, 'reward_mean'))}{around}",
-            f"KL {show(metric(result, 'kl'))} nats",
-            f"entropy {show(metric(result, 'entropy'))} nats",
-            f"win rate {show(metric(result, 'win_rate'))}",
-        )
-    )
 
 
 # --- shared --------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """The top of the page: what was compared, the numbers to quote, and what to know before that."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefsweep.orchestrator.report.families import Family
+from prefsweep.orchestrator.report.facts import details
+from prefsweep.orchestrator.report.families import SYMBOLS, Family
 from prefsweep.orchestrator.report.formats import counted, show
 from prefsweep.orchestrator.report.frontier import (
     Comparison,
-    interval,
     intervals_overlap,
     metric,
 )
@@ -20,17 +21,17 @@ def headline(
     results: SweepResults, comparison: Comparison, groups: Sequence[Family]
 ) -> dict[str, Any]:
     """What the template's header needs."""
-    within = "" if comparison.budget is None else f" within KL {comparison.budget:.3g} (median)"
     tiles = [
         _tile("Reward of the untrained policy", comparison.untrained, comparison),
         _tile("Best reward", comparison.best, comparison),
-        _tile(f"Best reward{within}", comparison.best_within, comparison),
         _accuracy_tile(comparison),
     ]
     return {
         "sweep": results.sweep,
         "compared": _what_was_compared(results, comparison, groups),
         "tiles": [tile for tile in tiles if tile is not None],
+        "within": _within(comparison),
+        "pareto": _pareto(comparison, groups),
         "has_start": metric(comparison.untrained, "reward_mean") is not None,
         "caveats": _caveats(comparison),
         "counts": status_counts(comparison),
@@ -65,20 +66,47 @@ def _first(section: object, keys: Sequence[str]) -> str | None:
     return next((str(section[key]) for key in keys if section.get(key)), None)
 
 
+def _within(comparison: Comparison) -> dict[str, Any] | None:
+    """The tile with the slider, as it stands before it is moved: at the median KL."""
+    if comparison.budget is None:
+        return None
+    tile = _tile("Best reward within a KL budget", comparison.best_within, comparison)
+    return None if tile is None else tile | {"budget": f"{_rounded_up(comparison.budget):g}"}
+
+
+def _rounded_up(value: float) -> float:
+    """To three significant digits, upwards: the trial at the budget stays within it."""
+    if value <= 0:
+        return value
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return float(f"{math.ceil(value / step) * step:.3g}")
+
+
+def _pareto(comparison: Comparison, groups: Sequence[Family]) -> list[dict[str, str]]:
+    family_of = {member.trial_id: family for family in groups for member in family.members}
+    return [
+        {
+            "id": result.trial_id,
+            "name": result.name,
+            "colour": family_of[result.trial_id].colour,
+            "path": SYMBOLS[family_of[result.trial_id].symbol],
+        }
+        for result in comparison.pareto
+    ]
+
+
 def _tile(label: str, result: TrialResult | None, comparison: Comparison) -> dict[str, Any] | None:
     """A reward as one large number with what belongs to it; None where there is no reward."""
-    reward, bounds = metric(result, "reward_mean"), interval(result)
+    reward = metric(result, "reward_mean")
     if result is None or reward is None:
         return None
-    details = [f"95% interval {show(bounds[0])} to {show(bounds[1])}"] if bounds else []
-    if result.trial is not None:
-        details.append(f"KL {show(metric(result, 'kl'))} nats")
-        start = metric(comparison.untrained, "reward_mean")
-        if start is not None:
-            sign = "+" if reward >= start else ""
-            details.append(f"{sign}{show(reward - start)} over untrained")
-    name = None if result.trial is None else result.name
-    return {"label": label, "name": name, "value": show(reward), "details": details}
+    return {
+        "label": label,
+        "id": None if result.trial is None else result.trial_id,
+        "name": None if result.trial is None else result.name,
+        "value": show(reward),
+        "details": details(result, comparison),
+    }
 
 
 def _accuracy_tile(comparison: Comparison) -> dict[str, Any] | None:
@@ -89,6 +117,7 @@ def _accuracy_tile(comparison: Comparison) -> dict[str, Any] | None:
     best = max(able, key=lambda result: metric(result, "accuracy_test") or 0.0)
     return {
         "label": "Best accuracy on the test pairs",
+        "id": best.trial_id,
         "name": best.name,
         "value": show(metric(best, "accuracy_test")),
         "details": [f"KL {show(metric(best, 'kl'))} nats"],

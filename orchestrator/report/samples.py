@@ -10,7 +10,7 @@ from prefsweep.sweeps.records import EvaluationSample, TrialResult
 MAX_PROMPTS = 20
 MAX_SAMPLES = 2
 """Completions a prompt and policy."""
-MAX_CHARACTERS = 3_000_000
+MAX_CHARACTERS = 1_500_000
 """Of all completions together; prompts are left out beyond it, but never the first one."""
 
 
@@ -64,4 +64,4 @@ def _rounded(value: float | None) -> float | None:
 def _policy(result: TrialResult, standouts: set[str]) -> dict[str, Any]:
     untrained = result.trial is None
     standout = untrained or result.trial_id in standouts
-    return {"name": result.name, "untrained": untrained, "standout": standout}
+    return {"id": result.trial_id, "untrained": untrained, "standout": standout}

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
-import pytest
-
 from prefsweep.orchestrator.report.page import page_html
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand, trial_names
 from prefsweep.sweeps.records import (
@@ -257,7 +255,5 @@ class Page(HTMLParser):
 
 
 def page(results: SweepResults) -> Page:
-    """The page without Plotly, whose 5 MB would take seconds to take apart."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prefsweep.orchestrator.report.page.get_plotlyjs", lambda: "PLOTLY")
-        return Page(page_html(results))
+    """The page, taken apart."""
+    return Page(page_html(results))

@@ -56,9 +56,10 @@ def test_scatter_shows_the_metrics_and_intervals() -> None:
     results.results[2] = replace(results.results[2], metrics=bounded)
     comparison = compare(results)
     figure = comparison_plots(comparison, families(comparison.trials))[0].figure
-    points = next(trace for trace in figure["data"] if "customdata" in trace)
+    points = next(trace for trace in figure["data"] if "ids" in trace)
     assert (points["x"], points["y"]) == ([1.0, 8.0], [1.0, 3.0])
-    assert points["text"] == ["\u00a00.1", "\u00a00.2"]
+    assert points["text"] == ["0.1", "0.2"]
+    assert points["ids"] == [result.trial_id for result in results.results[1:]]
     assert points["error_y"]["array"] == [0.0, 0.5]
     assert points["error_y"]["arrayminus"] == [0.0, 0.25]
     assert (figure["data"][-1]["x"], figure["data"][-1]["y"]) == ([0.0], [0.5])
@@ -185,9 +186,10 @@ def test_box_panels_have_the_samples_by_beta_beside_the_untrained_policy() -> No
     comparison = replace(comparison, untrained=start)
     panels = [plot for _, plot in box_plots(comparison, families(comparison.trials))]
     assert [panel.title for panel in panels] == ["sigmoid", "hinge"]
-    untrained, sigmoid = panels[0].figure["data"]
+    untrained, sigmoid, means = panels[0].figure["data"]
     assert (untrained["x"], untrained["median"]) == (["untrained"], [-1.0])
     assert (sigmoid["x"], sigmoid["median"]) == (["0.1", "1"], [2.0, 5.0]), "seeds are pooled"
+    assert (means["x"], means["ids"]) == ([], []), "no trial has a mean reward"
     assert all(panel.figure["layout"]["yaxis"]["range"] == [-1.4, 7.4] for panel in panels)
 
 
@@ -288,7 +290,7 @@ def test_page_says_whose_samples_the_untrained_policy_is_judged_by() -> None:
 def test_colours_can_be_told_from_the_light_and_the_dark_ground() -> None:
     for ground in ("#ffffff", "#14171a"):
         assert all(_contrast(colour, ground) >= 3 for colour in (*COLOURS, NEUTRAL))
-        assert ground in (Path(page_module.__file__).parent / "style.css").read_text()
+        assert ground in (Path(page_module.__file__).parent / "web/style.css").read_text()
 
 
 def _contrast(one: str, other: str) -> float:

@@ -1,0 +1,116 @@
+"""The table of all trials, one row a trial, the untrained policy first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefsweep.orchestrator.report.families import SYMBOLS, Family
+from prefsweep.orchestrator.report.formats import duration, show
+from prefsweep.orchestrator.report.frontier import Comparison, metric
+from prefsweep.sweeps.grid import number
+from prefsweep.sweeps.records import TrialResult
+
+GRID_COLUMNS = {
+    "beta": "beta",
+    "alpha": "alpha",
+    "learning_rate": "Learning rate",
+    "seed": "Seed",
+}
+"""Field of a trial -> heading; drawn where trials differ in it."""
+METRICS = {
+    "reward_mean": (
+        "Reward",
+        "mean score of the sampled completions [95% bootstrap interval over prompts]",
+    ),
+    "win_rate": (
+        "Win rate",
+        "share of held-out prompts whose reward beats the untrained policy's; a tie is half",
+    ),
+    "kl": (
+        "KL",
+        "mean over completions of the sum over positions of the full-vocabulary "
+        "KL(policy || untrained), nats",
+    ),
+    "entropy": ("Entropy", "of the pooled unigram tokens of all completions (Shannon), nats"),
+    "entropy_full": (
+        "Entropy, full",
+        "the same of prompt + completion with the reward model's tokenizer, nats",
+    ),
+    "predictive_entropy": (
+        "Predictive entropy",
+        "mean over generated positions of the policy's full-vocabulary entropy, nats",
+    ),
+    "distinct_1": ("Distinct\u20111", "unique unigrams / unigrams over all completions"),
+    "distinct_2": ("Distinct\u20112", "unique bigrams / bigrams over all completions"),
+    "ref_perplexity": (
+        "Ref. perplexity",
+        "exp of the mean per-token negative log-likelihood under the untrained policy",
+    ),
+    "completion_tokens": ("Tokens", "mean length of the completions"),
+    "margin_test": (
+        "Margin, test",
+        "mean on the test pairs of beta x (chosen - rejected log-ratio)",
+    ),
+    "accuracy_test": ("Accuracy, test", "how often that margin is above 0"),
+    "gpu_memory_gib": ("GPU memory", "peak of the training, GiB"),
+}
+"""Metric -> heading and definition, in the order of the table."""
+
+
+def trial_table(comparison: Comparison, groups: Sequence[Family]) -> dict[str, Any]:
+    """Headings and rows; columns that are empty for all are left out."""
+    results = [*([comparison.untrained] if comparison.untrained else []), *comparison.trials]
+    columns = {
+        name: heading
+        for name, heading in METRICS.items()
+        if any(metric(result, name) is not None for result in results)
+    }
+    grid = {
+        name: heading
+        for name, heading in GRID_COLUMNS.items()
+        if len({getattr(result.trial, name) for result in comparison.trials}) > 1
+    }
+    family_of = {member.trial_id: family for family in groups for member in family.members}
+    pareto = {result.trial_id for result in comparison.pareto}
+    return {
+        "grid": grid,
+        "columns": columns,
+        "rows": [
+            _identity(result, family_of.get(result.trial_id))
+            | {
+                "pareto": result.trial is not None and result.trial_id in pareto,
+                "grid": [_grid_cell(result, name) for name in grid],
+                "cells": [_metric_cell(result, name) for name in columns],
+                "seconds": result.train_seconds,
+                "duration": duration(result.train_seconds),
+            }
+            for result in results
+        ],
+    }
+
+
+def _identity(result: TrialResult, family: Family | None) -> dict[str, Any]:
+    return {
+        "id": result.trial_id,
+        "name": result.name,
+        "status": result.status.value,
+        "colour": None if family is None else family.colour,
+        "path": None if family is None else SYMBOLS[family.symbol],
+    }
+
+
+def _grid_cell(result: TrialResult, name: str) -> dict[str, Any]:
+    value = None if result.trial is None else getattr(result.trial, name)
+    return {"value": value, "text": "" if value is None else number(value), "bounds": None}
+
+
+def _metric_cell(result: TrialResult, name: str) -> dict[str, Any]:
+    return {"value": metric(result, name), "text": show(metric(result, name))} | {
+        "bounds": _bounds(result, name)
+    }
+
+
+def _bounds(result: TrialResult, name: str) -> str | None:
+    """The 95% interval of a metric that has one, such as `reward_ci_low` of `reward_mean`."""
+    stem = name.removesuffix("_mean")
+    low, high = metric(result, f"{stem}_ci_low"), metric(result, f"{stem}_ci_high")
+    return None if low is None or high is None else f"[{show(low)}, {show(high)}]"

@@ -58,7 +58,8 @@ def _identity(sweep: Sweep) -> bytes:
         ]
     shown = [sweep.spec.model_dump_json(), canonical_json(environment())]
     parts = [*(text.encode() for text in shown), *(store.read(path) for path in paths)]
-    parts += [file.read_bytes() for file in sorted(CODE.iterdir()) if file.is_file()]
+    drawing = (file for file in CODE.rglob("*") if file.is_file() and file.suffix != ".pyc")
+    parts += [file.read_bytes() for file in sorted(drawing)]
     for part in parts:
         digest.update(b"-" if part is None else hashlib.sha256(part).digest())
     return digest.hexdigest().encode()

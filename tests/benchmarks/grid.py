@@ -26,7 +26,7 @@ LORA = {"r": 8, "lora_alpha": 32, "target_modules": ["c_attn", "c_proj"]}
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
-    """One row: medians of interleaved rounds and their ratio; the faster layout is the baseline."""
+    """One row: medians of interleaved rounds and their ratio. Both sides run a trial a core."""
     pairs, source = preference_pairs(num_prompts=NUM_PROMPTS)
     policy = write_policy(folder / "policy", pairs)
     columns = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
@@ -34,25 +34,23 @@ def run(folder: Path) -> list[dict[str, Any]]:
     data.write_text("".join(json.dumps(row) + "\n" for row in columns))
     spec = folder / "grid.yaml"
     spec.write_text(yaml.safe_dump(sweep(policy.path, str(data))))
-    stock: dict[int, list[tuple[float, dict[str, float]]]] = {1: [], 2: []}
+    stock: list[tuple[float, dict[str, float]]] = []
     ours: list[tuple[float, dict[str, float]]] = []
     for number in range(NUM_ROUNDS):
-        for at_once in stock if number == 0 else [_faster(stock)]:
-            stock[at_once].append(_stock(folder, policy.path, data, at_once))
+        stock.append(_stock(folder, policy.path, data))
         ours.append(_ours(folder, spec, folder / f"store-{number}"))
-    at_once = _faster(stock)
     seconds = [own[0] for own in ours]
     return [
         {
             "benchmark": f"{len(LOSSES) * len(BETAS)} trials of {NUM_STEPS} steps, wall clock",
-            "baseline": f"Ray Tune + TRL, {at_once} at once",
+            "baseline": f"Ray Tune + TRL, {os.cpu_count()} at once",
             "data": source,
-            "baseline_s": statistics.median(time for time, _ in stock[at_once]),
+            "baseline_s": statistics.median(time for time, _ in stock),
             "ours_s": statistics.median(seconds),
             "ratio": statistics.median(
-                theirs / own for (theirs, _), own in zip(stock[at_once], seconds, strict=True)
+                theirs / own for (theirs, _), own in zip(stock, seconds, strict=True)
             ),
-            "losses of the baseline": stock[at_once][0][1],
+            "losses of the baseline": stock[0][1],
             "our losses": ours[0][1],
         }
     ]
@@ -77,13 +75,9 @@ def sweep(policy: str, data: str) -> dict[str, Any]:
     }
 
 
-def _faster(stock: dict[int, list[tuple[float, dict[str, float]]]]) -> int:
-    return min(stock, key=lambda at_once: stock[at_once][0][0])
-
-
-def _stock(folder: Path, policy: str, data: Path, at_once: int) -> tuple[float, dict[str, float]]:
+def _stock(folder: Path, policy: str, data: Path) -> tuple[float, dict[str, float]]:
     output = folder / "stock.json"
-    arguments = [policy, str(data), str(output), str(at_once)]
+    arguments = [policy, str(data), str(output)]
     seconds = _timed([sys.executable, "-m", "tests.benchmarks.grid", *arguments])
     return seconds, json.loads(output.read_text())
 
@@ -113,11 +107,9 @@ def _timed(command: list[str]) -> float:
 # --- the baseline, as a script -------------------------------------------------------------------
 
 
-def stock_grid(policy: str, data: str, output: str, at_once: str) -> None:
+def stock_grid(policy: str, data: str, output: str) -> None:
     """The grid by Ray Tune and stock TRL; writes the last loss of each trial."""
     from ray import tune
-
-    num_cpus = max(1, (os.cpu_count() or 1) // int(at_once))
 
     def trainable(config: dict[str, Any]) -> dict[str, float]:
         import torch
@@ -127,7 +119,7 @@ def stock_grid(policy: str, data: str, output: str, at_once: str) -> None:
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
 
-        torch.set_num_threads(num_cpus)
+        torch.set_num_threads(1)
         arguments = DPOConfig(
             output_dir=f"{output}-trainer",
             loss_type=config["loss_type"],
@@ -155,7 +147,7 @@ def stock_grid(policy: str, data: str, output: str, at_once: str) -> None:
         return {"loss": losses[-1]}
 
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"CPU": num_cpus}),
+        tune.with_resources(trainable, {"CPU": 1}),
         param_space={
             "loss_type": tune.grid_search(list(LOSSES)),
             "beta": tune.grid_search(list(BETAS)),

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from prefsweep.sweeps.errors import StoreError, UsageError
+from prefsweep.workers.locations import expand
 
 MANIFEST = "manifest.json"
 _FINGERPRINT_CHARS = 16
@@ -70,7 +71,7 @@ class Store:
                 self.fs, self._root = fs.FileSystem.from_uri(uri)
             else:
                 self.fs, self._root = fs.LocalFileSystem(), absolute(uri)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, UsageError) as error:
             raise UsageError(f"--storage {uri} cannot be opened: {error}") from None
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
         self._verified: set[str] = set()
@@ -339,7 +340,7 @@ class Store:
 
 def absolute(storage: str) -> str:
     """A storage that means the same in every process: local paths made absolute."""
-    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
+    return storage if "://" in storage else str(expand(storage).resolve())
 
 
 def new_manifest(

@@ -49,7 +49,7 @@ class EntrySpec(Section):
     path: str | None = None
     """JSONL, CSV or parquet file, relative to the folder where the command runs, or
     `package:PACKAGE/FILE`. A list in a CSV cell is written as JSON."""
-    dataset: str | None = None
+    dataset: str | None = Field(default=None, min_length=1)
     """Hugging Face dataset instead of a file: hub id or local folder."""
     config: str | None = None
     """Configuration of the dataset; None takes its default."""

@@ -12,7 +12,11 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        str_max_length=1_000_000,  # any limit makes pydantic refuse halves of characters, too
     )
 
 
@@ -47,7 +51,7 @@ class DatasetText(Section):
     """A Hugging Face dataset, by hub id or local folder."""
 
     type: Literal["dataset"]
-    dataset: str
+    dataset: str = Field(min_length=1)
     """Hub id or path, as `datasets.load_dataset` takes it."""
     config: str | None = None
     """Configuration of the dataset; None takes its default."""

@@ -5,15 +5,14 @@ tokenize (prompts.py and sft.py do). Rows are counted from 1, as an editor count
 """
 
 import csv
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.spec import (
@@ -25,16 +24,21 @@ from prefsweep.sweeps.spec import (
 )
 from prefsweep.workers import builtin
 from prefsweep.workers.chat import as_messages
+from prefsweep.workers.dataset import (
+    BATCH_ROWS,
+    Record,
+    dataset_identity,
+    dataset_records,
+    first_line,
+)
 from prefsweep.workers.locations import file_sha256, local_path
 
-Record = Mapping[str, object]
+if TYPE_CHECKING:
+    import pyarrow
+
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".txt")
 CSV_FIELD_LIMIT = 2**24
 """Characters a CSV field may have; Python's own limit of 128 Ki is short for whole documents."""
-
-
-BATCH_ROWS = 1000
-"""Rows of a table that are Python objects at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def load_records(
     Raises DataError, some of it only while the records are read.
     """
     if isinstance(corpus, DatasetText):
-        return f"dataset {corpus.dataset}", _dataset_records(corpus, required, wanted)
+        return f"dataset {corpus.dataset}", dataset_records(corpus, required, wanted)
     path = _local(corpus)
     match path.suffix.lower():
         case ".txt":
@@ -105,10 +109,7 @@ def source_identity(corpus: Prompts | BuiltinText | FileText | DatasetText) -> s
         return f"builtin-{builtin.VERSION}-{corpus.num_texts}-{corpus.text_seed}"
     if isinstance(corpus, FileText):
         return f"sha256-{file_sha256(_local(corpus))}"
-    folder = Path(corpus.dataset).expanduser()
-    if folder.exists():
-        return f"sha256-{_folder_sha256(folder)}"
-    return f"{corpus.dataset}@{_hub_commit(corpus)}"
+    return dataset_identity(corpus)
 
 
 # --- choosing rows -------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def short(value: object) -> str:
 
 def _local(corpus: FileText) -> Path:
     path = local_path(corpus.path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"path={corpus.path}: no such file (looked in {Path.cwd()})")
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
@@ -264,110 +265,22 @@ def _parquet_records(
         there = parquet.read_schema(path).names
         columns = [n for n in there if n in wanted] if required <= set(there) else there
         table = parquet.read_table(path, columns=columns, partitioning=None)  # pyright: ignore[reportArgumentType]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from None
-    batches = table.to_batches(max_chunksize=BATCH_ROWS)
-    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {first_line(error)}") from None
+    number = 0
+    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError):
+            rows = _rows_one_by_one(path, batch, number)
+        yield from enumerate(rows, start=number + 1)
+        number += batch.num_rows
 
 
-# --- Hugging Face datasets -----------------------------------------------------------------------
-
-
-def _dataset_records(
-    corpus: DatasetText, required: AbstractSet[str], wanted: AbstractSet[str]
-) -> Iterator[tuple[int, Record]]:
-    """The dataset's rows, class indices left as ints; only the columns that are read."""
-    import datasets
-    import pyarrow
-    from datasets.exceptions import DatasetsError
-
-    try:
-        with _no_progress_bars():
-            dataset = datasets.load_dataset(
-                corpus.dataset, corpus.config, split=corpus.split, revision=corpus.revision
-            )
-    except (
-        OSError,
-        ValueError,
-        DatasetsError,
-        pyarrow.ArrowException,
-    ) as error:
-        raise DataError(_why_not_found(corpus, error)) from None
-    assert isinstance(dataset, datasets.Dataset), "a named split is one dataset"
-    if required <= set(dataset.column_names):  # else the check names them all
-        dataset = dataset.select_columns([c for c in dataset.column_names if c in wanted])
-    batches = (dataset[i : i + BATCH_ROWS] for i in range(0, len(dataset), BATCH_ROWS))
-    rows = (
-        dict(zip(b, row, strict=True)) for b in batches for row in zip(*b.values(), strict=True)
-    )
-    yield from enumerate(rows, start=1)
-
-
-def _why_not_found(corpus: DatasetText, error: Exception) -> str:
-    message = f"dataset={corpus.dataset}, split={corpus.split}: {_first_line(error)}"
-    if Path(corpus.dataset).exists():
-        return message
-    if _is_offline():
-        return (
-            f"{message} (the hub is switched off by HF_HUB_OFFLINE). Unset HF_HUB_OFFLINE, or "
-            "download the dataset and give its local folder"
-        )
-    return f"{message}. Check the id, config and split (and HF_TOKEN, if it is gated)"
-
-
-def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    import datasets
-
-    were_off = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_off:
-            datasets.enable_progress_bars()
-
-
-def _hub_commit(corpus: DatasetText) -> str:
-    """The commit that the revision stands for: as the hub says, else as the local cache has it."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    revision = corpus.revision or "main"
-    if re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
-    try:
-        commit = HfApi().dataset_info(corpus.dataset, revision=revision, timeout=20).sha
-    except HFValidationError as error:
-        raise DataError(_why_not_found(corpus, error)) from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        commit = _cached_commit(corpus.dataset, revision)
-        if commit is None:
-            raise DataError(_why_not_found(corpus, error)) from None
-    assert commit is not None, "the hub answers with a commit"
-    return commit
-
-
-def _cached_commit(dataset: str, revision: str) -> str | None:
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = repo_folder_name(repo_id=dataset, repo_type="dataset")
-    reference = Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
-    return reference.read_text().strip() if reference.is_file() else None
-
-
-def _folder_sha256(folder: Path) -> str:
-    digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
-    for path in files:
-        digest.update(f"{path.relative_to(folder).as_posix()}:{file_sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _rows_one_by_one(path: Path, batch: "pyarrow.RecordBatch", before: int) -> Iterator[Record]:
+    """The rows of a batch with one that Python has no value for: not UTF-8, or the year 300000."""
+    for index in range(batch.num_rows):
+        try:
+            yield batch.slice(index, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{path}, row {before + index + 1}: cannot be read: {error}") from None

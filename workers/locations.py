@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from prefsweep.sweeps.errors import ModelError, UsageError
+from prefsweep.sweeps.errors import DataError, ModelError, UsageError
 from prefsweep.sweeps.spec import ModelSection, PolicySpec
 
 BUILTIN = "builtin:"
@@ -36,10 +37,11 @@ class ModelSource:
 def local_path(reference: str) -> Path:
     """The path of `package:PACKAGE[/FILE]` inside an installed package, or of a plain path.
 
-    Raises UsageError if the package is not installed; the path itself need not exist.
+    Raises UsageError if the package is not installed, or there is no such user (~NAME); the path
+    itself need not exist.
     """
     if not reference.startswith(PACKAGE):
-        return Path(reference).expanduser()
+        return expand(reference)
     package, _, inside = reference.removeprefix(PACKAGE).partition("/")
     try:
         found = importlib.util.find_spec(package)
@@ -48,6 +50,14 @@ def local_path(reference: str) -> Path:
     if found is None or not found.submodule_search_locations:
         raise UsageError(f"{reference}: the Python package {package!r} is not installed here")
     return Path(next(iter(found.submodule_search_locations))) / inside
+
+
+def expand(path: str) -> Path:
+    """`path` with ~ and ~NAME as home folders. Raises UsageError if nobody has that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no user of that name; write the folder out") from None
 
 
 def model_source(section: ModelSection) -> ModelSource:
@@ -82,7 +92,7 @@ def model_identity(section: ModelSection, field: str) -> str:
         return f"{section.model}@{builtin.VERSION}"
     source = model_source(section)
     folder = Path(source.path)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         return _folder_identity(folder, source.gguf_file, field)
     if section.model.startswith((PACKAGE, "/", ".", "~")):
         raise ModelError(f"{field}={section.model}: there is no folder {folder}")
@@ -90,14 +100,17 @@ def model_identity(section: ModelSection, field: str) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's content, hex. Raises DataError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _folder_identity(folder: Path, gguf_file: str | None, field: str) -> str:
     if gguf_file is not None:
-        if not (folder / gguf_file).is_file():
+        if not os.path.isfile(folder / gguf_file):
             raise ModelError(f"{field}: gguf_file {gguf_file!r} is not in {folder}")
         return file_sha256(folder / gguf_file)
     names = sorted(item.name for item in folder.iterdir() if item.suffix in _MODEL_SUFFIXES)
@@ -144,9 +157,12 @@ def load_function(name: str) -> Callable[[list[str], list[str]], Sequence[float]
     """The function `package.module:function`. Raises UsageError."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        function: Any = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module is the user's, and can raise anything
         raise UsageError(
-            f"reward.function={name} cannot be imported ({error}); it must be on PYTHONPATH "
-            "of every worker"
-        ) from None
+            f"reward.function={name} cannot be imported ({type(error).__name__}: {error}); it must "
+            "be on PYTHONPATH of every worker"
+        ) from error
+    if callable(function):
+        return cast("Callable[[list[str], list[str]], Sequence[float]]", function)
+    raise UsageError(f"reward.function={name} is a {type(function).__name__}, not a function")

@@ -11,6 +11,7 @@ from prefsweep.sweeps.errors import SpecError
 from prefsweep.sweeps.load import load_spec, shipped_names, validate_spec
 from prefsweep.sweeps.mistakes import MAX_LINES, short
 from prefsweep.sweeps.spec import SweepSpec
+from tests.unit.mutations import damaged
 
 SHIPPED = sorted(Path(prefsweep.sweeps.__path__[0]).glob("*.yaml"))
 
@@ -382,7 +383,7 @@ def only_spec_errors(source: str, *overrides: str) -> None:
         assert SweepSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
-fuzz = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @fuzz
@@ -409,3 +410,17 @@ def test_any_override_applies_or_gives_a_spec_error(overrides: list[str]):
 @given(source=TEXTS)
 def test_any_source_loads_or_gives_a_spec_error(folder: Path, source: str):
     only_spec_errors(source)
+
+
+@fuzz
+@given(content=damaged([path.read_bytes() for path in SHIPPED]))
+def test_any_damage_to_a_shipped_sweep_loads_or_gives_a_spec_error(folder: Path, content: bytes):
+    (folder / "a.yaml").write_bytes(content)
+    only_spec_errors("a.yaml")
+
+
+def test_halves_of_characters_are_refused():
+    """No JSON, file or hash could hold them."""
+    for override in ('policy.revision="\\ud800"', "policy.revision=\udcff"):
+        with pytest.raises(SpecError, match=r"policy\.revision"):
+            load_spec("quickstart", [override])

@@ -9,7 +9,9 @@
     |-- StoreError            the store cannot be read or written, or an artefact is damaged
     |-- ClusterError          Ray is unreachable, or too small for what was asked (exit code 2)
     |-- StageError            a stage failed in a worker; carries the remote traceback
-    `-- TrialError            a trial failed in a way that retrying will not mend
+    |-- TrialError            a trial failed in a way that retrying will not mend
+    |-- OutOfMemory           a batch does not fit the memory of the GPU or the host
+    `-- StopRequested         work ended early because it was asked to; nothing is wrong
 
 All of them take one message and survive pickling, because they cross process borders.
 """
@@ -53,3 +55,14 @@ class StageError(SweepError):
 
 class TrialError(SweepError):
     """A trial failed deterministically (for example a non-finite loss); it is not retried."""
+
+
+class OutOfMemory(SweepError):
+    """A batch does not fit the memory; the trial may be tried with a smaller one."""
+
+    can_halve = False
+    """Whether the batch can be cut further."""
+
+
+class StopRequested(SweepError):
+    """Work ended early because the sweep was asked to stop; what was done so far is kept."""

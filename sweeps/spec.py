@@ -235,8 +235,10 @@ class TrainingSpec(Section):
     way; off runs TRL's padded batch."""
     logging_steps: int = Field(default=10, ge=1)
     """Steps between two lines of metrics."""
-    save_steps: int | None = Field(default=None, ge=1)
-    """Steps between two checkpoints, a multiple of logging_steps; None keeps final weights only."""
+    save_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    """Steps between two checkpoints, a multiple of logging_steps; auto is about every ten minutes,
+    None saves one only where training is asked to stop. The newest two are kept, until the trial
+    has its weights."""
 
     @model_validator(mode="after")
     def precision_is_one(self) -> Self:
@@ -246,11 +248,11 @@ class TrainingSpec(Section):
 
     @model_validator(mode="after")
     def save_steps_is_multiple_of_logging_steps(self) -> Self:
-        if self.save_steps is not None and self.save_steps % self.logging_steps:
+        if isinstance(self.save_steps, int) and self.save_steps % self.logging_steps:
             raise ValueError(
                 f"save_steps={self.save_steps} is not a multiple of "
-                f"logging_steps={self.logging_steps}; "
-                "a resumed trial would log another first window"
+                f"logging_steps={self.logging_steps}; a checkpoint ends with a line of metrics. "
+                "Change one of them, or leave save_steps at auto"
             )
         return self
 

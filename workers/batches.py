@@ -26,6 +26,8 @@ PAIRS = "pairs"
 """Column that holds a prompt's pairs where batches are counted in prompts."""
 MICRO_BATCHES = "micro_batches"
 """Item of a collated batch that holds its parts, where it was cut."""
+EPOCHS_LOOKED_AT = 3
+"""Epochs among whose batches the largest is looked for; later ones reshuffle the same."""
 
 
 def preference_dataset(
@@ -78,20 +80,64 @@ def max_steps(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
     return math.ceil(spec.num_train_epochs * max(1, math.ceil(num_rows / batch_size(spec))))
 
 
-def max_tokens(spec: TrainingSpec, pairs: Sequence[TokenizedPair], halvings: int) -> int:
+def max_tokens(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
     """Tokens that a forward pass may hold: those of one batch without accumulation, padded (or the
-    largest prompts', packed), halved `halvings` times because they did not fit the memory."""
-    train = [pair for pair in pairs if pair.split == "train"]
+    largest prompts', packed)."""
+    rows = _pairs_of_rows(spec, pairs)
     if spec.prompts_per_batch is None:
-        longest = max((_num_tokens([_row(pair, None)], packed=False) for pair in train), default=1)
-        whole = spec.per_device_train_batch_size * longest
-    else:
-        prompts: dict[str, list[Example]] = {}
-        for pair in train:
-            prompts.setdefault(pair.prompt_id, []).append(_row(pair, None))
-        sizes = sorted((_num_tokens(own, packed=True) for own in prompts.values()), reverse=True)
-        whole = sum(sizes[: spec.prompts_per_batch])
-    return max(1, whole >> halvings)
+        longest = max((_num_tokens(row, packed=False) for row in rows), default=1)
+        return spec.per_device_train_batch_size * longest
+    sizes = sorted((_num_tokens(row, packed=True) for row in rows), reverse=True)
+    return max(1, sum(sizes[: spec.prompts_per_batch]))
+
+
+def halved_tokens(
+    spec: TrainingSpec,
+    pairs: Sequence[TokenizedPair],
+    halvings: int,
+    *,
+    seed: int,
+    packed: bool,
+) -> tuple[int, bool]:
+    """Tokens of a forward pass after `halvings`, and whether halving once more would help.
+
+    Halved is what the largest forward pass of the trial really holds, so that the first halving
+    cuts it. It does not get smaller than its largest pair.
+    """
+    largest = min(max_tokens(spec, pairs), _largest_batch(spec, pairs, seed, packed=packed))
+    one_pair = max(
+        _num_tokens([pair], packed=packed) for row in _pairs_of_rows(spec, pairs) for pair in row
+    )
+    limit = max(1, largest >> halvings)
+    return limit, limit > one_pair
+
+
+def _largest_batch(
+    spec: TrainingSpec, pairs: Sequence[TokenizedPair], seed: int, *, packed: bool
+) -> int:
+    """Tokens of the largest batch of the first epochs."""
+    rows, size = _pairs_of_rows(spec, pairs), batch_size(spec)
+    sampler = PromptSampler([row[0]["prompt_id"] for row in rows], seed)
+    num_epochs = math.ceil(max_steps(spec, pairs) * size / len(rows))
+    largest = 0
+    for epoch in range(min(num_epochs, EPOCHS_LOOKED_AT)):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        for start in range(0, len(order), size):
+            batch = [pair for row in order[start : start + size] for pair in rows[row]]
+            largest = max(largest, _num_tokens(batch, packed=packed))
+    return largest
+
+
+def _pairs_of_rows(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> list[list[Example]]:
+    """The training pairs of each row of `preference_dataset`."""
+    train = [_row(pair, None) for pair in pairs if pair.split == "train"]
+    if spec.prompts_per_batch is None:
+        return [[row] for row in train]
+    prompts: dict[str, list[Example]] = {}
+    for row in train:
+        prompts.setdefault(row["prompt_id"], []).append(row)
+    return list(prompts.values())
 
 
 class PromptSampler(Sampler[int]):

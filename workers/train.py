@@ -6,10 +6,9 @@ tokenizes anything. The trial is handed `report` and `publish`; it knows no Ray,
 
 import math
 import operator
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.trainer_utils import TrainOutput
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from prefsweep.sweeps.errors import TrialError
+from prefsweep.sweeps.errors import OutOfMemory, StopRequested, TrialError
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
@@ -39,32 +35,18 @@ from prefsweep.workers.batches import (
     BatchCollator,
     PromptSampler,
     batch_size,
+    halved_tokens,
     max_tokens,
     preference_dataset,
     some_sequences,
 )
 from prefsweep.workers.forward import base_model, packs_exactly
+from prefsweep.workers.hooks import Hooks as Hooks
+from prefsweep.workers.hooks import HooksCallback, checkpoint_folder
 from prefsweep.workers.losses import mixes_rows, trl_arguments
+from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.packing import PackedModel, add_packed_head, take_plan
-
-Report = Callable[[dict[str, float]], None]
-"""Takes one line of metrics, with its "step"."""
-Publish = Callable[[int, Path], None]
-"""Takes a step and the folder of a complete checkpoint, to keep it."""
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """How a trial talks to whoever runs it. All are called in the training process."""
-
-    report: Report
-    publish: Publish | None = None
-    on_step: Callable[[int, PreTrainedModel | PeftModel], None] | None = None
-    resume_from: Path | None = None
-    """Folder of a checkpoint to continue from."""
-    halvings: int = 0
-    """How often to halve the tokens of a forward pass, because they did not fit the memory. The
-    batch stays what it is: it is cut, and its parts weigh their share of the pairs."""
+from prefsweep.workers.window import LogWindow
 
 
 def train(
@@ -78,40 +60,48 @@ def train(
 ) -> dict[str, float]:
     """Train `model` on the pairs of the train split and save adapter or weights in `output_dir`.
 
-    `output_dir` gets only the final weights; checkpoints are handed to `hooks.publish`. Returns
-    train_seconds, steps, train_loss (mean over steps) and, on CUDA, gpu_memory_gib (peak).
-    Raises TrialError if a loss or gradient is not finite, before the weights take it.
+    `output_dir` gets only the final weights; checkpoints are handed to `hooks.publish`, which may
+    take their folder away. Returns train_seconds, steps, train_loss (mean over steps) and, on CUDA,
+    gpu_memory_gib (peak). Raises TrialError if a loss or gradient is not finite, before the weights
+    take it, OutOfMemory, and StopRequested if it ended early.
     """
-    started = time.monotonic()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     work_dir = output_dir.parent / f"{output_dir.name}-work"
     trainer = PreparedDPOTrainer(
         model=model,
-        args=_arguments(trial, spec, work_dir, saves=hooks.publish is not None),
+        args=_arguments(trial, spec, work_dir),
         train_dataset=preference_dataset(
             pairs, trial.ld_alpha, by_prompt=spec.prompts_per_batch is not None
         ),
         processing_class=tokenizer,
         peft_config=None if spec.lora is None else lora_config(spec.lora, model),
-        callbacks=[_HooksCallback(hooks)],
+        callbacks=[HooksCallback(hooks, spec.save_steps)],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.window.go_on_from(hooks.resume_from)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trainer.packing = (
         spec.packing == "auto"
         and not trainer.aux_loss_enabled
         and packs_exactly(trained, some_sequences(pairs))
     )
-    limit = None if mixes_rows(trial) else max_tokens(spec, pairs, hooks.halvings)
+    tokens_after = partial(halved_tokens, spec, pairs, seed=trial.seed, packed=trainer.packing)
+    limit = max_tokens(spec, pairs) if not hooks.halvings else tokens_after(hooks.halvings)[0]
+    limit = None if mixes_rows(trial) else limit
     trainer.data_collator = BatchCollator(trainer.data_collator, limit, packed=trainer.packing)
     with segmented(base_model(trained)) if trainer.packing else nullcontext():
-        outcome = trainer.train(resume_from_checkpoint=_path(hooks.resume_from))
+        outcome = _fit(
+            trainer,
+            hooks.resume_from,
+            can_halve=lambda: limit is not None and tokens_after(hooks.halvings)[1],
+        )
+    _check_finite(trained)
     trained.save_pretrained(str(output_dir))
     if not isinstance(trained, PeftModel):
         tokenizer.save_pretrained(str(output_dir))
     metrics = {
-        "train_seconds": time.monotonic() - started,
+        "train_seconds": trainer.window.seconds,
         "train_loss": outcome.training_loss,
         "steps": float(outcome.global_step),
     }
@@ -133,6 +123,8 @@ class PreparedDPOTrainer(DPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._share = 1.0
+        self.window = LogWindow(self)
+        self.add_callback(self.window)
         add_packed_head(base_model(self.model))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> "PromptSampler":
@@ -179,6 +171,16 @@ class PreparedDPOTrainer(DPOTrainer):
             raise TrialError(self._not_finite("gradient norm", grad_norm))
         return grad_norm
 
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        outcome = super()._init_training_state(max_steps, *args, **kwargs)
+        # a checkpoint brings the logging_steps it was made with; those of the spec hold
+        self.state.compute_steps(self.args, max_steps)
+        return outcome
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.window.save(checkpoint_folder(self.args, self.state))
+
     def _not_finite(self, what: str, value: Any) -> str:
         value = float(value.detach() if torch.is_tensor(value) else value)
         return (
@@ -200,8 +202,36 @@ def lora_config(spec: LoraSpec, model: PreTrainedModel) -> LoraConfig:
     )
 
 
-def _arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path, *, saves: bool) -> DPOConfig:
-    save_steps = spec.save_steps if saves else None
+def _fit(
+    trainer: PreparedDPOTrainer, resume_from: Path | None, can_halve: Callable[[], bool]
+) -> TrainOutput:
+    try:
+        outcome = trainer.train(
+            resume_from_checkpoint=None if resume_from is None else str(resume_from)
+        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        step = trainer.state.global_step + 1
+        shortage = OutOfMemory(f"step {step} of the training does not fit the memory: {error}")
+        shortage.can_halve = can_halve()
+        raise shortage from error
+    if outcome.global_step < trainer.state.max_steps:
+        raise StopRequested(f"training was asked to stop after step {outcome.global_step}")
+    return outcome
+
+
+def _check_finite(model: torch.nn.Module) -> None:
+    """The last update has no next loss that would show what it did."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise TrialError(
+                f"{name} holds values that are not finite after the last step; "
+                "lower the learning rate, raise beta, or use bf16 instead of fp16"
+            )
+
+
+def _arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path) -> DPOConfig:
     return DPOConfig(
         output_dir=str(work_dir),
         learning_rate=trial.learning_rate,
@@ -220,9 +250,7 @@ def _arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path, *, saves: b
         seed=trial.seed,
         logging_steps=spec.logging_steps,
         logging_nan_inf_filter=False,
-        save_strategy="no" if save_steps is None else "steps",
-        save_steps=save_steps or 500,
-        save_total_limit=1,
+        save_strategy="no",  # HooksCallback says when
         max_length=None,  # the columns are cut already
         precompute_ref_log_probs=True,
         dataloader_pin_memory=False,
@@ -232,49 +260,3 @@ def _arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path, *, saves: b
         disable_tqdm=True,
         **trl_arguments(trial),
     )
-
-
-class _HooksCallback(TrainerCallback):
-    """Passes the trainer's events on to the trial's hooks."""
-
-    def __init__(self, hooks: Hooks) -> None:
-        self._hooks = hooks
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is not None and "loss" in logs:
-            # num_tokens counts this process's tokens only: after a resume it would be wrong
-            numbers = {key: float(value) for key, value in logs.items() if key != "num_tokens"}
-            self._hooks.report({"step": float(state.global_step), **numbers})
-
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        if self._hooks.publish is not None:
-            assert args.output_dir is not None
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            self._hooks.publish(state.global_step, folder)
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        if self._hooks.on_step is not None:
-            self._hooks.on_step(state.global_step, kwargs["model"])
-
-
-def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path)

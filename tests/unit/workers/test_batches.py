@@ -6,7 +6,7 @@ import pytest
 
 from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import TrainingSpec
-from prefsweep.workers.batches import batch_size, cut, max_tokens, preference_dataset
+from prefsweep.workers.batches import batch_size, cut, halved_tokens, max_tokens, preference_dataset
 
 A, B, C = [1, 2], [3, 4, 5], [6]
 
@@ -50,15 +50,23 @@ def test_parts_hold_as_many_pairs_in_order_as_their_tokens_allow(
 
 def test_the_limit_is_the_padded_batch_without_accumulation() -> None:
     spec = TrainingSpec(per_device_train_batch_size=2, gradient_accumulation_steps=8)
-    assert max_tokens(spec, PAIRS, 0) == 2 * 2 * 6
-    assert max_tokens(spec, PAIRS, 2) == 6
-    assert max_tokens(spec, PAIRS, 50) == 1
+    assert max_tokens(spec, PAIRS) == 2 * 2 * 6
     assert batch_size(spec) == 16
+
+
+def test_halved_is_what_the_largest_forward_pass_holds_down_to_one_pair() -> None:
+    spec = TrainingSpec(per_device_train_batch_size=2, gradient_accumulation_steps=8)
+    # all four pairs have 16 tokens packed, 48 padded, of which the limit lets 24 through
+    packed = [halved_tokens(spec, PAIRS, n, seed=0, packed=True) for n in range(4)]
+    padded = [halved_tokens(spec, PAIRS, n, seed=0, packed=False) for n in range(3)]
+    assert packed == [(16, True), (8, True), (4, False), (2, False)]
+    assert padded == [(24, True), (12, False), (6, False)]
+    assert halved_tokens(spec, PAIRS, 50, seed=0, packed=True) == (1, False)
 
 
 def test_the_limit_of_prompts_is_the_largest_ones_packed() -> None:
     spec = TrainingSpec(prompts_per_batch=1, gradient_accumulation_steps=2)
-    assert max_tokens(spec, [*PAIRS, pair(3, A, C)], 0) == 8
+    assert max_tokens(spec, [*PAIRS, pair(3, A, C)]) == 8
     assert batch_size(spec) == 2
 
 

@@ -5,15 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from prefsweep.sweeps.errors import DataError, TrialError
+from prefsweep.sweeps.errors import DataError, OutOfMemory, StopRequested, TrialError
 from prefsweep.sweeps.grid import LOSS_NAMES, TrialSpec
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
+from prefsweep.workers import hooks as hooks_module
 from prefsweep.workers.attention import Segments, announce
-from prefsweep.workers.batches import max_steps
+from prefsweep.workers.batches import halved_tokens, max_steps
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.losses import ROW_MIXING_LOSSES
 from prefsweep.workers.models import load_policy, load_tokenizer, load_trained
-from prefsweep.workers.train import Hooks, train
+from prefsweep.workers.train import Hooks, PreparedDPOTrainer, train
 
 from .preference_data import stock_trainer, tokenized_pairs
 
@@ -121,27 +122,104 @@ def test_saved_weights_load_as_the_trained_policy(
     assert not torch.allclose(loaded, before, atol=1e-4)
 
 
-def test_a_resumed_trial_ends_as_an_uninterrupted_one_bit_for_bit(
+DROPOUT = LORA.model_copy(update={"lora_dropout": 0.5})
+
+
+@pytest.mark.parametrize("lora", [None, DROPOUT], ids=["full", "lora with dropout"])
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4])
+def test_a_stopped_and_resumed_trial_is_an_undisturbed_one_bit_for_bit(
+    policy_source: ModelSource, tmp_path: Path, stop_after: int, lora: LoraSpec | None
+) -> None:
+    """Weights, log lines and mean loss; after a step within a log window, between two windows, and
+    at the end of an epoch (of four steps)."""
+    spec = SPEC.model_copy(update={"max_steps": 6, "logging_steps": 3, "lora": lora})
+    steps: list[int] = []
+    whole, whole_loss = trained(policy_source, spec, tmp_path / "whole")
+    first, _ = trained(
+        policy_source,
+        spec,
+        tmp_path / "cut",
+        on_step=lambda step, model: steps.append(step),
+        should_stop=lambda: steps[-1] == stop_after,
+        publish=lambda step, folder: folder.rename(tmp_path / f"step-{step}"),
+    )
+    assert steps[-1] == stop_after and not (tmp_path / "cut" / "weights").exists()
+    rest, rest_loss = trained(
+        policy_source, spec, tmp_path / "cut", resume_from=tmp_path / f"step-{stop_after}"
+    )
+    assert first + rest == whole
+    assert rest_loss == whole_loss
+    first_weights, second_weights = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(first_weights[name], second_weights[name]) for name in first_weights)
+
+
+def trained(
+    source: ModelSource, spec: TrainingSpec, folder: Path, **hooks: Any
+) -> tuple[list[dict[str, float]], float | None]:
+    """The log lines and the mean loss; None if it was stopped."""
+    records: list[dict[str, float]] = []
+    try:
+        metrics = train(
+            trial(),
+            spec,
+            load_policy(source),
+            load_tokenizer(source),
+            tokenized_pairs(source),
+            folder / "weights",
+            Hooks(report=records.append, **hooks),
+        )
+    except StopRequested:
+        return records, None
+    return records, metrics["train_loss"]
+
+
+def test_a_request_to_stop_at_the_last_step_comes_too_late(
     policy_source: ModelSource, tmp_path: Path
 ) -> None:
-    spec = SPEC.model_copy(update={"save_steps": 2})
-    whole = run(policy_source, trial(), spec, tmp_path / "whole")
+    run(
+        policy_source,
+        trial(),
+        SPEC.model_copy(update={"max_steps": 1}),
+        tmp_path,
+        should_stop=lambda: True,
+    )
+    assert weights(tmp_path)
 
-    def die(step: int, folder: Path) -> None:
-        import shutil
 
-        shutil.copytree(folder, tmp_path / "checkpoint")
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("save_steps", "saved"), [(2, [2, 4]), (None, []), ("auto", [])])
+def test_checkpoints_are_published_every_save_steps(
+    policy_source: ModelSource, tmp_path: Path, save_steps: Any, saved: list[int]
+) -> None:
+    spec = SPEC.model_copy(update={"max_steps": 5, "save_steps": save_steps})
+    steps: list[int] = []
+    run(policy_source, trial(), spec, tmp_path, publish=lambda step, folder: steps.append(step))
+    assert steps == saved
 
-    with pytest.raises(KeyboardInterrupt):
-        run(policy_source, trial(), spec, tmp_path / "cut", publish=die)
-    rest = run(policy_source, trial(), spec, tmp_path / "cut", resume_from=tmp_path / "checkpoint")
-    timing = {"epoch"}
-    assert [{k: v for k, v in r.items() if k not in timing} for r in rest] == [
-        {k: v for k, v in r.items() if k not in timing} for r in whole[2:]
-    ]
-    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(first[name], second[name]) for name in first)
+
+def test_auto_saves_by_time_and_less_often_where_saving_is_slow(
+    policy_source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        now_s = 0.0
+
+        def monotonic(self) -> float:
+            return self.now_s
+
+    clock = Clock()
+    steps: list[int] = []
+    monkeypatch.setattr(hooks_module, "time", clock)
+
+    def a_step_of_400_seconds(step: int, model: Any) -> None:
+        clock.now_s += 400
+
+    def save_for_a_minute(step: int, folder: Path) -> None:
+        clock.now_s += 60
+        steps.append(step)
+
+    spec = SPEC.model_copy(update={"max_steps": 9, "save_steps": "auto"})
+    hooks: dict[str, Any] = {"on_step": a_step_of_400_seconds, "publish": save_for_a_minute}
+    run(policy_source, trial(), spec, tmp_path, **hooks)
+    assert steps == [2, 5, 8]  # after 800 s, then every 60 s / 5% = 1200 s
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(
@@ -168,6 +246,61 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
         )
     assert steps == [1, 2]
     assert not (tmp_path / "weights").exists()
+
+
+def test_weights_that_the_last_update_spoils_are_no_result(
+    policy_source: ModelSource, tmp_path: Path
+) -> None:
+    spec = SPEC.model_copy(update={"max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0})
+    with pytest.raises(
+        TrialError, match=r"not finite after the last step; lower the learning rate"
+    ):
+        run(policy_source, trial(learning_rate=3e38, beta=100.0), spec, tmp_path)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_batch_that_does_not_fit_is_cut_by_the_first_halving_already(
+    policy_source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down to one pair; each half really is half, though packed batches are far from the limit."""
+    spec = SPEC.model_copy(update={"per_device_train_batch_size": 4, "max_steps": 1})
+    pairs = tokenized_pairs(policy_source)
+    plain = PreparedDPOTrainer._compute_loss
+    sizes: list[int] = []
+
+    def recorded(self: Any, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        sizes.append(len(inputs["ref_chosen_logps"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(self, model, inputs, return_outputs)
+
+    monkeypatch.setattr(PreparedDPOTrainer, "_compute_loss", recorded)
+    halvings = 0
+    while True:
+        try:
+            run(policy_source, trial(), spec, tmp_path / str(halvings), halvings=halvings)
+            break
+        except OutOfMemory as error:
+            assert error.can_halve, sizes
+            assert "step 1 of the training does not fit the memory: CUDA out of" in str(error)
+            halvings += 1
+    assert sizes[0] == 4 and sizes[1] < 4 and sizes[-4:] == [1, 1, 1, 1]
+    assert halvings <= 3
+    one_pair = spec.model_copy(update={"per_device_train_batch_size": 1})
+    for packed in (True, False):
+        assert not halved_tokens(one_pair, pairs, 0, seed=0, packed=packed)[1]
+
+
+def test_a_loss_that_mixes_rows_cannot_be_halved(
+    policy_source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(PreparedDPOTrainer, "_compute_loss", full)
+    with pytest.raises(OutOfMemory) as raised:
+        run(policy_source, trial(loss_type="aot"), SPEC, tmp_path)
+    assert not raised.value.can_halve
 
 
 def test_no_training_pair_is_refused(policy_source: ModelSource, tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""How a training talks to whoever runs it: metrics out, checkpoints out, a request to stop in.
+
+Nothing here knows who that is.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+Report = Callable[[dict[str, float]], None]
+"""Takes one line of metrics, with its "step"."""
+Publish = Callable[[int, Path], None]
+"""Takes a step and the folder of a complete checkpoint, to keep it."""
+SAVE_INTERVAL_S, SAVE_SHARE = 600.0, 0.05
+"""save_steps: auto saves at this interval, or less often where saving would take a larger share."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a trial talks to whoever runs it. All are called in the training process."""
+
+    report: Report
+    publish: Publish | None = None
+    on_step: Callable[[int, PreTrainedModel | PeftModel], None] | None = None
+    resume_from: Path | None = None
+    """Folder of a checkpoint to continue from."""
+    should_stop: Callable[[], bool] | None = None
+    """Asked after every step; then a checkpoint is published and training ends early."""
+    halvings: int = 0
+    """How often to halve the tokens of a forward pass, because they did not fit the memory. The
+    batch stays what it is: it is cut, and its parts weigh their share of the pairs."""
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the trainer writes the checkpoint of the step it is at."""
+    assert args.output_dir is not None
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+class HooksCallback(TrainerCallback):
+    """Passes the trainer's events on to the trial's hooks, and says when to save."""
+
+    def __init__(self, hooks: Hooks, save_steps: int | Literal["auto"] | None) -> None:
+        self._hooks, self._save_steps = hooks, save_steps
+        self._began_s = self._saved_s = self._saving_s = 0.0
+        """When the last checkpoint was begun, when it was done, and what it took."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        self._saved_s = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is not None and "loss" in logs:
+            # num_tokens counts this process's tokens only: after a resume it would be wrong
+            numbers = {key: float(value) for key, value in logs.items() if key != "num_tokens"}
+            self._hooks.report({"step": float(state.global_step), **numbers})
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        hooks = self._hooks
+        if hooks.on_step is not None:
+            hooks.on_step(state.global_step, kwargs["model"])
+        if state.global_step >= state.max_steps:
+            return  # the weights themselves are saved next
+        if hooks.should_stop is not None and hooks.should_stop():
+            control.should_training_stop = True
+        if hooks.publish is not None:
+            control.should_save = control.should_training_stop or self._is_due(state.global_step)
+        self._began_s = time.monotonic()
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self._hooks.publish is not None:
+            self._hooks.publish(state.global_step, checkpoint_folder(args, state))
+        self._saved_s = time.monotonic()
+        self._saving_s = self._saved_s - self._began_s
+
+    def _is_due(self, step: int) -> bool:
+        if isinstance(self._save_steps, int):
+            return step % self._save_steps == 0
+        interval_s = max(SAVE_INTERVAL_S, self._saving_s / SAVE_SHARE)
+        return self._save_steps == "auto" and time.monotonic() - self._saved_s >= interval_s

@@ -1,0 +1,64 @@
+"""What transformers leaves out of a checkpoint: the log window it stands in, and the sums so far.
+
+A checkpoint in the middle of a window (training was asked to stop) then goes on to the same log
+lines, and to the same mean loss of the whole training, as a training that never stopped.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+WINDOW_FILE = "window.json"
+"""File of a checkpoint that holds it."""
+
+
+class LogWindow(TrainerCallback):
+    """The open log window of a DPOTrainer, whose private attributes it reads and sets."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._resume_from: Path | None = None
+        self._seconds_before, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def go_on_from(self, checkpoint: Path | None) -> None:
+        """Take the window of a checkpoint, when training begins."""
+        self._resume_from = checkpoint
+
+    def save(self, folder: Path) -> None:
+        """Add the window to a checkpoint."""
+        trainer = self._trainer
+        window = {
+            "loss": trainer._tr_loss.item(),  # exact: fp32 in a double
+            "total_loss": trainer._total_loss_scalar,
+            "first_step": trainer._initial_global_step,
+            "last_logged_step": trainer._globalstep_last_logged,
+            "metrics": dict(trainer._metrics["train"]),
+            "seconds": self.seconds,
+        }
+        (folder / WINDOW_FILE).write_text(json.dumps(window))
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self._resume_from is None:
+            return
+        window, trainer = json.loads((self._resume_from / WINDOW_FILE).read_text()), self._trainer
+        trainer._tr_loss = torch.tensor(window["loss"], device=args.device)
+        trainer._total_loss_scalar = window["total_loss"]
+        trainer._initial_global_step = window["first_step"]
+        trainer._globalstep_last_logged = window["last_logged_step"]
+        trainer._metrics["train"].update(window["metrics"])
+        self._seconds_before = window["seconds"]

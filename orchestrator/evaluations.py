@@ -33,7 +33,8 @@ def evaluate_and_publish(
     kept: Kept, trial_id: str, policy: Any, reference: Any, beta: float = 0.0
 ) -> Metrics:
     """Evaluate a policy on the held-out prompts and publish metrics.json and samples.parquet."""
-    from prefsweep.workers.evaluate import evaluate, margin_metrics, win_metrics
+    from prefsweep.workers.evaluate import evaluate, margin_metrics
+    from prefsweep.workers.statistics import paired_metrics
 
     sweep, started = kept.sweep, time.monotonic()
     metrics, samples = evaluate(
@@ -46,9 +47,9 @@ def evaluate_and_publish(
         sweep.spec.policy.chat,
     )
     if trial_id == UNTRAINED:
-        metrics |= win_metrics(samples, samples) | {"margin_test": 0.0, "accuracy_test": None}
+        metrics |= paired_metrics(samples, samples) | {"margin_test": 0.0, "accuracy_test": None}
     else:
-        metrics |= win_metrics(samples, kept.untrained_samples)
+        metrics |= paired_metrics(samples, kept.untrained_samples)
         metrics |= margin_metrics(policy, kept.pairs, beta)
     with sweep.store.staging() as folder:
         output = folder / "evaluation"

@@ -32,14 +32,12 @@ from prefsweep.workers.forward import (
 )
 from prefsweep.workers.generate import Generator, Sample
 from prefsweep.workers.packing import Ids
-from prefsweep.workers.score import Scorer
+from prefsweep.workers.score import Scorer, finite_scores
+from prefsweep.workers.statistics import reward_metrics
 
 Policy = PreTrainedModel | PeftModel
 Reference = Callable[[], AbstractContextManager[Policy]]
 """Gives the reference for the length of a `with` block (a LoRA policy with its adapter off)."""
-
-CONFIDENCE = 0.95
-NUM_RESAMPLES = 5000
 
 
 def evaluate(
@@ -55,7 +53,7 @@ def evaluate(
     drawn = Generator(policy, tokenizer, spec, chat).sample(prompts, spec.num_samples)
     rewards: list[float] | list[None] = [None] * len(drawn)
     if scorer is not None:
-        rewards = scorer.score([s.prompt.text for s in drawn], [s.text for s in drawn])
+        rewards = finite_scores(scorer, [s.prompt.text for s in drawn], [s.text for s in drawn])
     samples = [
         _sample(draw, reward, *values)
         for draw, reward, values in zip(
@@ -120,73 +118,16 @@ def _position_values(
 def sample_metrics(samples: Sequence[EvaluationSample]) -> Metrics:
     """The metrics that are functions of the samples' own numbers."""
     num_tokens = sum(s.num_tokens for s in samples)
-    rewards = [s.reward for s in samples if s.reward is not None]
-    metrics: Metrics = {
+    return {
         "kl": float(np.mean([s.kl for s in samples])),
         "predictive_entropy": sum(s.predictive_entropy * s.num_tokens for s in samples)
         / num_tokens,
         "ref_perplexity": math.exp(min(700.0, -sum(s.ref_logp for s in samples) / num_tokens)),
         "completion_tokens": num_tokens / len(samples),
-        "reward_mean": None,
-        "reward_std": None,
-        "reward_ci_low": None,
-        "reward_ci_high": None,
+        "num_prompts": float(len({s.prompt_id for s in samples})),
+        "num_completions": float(len(samples)),
+        **reward_metrics(samples),
     }
-    if rewards:
-        low, high = bootstrap_interval(list(prompt_rewards(samples).values()))
-        metrics |= {
-            "reward_mean": float(np.mean(rewards)),
-            "reward_std": float(np.std(rewards, ddof=1)) if len(rewards) > 1 else 0.0,
-            "reward_ci_low": low,
-            "reward_ci_high": high,
-        }
-    return metrics
-
-
-def prompt_rewards(samples: Iterable[EvaluationSample]) -> dict[str, float]:
-    """prompt_id -> mean reward of its samples; prompts without reward are left out."""
-    by_prompt: dict[str, list[float]] = {}
-    for sample in samples:
-        if sample.reward is not None:
-            by_prompt.setdefault(sample.prompt_id, []).append(sample.reward)
-    return {prompt: float(np.mean(rewards)) for prompt, rewards in by_prompt.items()}
-
-
-def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% BCa bootstrap interval of the mean (Efron 1987) over prompts, with a fixed seed."""
-    if len(values) < 2 or min(values) == max(values):
-        return float(np.mean(values)), float(np.mean(values))
-    interval = stats.bootstrap(
-        (np.asarray(values),),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=NUM_RESAMPLES,
-        method="BCa",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def win_metrics(
-    samples: Sequence[EvaluationSample], untrained: Sequence[EvaluationSample]
-) -> Metrics:
-    """Share of prompts whose mean reward beats the untrained policy's (tie = 1/2)."""
-    ours, theirs = prompt_rewards(samples), prompt_rewards(untrained)
-    shared = [prompt for prompt in ours if prompt in theirs]
-    if not shared:
-        return {"win_rate": None, "win_rate_ci_low": None, "win_rate_ci_high": None}
-    wins = sum(1.0 if ours[p] > theirs[p] else 0.5 * (ours[p] == theirs[p]) for p in shared)
-    low, high = wilson_interval(wins, len(shared))
-    return {"win_rate": wins / len(shared), "win_rate_ci_low": low, "win_rate_ci_high": high}
-
-
-def wilson_interval(wins: float, num: int) -> tuple[float, float]:
-    """95% Wilson score interval (Wilson 1927); `wins` may hold halves, which scipy refuses."""
-    z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
-    share = wins / num
-    centre = (share + z * z / (2 * num)) / (1 + z * z / num)
-    half = z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num)) / (1 + z * z / num)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def margin_metrics(policy: Policy, pairs: Sequence[TokenizedPair], beta: float) -> Metrics:

@@ -39,14 +39,22 @@ def make_scorer(spec: Reward, source: ModelSource | None, chat: ChatSpec | None 
 
 def score_completions(scorer: Scorer, completions: Sequence[Completion]) -> list[ScoredCompletion]:
     """`completions` with their scores. Raises DataError for a score that is not finite."""
-    scores = scorer.score([c.prompt for c in completions], [c.text for c in completions])
-    for completion, score in zip(completions, scores, strict=True):
-        if not math.isfinite(score):
-            raise DataError(f"the reward of completion {completion.text[:60]!r} is {score}")
+    scores = finite_scores(scorer, [c.prompt for c in completions], [c.text for c in completions])
     return [
         ScoredCompletion(c.prompt_id, c.sample_idx, c.prompt, c.text, c.finish_reason, score)
         for c, score in zip(completions, scores, strict=True)
     ]
+
+
+def finite_scores(
+    scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]
+) -> list[float]:
+    """The scorer's scores. Raises DataError for one that is not finite."""
+    scores = scorer.score(prompts, completions)
+    for completion, score in zip(completions, scores, strict=True):
+        if not math.isfinite(score):
+            raise DataError(f"the reward of completion {completion[:60]!r} is {score}")
+    return scores
 
 
 class ClassifierScorer:

@@ -1,6 +1,6 @@
 """Records to parquet and back. Columns are the record's fields, types are inferred from them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
@@ -20,10 +20,19 @@ _TYPES: dict[Any, pa.DataType] = {
 }
 
 
-def write_records(records: Iterable[Any], record_type: type, path: Path) -> int:
-    """Write `records`, all of `record_type`, as one parquet file; returns the number of rows."""
+def write_records(
+    records: Iterable[Any],
+    record_type: type,
+    path: Path,
+    first: Mapping[str, Sequence[str]] | None = None,
+) -> int:
+    """Write `records`, all of `record_type`, as one parquet file; returns the number of rows.
+
+    `first` are columns of text that come before those of the records.
+    """
     rows = list(records)
-    columns = {
+    columns = {name: pa.array(values, type=pa.string()) for name, values in (first or {}).items()}
+    columns |= {
         field.name: pa.array([getattr(row, field.name) for row in rows], type=_arrow(hint))
         for field, hint in _fields(record_type)
     }

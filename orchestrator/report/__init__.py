@@ -1,25 +1,53 @@
-"""The report of a sweep: `SweepResults` in, a folder with three files out.
+"""The report of a sweep: `SweepResults` in, a folder with four files out.
 
 `index.html` is one page that loads nothing from anywhere, `trials.csv` one row per trial,
-`summary.md` a dozen lines to paste. Equal results give equal bytes: no clock, no randomness.
-Does not read the store, train, evaluate or know Ray and W&B.
+`samples.parquet` one row per completion, `summary.md` ten lines to paste. Equal results give equal
+bytes: no clock, no chance. Does not read the store, train, evaluate or know Ray and W&B.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
+from prefsweep.orchestrator.report.frontier import compare
 from prefsweep.orchestrator.report.page import page_html
-from prefsweep.orchestrator.report.tables import summary_markdown, trials_csv
-from prefsweep.sweeps.records import SweepResults
+from prefsweep.orchestrator.report.summary import summary_markdown
+from prefsweep.orchestrator.report.tables import trials_csv
+from prefsweep.orchestrator.report.variants import pool
+from prefsweep.sweeps.records import EvaluationSample, SweepResults
+from prefsweep.workers import tables
 
 __all__ = ["write_report"]
 
 
 def write_report(results: SweepResults, folder: Path) -> None:
-    """Write index.html, trials.csv and summary.md into `folder`, which is made if it is missing."""
+    """Write the report's files into `folder`, which is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "trials.csv", trials_csv(results))
-    _write(folder / "summary.md", summary_markdown(results))
+    pooled = pool(compare(results))
+    _write(folder / "trials.csv", trials_csv(results, pooled))
+    _write(folder / "summary.md", summary_markdown(results, pooled))
+    _write_samples(results, folder / "samples.parquet")
     _write(folder / "index.html", page_html(results))
+
+
+def _write_samples(results: SweepResults, path: Path) -> None:
+    """All completions of all policies, in the order of the results, with whose they are."""
+    owners = {
+        "trial_id": [result.trial_id for result in results.results for _ in result.samples],
+        "name": [result.name for result in results.results for _ in result.samples],
+    }
+    samples = [_storable(sample) for result in results.results for sample in result.samples]
+    unfinished = path.with_name(path.name + ".tmp")
+    tables.write_records(samples, EvaluationSample, unfinished, owners)
+    unfinished.replace(path)
+
+
+def _storable(sample: EvaluationSample) -> EvaluationSample:
+    """The sample as UTF-8 can hold it: a lone surrogate becomes a question mark."""
+    try:
+        sample.text.encode()
+    except UnicodeEncodeError:
+        return replace(sample, text=sample.text.encode(errors="replace").decode())
+    return sample
 
 
 def _write(path: Path, text: str) -> None:

@@ -59,7 +59,7 @@ def compare(results: SweepResults) -> Comparison:
         best_within=None if budget is None else named(best_within(points, budget)),
         pareto=[
             by_id[point.trial_id]
-            for point in pareto([*_start(untrained), *points])
+            for point in pareto([*untrained_point(untrained), *points])
             if point.trial_id in by_id
         ],
     )
@@ -95,9 +95,9 @@ def metric(result: TrialResult | None, name: str) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def interval(result: TrialResult | None) -> tuple[float, float] | None:
-    """The 95% interval of the mean reward, or None."""
-    low, high = metric(result, "reward_ci_low"), metric(result, "reward_ci_high")
+def interval(result: TrialResult | None, name: str = "reward") -> tuple[float, float] | None:
+    """The 95% interval of the mean reward (or of another metric that has one), or None."""
+    low, high = metric(result, f"{name}_ci_low"), metric(result, f"{name}_ci_high")
     return None if low is None or high is None else (low, high)
 
 
@@ -114,7 +114,7 @@ def _point(result: TrialResult) -> Point | None:
     return None if reward is None or kl is None else Point(result.trial_id, reward, kl)
 
 
-def _start(untrained: TrialResult | None) -> list[Point]:
+def untrained_point(untrained: TrialResult | None) -> list[Point]:
     """The untrained policy at KL 0, where it has a reward."""
     reward = metric(untrained, "reward_mean")
     return [] if reward is None else [Point("", reward, 0.0)]

@@ -1,20 +1,16 @@
-"""trials.csv and summary.md: results in, text out."""
+"""trials.csv: results in, text out; and the counts that the page and summary.md have in common."""
 
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
-from prefsweep.orchestrator.report.formats import DASH, counted, duration, one_line, show
-from prefsweep.orchestrator.report.frontier import (
-    Comparison,
-    compare,
-    interval,
-    intervals_overlap,
-    metric,
-)
+from prefsweep.orchestrator.report.formats import counted, duration, one_line
+from prefsweep.orchestrator.report.frontier import Comparison, compare
+from prefsweep.orchestrator.report.variants import Pooled, Variant, pool
 from prefsweep.sweeps.records import Status, SweepResults, TrialResult
+from prefsweep.workers.comparisons import Standing
 
 METRIC_COLUMNS = (
     "reward_mean",
@@ -37,25 +33,37 @@ METRIC_COLUMNS = (
 )
 """Every metric of the evaluation, in the order of the table."""
 TRIAL_COLUMNS = ("loss_type", "f_divergence_type", "alpha", "beta", "learning_rate", "seed")
+PAIRED_COLUMNS = (
+    *("reward_gain", "reward_gain_ci_low", "reward_gain_ci_high"),
+    *("num_prompts", "num_completions"),
+)
 COLUMNS = (
     *("trial_id", "name", "status"),
     *TRIAL_COLUMNS,
     *METRIC_COLUMNS,
     *("train_seconds", "error"),
+    *PAIRED_COLUMNS,
+    *("grid_point", "grid_point_seeds", "grid_point_reward"),
+    *("grid_point_ci_low", "grid_point_ci_high"),
+    *("p_versus_best", "indistinguishable_from_best"),
 )
+"""The last two compare the grid point with the best one, as report/variants.py says."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
-_SUMMARY_METRICS = ("reward_mean", "win_rate", "kl", "entropy", "distinct_2", "accuracy_test")
 
 
-def trials_csv(results: SweepResults) -> str:
+def trials_csv(results: SweepResults, pooled: Pooled | None = None) -> str:
     """One row per policy, the untrained one first (pending where it is not evaluated yet)."""
     comparison = compare(results)
+    pooled = pooled or pool(comparison)
+    variants = pooled.by_trial
     untrained = comparison.untrained or TrialResult("untrained", "untrained", None, Status.PENDING)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for result in (untrained, *comparison.trials):
-        writer.writerow(_csv_row(result))
+        variant = variants.get(result.trial_id)
+        standing = pooled.untrained if result.trial is None else variant and variant.standing
+        writer.writerow([*_csv_row(result), *_grid_point(variant), *_against_best(standing)])
     return text.getvalue()
 
 
@@ -70,7 +78,26 @@ def _csv_row(result: TrialResult) -> list[str]:
         *(_cell(result.metrics.get(column)) for column in METRIC_COLUMNS),
         _cell(result.train_seconds),
         _safe(error),
+        *(_cell(result.metrics.get(column)) for column in PAIRED_COLUMNS),
     ]
+
+
+def _grid_point(variant: Variant | None) -> list[str]:
+    """The numbers of a trial's grid point, over all its seeds."""
+    if variant is None:
+        return [""] * 5
+    low, high = variant.reward_interval or (None, None)
+    return [
+        _safe(variant.name),
+        str(variant.num_seeds),
+        *(_cell(value) for value in (variant.reward, low, high)),
+    ]
+
+
+def _against_best(standing: Standing | None) -> list[str]:
+    if standing is None:
+        return ["", ""]
+    return [_cell(standing.p_value), "no" if standing.distinguishable else "yes"]
 
 
 def _cell(value: float | str | None) -> str:
@@ -85,84 +112,6 @@ def _cell(value: float | str | None) -> str:
 def _safe(text: str) -> str:
     """A quote in front of what a spreadsheet would run as a formula."""
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
-
-
-# --- summary.md ----------------------------------------------------------------------------------
-
-
-def summary_markdown(results: SweepResults) -> str:
-    """A dozen lines and a table, to paste into an issue or a chat."""
-    comparison = compare(results)
-    lines = [f"- {line}" for line in findings(comparison)]
-    lines += [
-        f"- Trials: {status_counts(comparison)}",
-        f"- Evaluation: {evaluation_size(results)}",
-        f"- Time: {time_spent(results)}",
-    ]
-    return "\n".join(
-        [f"# {_inline(results.sweep)}", "", *lines, "", *_summary_table(comparison), ""]
-    )
-
-
-def findings(comparison: Comparison) -> list[str]:
-    """What the sweep found, one sentence an item; also the head of the page."""
-    best, within = comparison.best, comparison.best_within
-    lines: list[str] = []
-    if best is not None:
-        lines.append(f"Best reward: {_code(best)}, {_standing(best)}{_caveat(comparison)}")
-    if within is not None and comparison.budget is not None:
-        lines.append(
-            f"Best within a KL of {show(comparison.budget)} nats (median of the trials): "
-            f"{_code(within)}, {_standing(within)}"
-        )
-    if comparison.pareto:
-        names = ", ".join(map(_code, comparison.pareto))
-        lines.append(f"Pareto set (reward up, KL down): {names}")
-    elif best is not None:
-        lines.append("Pareto set (reward up, KL down): only the untrained policy")
-    lines.append(_untrained_line(comparison))
-    if best is None:
-        lines.insert(0, _why_no_best(comparison))
-    return lines
-
-
-def _standing(result: TrialResult) -> str:
-    """reward 1.234 [1.1, 1.4] at KL 2.345."""
-    text = f"reward {show(metric(result, 'reward_mean'))}"
-    bounds = interval(result)
-    if bounds is not None:
-        text += f" [{show(bounds[0])}, {show(bounds[1])}]"
-    kl = metric(result, "kl")
-    return text if kl is None else f"{text} at KL {show(kl)} nats"
-
-
-def _caveat(comparison: Comparison) -> str:
-    """Say so where the intervals do not tell the best from others."""
-    best = comparison.best
-    if intervals_overlap(best, comparison.untrained):
-        return "; its 95% interval overlaps the untrained policy's"
-    rivals = [
-        result
-        for result in comparison.finished
-        if result is not best and intervals_overlap(best, result)
-    ]
-    return f"; the 95% intervals of {counted(len(rivals), 'other')} overlap it" if rivals else ""
-
-
-def _untrained_line(comparison: Comparison) -> str:
-    if comparison.untrained is None:
-        return "Untrained policy: not evaluated yet"
-    if metric(comparison.untrained, "reward_mean") is None:
-        return "Untrained policy: no reward"
-    bounds = interval(comparison.untrained)
-    text = f"Untrained policy: reward {show(metric(comparison.untrained, 'reward_mean'))}"
-    return text if bounds is None else f"{text} [{show(bounds[0])}, {show(bounds[1])}]"
-
-
-def _why_no_best(comparison: Comparison) -> str:
-    if not comparison.finished:
-        return "Best reward: no trial has succeeded"
-    return "Best reward: none, the trials were evaluated without a reward"
 
 
 def status_counts(comparison: Comparison) -> str:
@@ -203,36 +152,3 @@ def time_spent(results: SweepResults) -> str:
     stages = sum(stage.seconds for stage in results.stages)
     training = sum(result.train_seconds or 0.0 for result in results.results)
     return f"{duration(stages)} in the stages before training, {duration(training)} in training"
-
-
-def _summary_table(comparison: Comparison) -> Sequence[str]:
-    head = ["trial", "status", *_SUMMARY_METRICS]
-    rows = [*([comparison.untrained] if comparison.untrained else []), *comparison.trials]
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * 2}{'---:|' * len(_SUMMARY_METRICS)}",
-        *(f"| {' | '.join(_summary_cells(result))} |" for result in rows),
-    ]
-
-
-def _summary_cells(result: TrialResult) -> list[str]:
-    values = [show(metric(result, name)) for name in _SUMMARY_METRICS]
-    if interval(result) is not None:
-        low, high = interval(result) or (None, None)
-        values[0] += f" [{show(low)}, {show(high)}]"
-    return [_code(result), result.status.value, *values]
-
-
-def _code(result: TrialResult) -> str:
-    return f"`{_inline(result.name)}`"
-
-
-def _inline(text: str) -> str:
-    """Text that cannot end a table cell, a code span or a line."""
-    return (
-        one_line(text)
-        .replace("`", "'")
-        .replace("|", "/")
-        .replace("<", "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}")
-        or DASH
-    )

@@ -13,7 +13,8 @@ from prefsweep.orchestrator.report.formats import duration, show
 from prefsweep.orchestrator.report.frontier import Point, best, best_within, compare, pareto
 from prefsweep.orchestrator.report.page import embedded_json, page_html
 from prefsweep.orchestrator.report.samples import MAX_PROMPTS, sample_data
-from prefsweep.orchestrator.report.tables import METRIC_COLUMNS, summary_markdown, trials_csv
+from prefsweep.orchestrator.report.summary import summary_markdown
+from prefsweep.orchestrator.report.tables import METRIC_COLUMNS, trials_csv
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
 from prefsweep.sweeps.records import Failure, Metrics, Status, SweepResults, TrialResult
 
@@ -85,18 +86,25 @@ def test_csv_is_exact() -> None:
         seed=2,
     )
     failure = Failure("transient", "=cmd()\nlost, twice", advice="wait")
-    bad = replace(trial, trial=spec, status=Status.FAILED, metrics={}, failure=failure)
+    name, status = "alpha_divergence0.3-beta0.1", Status.FAILED
+    bad = replace(trial, trial_id=f"{2:012x}", name=name, trial=spec, status=status)
+    bad = replace(bad, metrics={}, failure=failure)
     csv = trials_csv(replace(results, results=[*results.results, bad]))
     assert csv == (
         "trial_id,name,status,loss_type,f_divergence_type,alpha,beta,learning_rate,seed,"
         "reward_mean,reward_std,reward_ci_low,reward_ci_high,win_rate,win_rate_ci_low,"
         "win_rate_ci_high,entropy,entropy_full,predictive_entropy,kl,distinct_1,distinct_2,"
-        "ref_perplexity,completion_tokens,margin_test,accuracy_test,train_seconds,error\n"
-        "untrained,untrained,succeeded,,,,,,,0.30000000000000004,,,,,,,,,,0.0,,,,,,,,\n"
+        "ref_perplexity,completion_tokens,margin_test,accuracy_test,train_seconds,error,"
+        "reward_gain,reward_gain_ci_low,reward_gain_ci_high,num_prompts,num_completions,"
+        "grid_point,grid_point_seeds,grid_point_reward,grid_point_ci_low,grid_point_ci_high,"
+        "p_versus_best,indistinguishable_from_best\n"
+        "untrained,untrained,succeeded,,,,,,,0.30000000000000004,,,,,,,,,,0.0,,,,,,,,"
+        f"{',' * 12}\n"
         "000000000001,sigmoid-beta0.1,succeeded,sigmoid,reverse_kl,,0.1,1e-05,0,"
-        "1.0,,,,,,,,,,1e-07,,,,,,,2.5,\n"
-        "000000000001,sigmoid-beta0.1,failed,sigmoid,alpha_divergence,0.3,0.1,1e-05,2,"
-        f'{"," * len(METRIC_COLUMNS)}2.5,"\'=cmd() lost, twice"\n'
+        "1.0,,,,,,,,,,1e-07,,,,,,,2.5,,,,,,,sigmoid-beta0.1,1,1.0,,,,\n"
+        "000000000002,alpha_divergence0.3-beta0.1,failed,sigmoid,alpha_divergence,0.3,0.1,1e-05,2,"
+        f'{"," * len(METRIC_COLUMNS)}2.5,"\'=cmd() lost, twice",,,,,,'
+        "alpha_divergence0.3-beta0.1,0,,,,,\n"
     )
 
 
@@ -118,10 +126,11 @@ def test_csv_never_holds_a_formula(start: str) -> None:
 def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         write_report(sweep_results(), tmp_path / folder)
-    for name in ("index.html", "trials.csv", "summary.md"):
+    for name in ("index.html", "trials.csv", "samples.parquet", "summary.md"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
         "index.html",
+        "samples.parquet",
         "summary.md",
         "trials.csv",
     ]
@@ -132,21 +141,25 @@ def test_summary_names_the_best_the_budget_and_the_counts() -> None:
     lines = summary_markdown(results).splitlines()
     assert lines[2:9] == [
         "- Best reward: `sigmoid-beta0.2`, reward 3.000 at KL 8.000 nats",
-        "- Best within a KL of 3.000 nats (median of the trials): `sigmoid-beta0.3`, "
+        "- Best within a KL of 3.000 nats (the median): `sigmoid-beta0.3`, "
         "reward 2.000 at KL 3.000 nats",
         "- Pareto set (reward up, KL down): "
         "`sigmoid-beta0.1`, `sigmoid-beta0.3`, `sigmoid-beta0.2`",
         "- Untrained policy: reward 0.500",
         "- Trials: 3 succeeded, 0 failed, 0 not run (of 3)",
-        "- Evaluation: nothing evaluated yet",
+        "- Evaluation: nothing evaluated yet; 95% intervals: studentized bootstrap over prompts",
         "- Time: 0.0 s in the stages before training, 7.5 s in training",
     ]
 
 
 def test_summary_says_where_the_best_is_not_told_apart() -> None:
     summary = summary_markdown(sweep_results())
-    assert "the 95% intervals of 2 others overlap it" in summary
-    assert "60 held-out prompts x 2 samples" in summary
+    assert "These prompts do not show that training helped" in summary
+    assert (
+        "- Not distinguishable from it: `hinge-beta0.05`, " in summary and "(10 of 10)" in summary
+    )
+    assert "60 held-out prompts x 2 samples; 95% intervals: studentized bootstrap" in summary
+    assert "familywise error rate 5%" in summary
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -214,7 +227,7 @@ def test_summary_table_survives_names_with_bars_and_line_breaks() -> None:
     results = tiny({}, [(1.0, 1.0)])
     results.results[1] = replace(results.results[1], name="a|b`c\nd<e")
     row = summary_markdown(results).splitlines()[-1]
-    assert row.count("|") == 9
+    assert row.count("|") == 11
     assert row.count("`") == 2
 
 

@@ -4,21 +4,17 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from prefsweep.sweeps.records import EvaluationSample, Prompt, prompt_id
 from prefsweep.sweeps.spec import EvaluationSpec, VaderReward
 from prefsweep.workers.builtin import write_base_model
 from prefsweep.workers.evaluate import (
-    bootstrap_interval,
     distinct,
     divergences,
     evaluate,
     margin_metrics,
     sample_metrics,
     unigram_entropy,
-    wilson_interval,
-    win_metrics,
 )
 from prefsweep.workers.generate import Generator
 from prefsweep.workers.locations import ModelSource
@@ -134,24 +130,3 @@ def test_means_weigh_tokens_or_completions_as_defined() -> None:
     assert metrics["completion_tokens"] == 2.0
     assert metrics["reward_mean"] == 2.0
     assert metrics["reward_std"] == pytest.approx(math.sqrt(2))
-
-
-def test_the_bootstrap_interval_is_near_the_t_interval_of_normal_data() -> None:
-    values = list(np.random.default_rng(0).normal(2.0, 1.0, 200))
-    low, high = bootstrap_interval(values)
-    expected = stats.t.interval(0.95, 199, np.mean(values), stats.sem(values))
-    assert (low, high) == pytest.approx(expected, abs=0.02)
-    assert bootstrap_interval(values) == (low, high)
-    assert bootstrap_interval([1.5, 1.5]) == (1.5, 1.5)
-
-
-@pytest.mark.parametrize(("wins", "num"), [(0, 10), (3, 10), (10, 10), (41, 50)])
-def test_the_wilson_interval_is_that_of_scipy(wins: int, num: int) -> None:
-    expected = stats.binomtest(wins, num).proportion_ci(method="wilson")
-    assert wilson_interval(wins, num) == pytest.approx((expected.low, expected.high))
-
-
-def test_a_win_is_by_prompt_and_a_tie_is_half() -> None:
-    ours = [sample("a", 2.0), sample("b", 1.0), sample("c", 0.0), sample("a", 0.5)]
-    theirs = [sample("a", 1.0), sample("b", 1.0), sample("c", 1.0), sample("d", 9.0)]
-    assert win_metrics(ours, theirs)["win_rate"] == pytest.approx((1 + 0.5 + 0) / 3)

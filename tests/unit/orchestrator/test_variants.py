@@ -1,0 +1,138 @@
+"""variants: what a grid point's seeds say together, and which are not distinguishable."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prefsweep.orchestrator.report.frontier import compare
+from prefsweep.orchestrator.report.summary import summary_markdown
+from prefsweep.orchestrator.report.tables import trials_csv
+from prefsweep.orchestrator.report.variants import Pooled, pool
+from prefsweep.sweeps.grid import GridBlock, expand, trial_names
+from prefsweep.sweeps.records import (
+    EvaluationSample,
+    Status,
+    SweepResults,
+    TrialResult,
+)
+from prefsweep.workers.statistics import paired_metrics, pooled_interval, reward_metrics
+
+NUM_PROMPTS = 40
+GRID = (GridBlock(loss_type=("sigmoid", "hinge"), beta=(0.1, 1.0)),)
+GAINS = {"sigmoid-beta0.1": 2.0, "sigmoid-beta1": 1.95, "hinge-beta0.1": 0.5, "hinge-beta1": 0.4}
+
+
+def completions(rewards: np.ndarray) -> list[EvaluationSample]:
+    return [
+        EvaluationSample(f"p{i}", 0, f"prompt {i}", "x", "eos", 3, float(reward), 1.0, 2.0, -3.0)
+        for i, reward in enumerate(rewards)
+    ]
+
+
+def sweep(seeds: tuple[int, ...], gains: dict[str, float] = GAINS) -> SweepResults:
+    """Grid points that gain what GAINS says, on prompts that differ far more."""
+    rng = np.random.default_rng(0)
+    prompts = rng.normal(0, 3, NUM_PROMPTS)
+    start = completions(prompts)
+    results = [
+        TrialResult("untrained", "untrained", None, Status.SUCCEEDED, reward_metrics(start)),
+    ]
+    results[0] = replace(results[0], samples=start)
+    specs = expand(GRID, seeds)
+    points = trial_names([spec.model_copy(update={"seed": 0}) for spec in specs[:: len(seeds)]])
+    for index, (spec, name) in enumerate(zip(specs, trial_names(specs), strict=True)):
+        gain = gains[points[index // len(seeds)]]
+        samples = completions(prompts + gain + rng.normal(0, 0.5, NUM_PROMPTS))
+        metrics = {"kl": gain, **reward_metrics(samples), **paired_metrics(samples, start)}
+        trial_id = f"{index:012x}"
+        results.append(
+            TrialResult(trial_id, name, spec, Status.SUCCEEDED, metrics, samples=samples)
+        )
+    return SweepResults("demo", {}, [], results, {})
+
+
+def pooled(results: SweepResults) -> Pooled:
+    return pool(compare(results))
+
+
+def test_trials_that_differ_in_their_seed_are_one_variant() -> None:
+    found = pooled(sweep((0, 1, 2)))
+    assert [v.name for v in found.variants] == list(GAINS)
+    assert [v.num_seeds for v in found.variants] == [3, 3, 3, 3]
+    assert (found.num_prompts, found.num_seeds) == (NUM_PROMPTS, 3)
+    assert found.by_trial[f"{4:012x}"].name == "sigmoid-beta1"
+
+
+def test_a_variants_reward_is_the_mean_over_prompts_and_seeds() -> None:
+    results = sweep((0, 1))
+    first = pooled(results).variants[0]
+    x_SP = np.array([[s.reward or 0.0 for s in r.samples] for r in results.results[1:3]])
+    assert first.reward == pytest.approx(x_SP.mean())
+    low, high = first.reward_interval or (0.0, 0.0)
+    alone = pooled_interval(x_SP.mean(0)[None]) or (0.0, 0.0)
+    assert low <= alone[0] and high >= alone[1]
+    assert first.gain == pytest.approx(2.0, abs=0.2)
+    assert first.mean("kl") == 2.0
+
+
+def test_one_seed_has_the_numbers_of_its_evaluation() -> None:
+    results = sweep((0,))
+    first, metrics = pooled(results).variants[0], results.results[1].metrics
+    assert first.reward_interval == (metrics["reward_ci_low"], metrics["reward_ci_high"])
+    assert first.gain_interval == (metrics["reward_gain_ci_low"], metrics["reward_gain_ci_high"])
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_close_variants_are_not_told_apart_and_far_ones_are(seeds: tuple[int, ...]) -> None:
+    found = pooled(sweep(seeds))
+    assert found.best is not None and found.best.name.startswith("sigmoid")
+    assert len(found.peers) == 1 and found.peers[0].name.startswith("sigmoid")
+    assert found.untrained is not None and found.untrained.distinguishable
+
+
+def test_a_sweep_that_gains_nothing_says_so() -> None:
+    results = sweep((0,), dict.fromkeys(GAINS, 0.0))
+    assert pooled(results).untrained is not None
+    summary = summary_markdown(results)
+    assert "These prompts do not show that training helped" in summary
+    assert "(3 of 3)" in summary
+
+
+def test_failed_and_unfinished_seeds_are_counted_but_not_pooled() -> None:
+    results = sweep((0, 1))
+    lost = replace(results.results[1], status=Status.FAILED, metrics={}, samples=[])
+    results.results[1] = lost
+    first = pooled(results).variants[0]
+    assert (first.num_seeds, len(first.members)) == (1, 2)
+    assert first.reward == results.results[2].metrics["reward_mean"]
+    assert "| 1/2 |" in summary_markdown(results)
+
+
+def test_prompts_that_one_policy_lacks_are_left_out_of_all() -> None:
+    results = sweep((0,))
+    results.results[2] = replace(results.results[2], samples=results.results[2].samples[:-5])
+    assert pooled(results).num_prompts == NUM_PROMPTS - 5
+
+
+def test_without_samples_nothing_is_marked() -> None:
+    results = sweep((0,))
+    bare = [replace(result, samples=[]) for result in results.results]
+    found = pooled(replace(results, results=bare))
+    assert found.best is not None and found.best.standing is None and not found.peers
+
+
+def test_the_csv_has_the_grid_points_and_their_marks() -> None:
+    rows = [line.split(",") for line in trials_csv(sweep((0, 1))).splitlines()]
+    columns = {name: [row[i] for row in rows[1:]] for i, name in enumerate(rows[0])}
+    assert columns["grid_point"] == ["", *(name for name in GAINS for _ in range(2))]
+    assert columns["grid_point_seeds"] == ["", *["2"] * 8]
+    assert columns["indistinguishable_from_best"] == ["no", *["yes"] * 4, *["no"] * 4]
+    assert columns["reward_gain"][0] == "" and float(columns["reward_gain"][1]) > 1.5
+
+
+def test_the_summary_has_ten_lines_above_its_table() -> None:
+    lines = summary_markdown(sweep((0, 1, 2))).splitlines()
+    assert len(lines[: lines.index("", 2)]) <= 11
+    assert "over 3 seeds" in lines[2] and "over untrained, by prompt" in lines[2]
+    assert "1 of 3" in lines[3]

@@ -1,0 +1,118 @@
+"""Rewards of all policies by prompt in; out which of them are not distinguishable from the best.
+
+All pairs of policies are compared at once by their paired differences, so it does not matter that
+the best one was picked because it came out best. The familywise error rate is 5%: in at most one
+sweep in twenty is any policy, that is in truth as good as the one called best, marked as worse.
+
+Method: single-step max-t over all pairs (Tukey's all-pairs comparison, in the form of Hothorn,
+Bretz and Westfall 2008). The joint distribution of the paired differences is simulated by a
+Gaussian multiplier bootstrap over prompts; variance between seeds is added where there are seeds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from prefsweep.workers.statistics import Floats, seed_variance
+
+ERROR_RATE = 0.05
+"""Chance that any policy is wrongly marked as worse than the best."""
+METHOD = "max-t over all pairs of paired differences by prompt, familywise error rate 5%"
+NUM_DRAWS = 2000
+MANY_POLICIES = 250
+"""Beyond it half as many draws: the work grows with the square of the policies."""
+_TINY = 1e-12
+"""Share of two policies' variances below which that of their difference is rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One policy against the best."""
+
+    distance: float
+    """Mean reward of the best minus this one's, over the same prompts."""
+    p_value: float
+    """Adjusted for all comparisons; 1 for the best itself."""
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether it is worse than the best, at the familywise error rate."""
+        return self.p_value < ERROR_RATE
+
+
+def standings(
+    policies: Sequence[Floats], best: int, untrained: int | None = None
+) -> list[Standing] | None:
+    """Every policy against `policies[best]`; None for fewer than two prompts.
+
+    A policy is an array (seeds, prompts); prompts are the same, in the same order, for all.
+    `untrained` is the policy that has no seeds because it was not trained.
+    """
+    x_EP = np.stack([x_SP.mean(0) for x_SP in policies])
+    num_prompts = x_EP.shape[1]
+    if num_prompts < 2:
+        return None
+    seeds = seed_variance(policies)
+    seeds_E = np.array([seeds.variance / len(x_SP) for x_SP in policies])
+    if untrained is not None:
+        seeds_E[untrained] = 0.0
+    deviations_EP = x_EP - x_EP.mean(1, keepdims=True)
+    prompts_EE = _difference_variances(deviations_EP)
+    maxima = np.sort(_maxima(deviations_EP, prompts_EE, seeds_E))
+    distance_E = x_EP[best].mean() - x_EP.mean(1)
+    of_prompts, of_seeds = prompts_EE[best], seeds_E[best] + seeds_E
+    z_E = _normal_scores(distance_E, of_prompts, of_seeds, (num_prompts - 1, seeds.degrees))
+    reached_E = len(maxima) - np.searchsorted(maxima, z_E)
+    p_E = (1 + reached_E) / (1 + len(maxima))
+    p_E[best] = 1.0
+    return [Standing(float(d), float(p)) for d, p in zip(distance_E, p_E, strict=True)]
+
+
+def _difference_variances(deviations_EP: Floats) -> Floats:
+    """Variance over prompts of the mean paired difference of every two policies."""
+    num_prompts = deviations_EP.shape[1]
+    cov_EE = deviations_EP @ deviations_EP.T / (num_prompts - 1) / num_prompts
+    own_E = cov_EE.diagonal()
+    var_EE = own_E[:, None] + own_E[None, :] - 2 * cov_EE
+    return np.where(var_EE > _TINY * (own_E[:, None] + own_E[None, :]), var_EE, 0.0)
+
+
+def _maxima(deviations_EP: Floats, prompts_EE: Floats, seeds_E: Floats) -> Floats:
+    """The largest standardized difference of any two policies in each draw, if all were equal."""
+    num, num_prompts = deviations_EP.shape
+    num_draws = NUM_DRAWS if num <= MANY_POLICIES else NUM_DRAWS // 2
+    rng = np.random.default_rng(0)
+    errors_RE = rng.standard_normal((num_draws, num_prompts)) @ deviations_EP.T
+    errors_RE /= np.sqrt(num_prompts * (num_prompts - 1))
+    errors_RE += rng.standard_normal((num_draws, num)) * np.sqrt(seeds_E)
+    errors_ER = np.ascontiguousarray(errors_RE.T, np.float32)
+    largest_R = np.zeros(num_draws, np.float32)
+    for one in range(num - 1):
+        others = slice(one + 1, None)
+        variances = prompts_EE[one, others] + seeds_E[one] + seeds_E[others]
+        differences_ER = np.abs(errors_ER[others] - errors_ER[one])
+        differences_ER *= _inverse_roots(variances).astype(np.float32)[:, None]
+        np.maximum(largest_R, differences_ER.max(0), out=largest_R)
+    return largest_R.astype(np.float64)
+
+
+def _inverse_roots(variances: Floats) -> Floats:
+    """1 / sqrt(variance), and 0 for two policies that answer alike."""
+    return np.divide(1.0, np.sqrt(variances), out=np.zeros_like(variances), where=variances > 0)
+
+
+def _normal_scores(
+    distance_E: Floats, of_prompts: Floats, of_seeds: Floats, degrees: tuple[float, float]
+) -> Floats:
+    """The studentized distances, brought from their t distributions to the normal one.
+
+    Degrees of freedom are those of the part that is known worst. Without any variance a distance
+    is beyond doubt.
+    """
+    variance_E = of_prompts + of_seeds
+    degrees_E = np.where(of_seeds > 0, min(degrees), degrees[0])
+    t_E = distance_E * _inverse_roots(variance_E)
+    z_E = stats.norm.isf(stats.t.sf(t_E, degrees_E))
+    return np.where((variance_E == 0) & (distance_E > 0), np.inf, z_E)

@@ -6,9 +6,9 @@ or the input is wrong; 130 interrupted (run the same command to resume).
 
 import json
 import logging
+import os
 import signal
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -97,19 +97,30 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it.")] = False,
 ) -> None:
-    """Show how a sweep stands, from the store alone."""
-    from prefsweep.orchestrator.progress import LiveView, render
-    from prefsweep.orchestrator.status import open_sweep, read_status, status_document
+    """Show how a sweep stands, from the store alone; with --watch until Ctrl-C."""
+    from prefsweep.orchestrator.live import watch as watch_status
+    from prefsweep.orchestrator.progress import render
+    from prefsweep.orchestrator.status import (
+        StatusReader,
+        open_sweep,
+        read_status,
+        status_document,
+    )
 
     sweep = open_sweep(name, storage)
     if as_json:
         print(json.dumps(status_document(read_status(sweep)), indent=2))
     elif watch:
-        with LiveView(lambda: read_status(sweep), console):
-            while True:
-                time.sleep(1)
+        watch_status(StatusReader(sweep).read, console)
     else:
-        console.print(render(read_status(sweep)))
+        _wide_console().print(render(read_status(sweep)))
+
+
+def _wide_console() -> Console:
+    """A pipe has room for every column; rich takes it for a terminal of 80."""
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(width=200)
 
 
 @app.command()
@@ -203,9 +214,9 @@ def _run(
 ) -> None:
     from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster
     from prefsweep.orchestrator.drawing import report_path
+    from prefsweep.orchestrator.live import LiveView, log_handler
     from prefsweep.orchestrator.pipeline import STAGES, run_sweep
-    from prefsweep.orchestrator.progress import LiveView, log_handler
-    from prefsweep.orchestrator.status import read_status
+    from prefsweep.orchestrator.status import StatusReader
     from prefsweep.sweeps.records import Status
 
     if until not in STAGES:
@@ -219,7 +230,7 @@ def _run(
         return InlineCluster(resources) if inline else RayCluster(resources, address)
 
     try:
-        with LiveView(lambda: read_status(sweep), console):
+        with LiveView(StatusReader(sweep).read, console):
             results = run_sweep(sweep, open_cluster, until=until, restart_errored=restart_errored)
     except KeyboardInterrupt:
         errors.print(

@@ -12,7 +12,7 @@ from prefsweep.orchestrator.store import MANIFEST, environment
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
 from prefsweep.sweeps.identity import canonical_json
 
-FILES = ("index.html", "trials.csv", "summary.md")
+FILES = ("index.html", "trials.csv", "summary.md", "samples.parquet")
 CODE = Path(__file__).with_name("report")
 """What draws; read as files, because importing it takes a second."""
 SHOWN = "shown.sha256"

@@ -1,27 +1,27 @@
-"""A SweepStatus in, a picture of it out: a live view on a terminal, plain log lines elsewhere.
+"""A SweepStatus in, a picture of it out (live.py shows it).
 
 It only reads and draws: where the status comes from is the caller's business, and nothing here
 changes the sweep. Names and messages are shown as text, never as markup or terminal controls.
 """
 
-import logging
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from prefsweep.sweeps.records import Metrics, StageStatus, Status, SweepStatus, TrialStatus
 
-MAX_TRIAL_ROWS = 20
+MIN_TRIAL_ROWS = 3
+"""Trials that a terminal shows however low it is."""
+ENOUGH_TRIAL_ROWS = 10
+"""Where a terminal has room for fewer trials, finished stages share a line."""
+LINES_AROUND = 8
+"""Lines of a view that are neither stages, trials nor failures, and of a shell around it."""
 MAX_FAILURES = 5
 """Failure messages written out below the table."""
 BAR_WIDTH = 8
@@ -69,7 +69,11 @@ _METRIC_COLUMNS = (
 
 
 def render(status: SweepStatus) -> RenderableType:
-    """The sweep as a headline, a table of stages, a table of trials and the newest failures."""
+    """The sweep as a headline, a table of stages, a table of trials and failures.
+
+    On a terminal it fits the height of the screen where that is possible; elsewhere all trials
+    are listed.
+    """
     return _View(status)
 
 
@@ -81,22 +85,35 @@ class _View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         marks = _ASCII_MARKS if options.ascii_only else _MARKS
+        failures = list(_failures(self.status, marks, options))
+        stages, num_trials = self.status.stages, len(self.status.trials)
+        num_rows = num_trials
+        if console.is_terminal:
+            lines = console.height - len(failures) - LINES_AROUND
+            if lines - len(stages) < min(num_trials, ENOUGH_TRIAL_ROWS):
+                stages = _unfinished(stages)
+            num_rows = max(MIN_TRIAL_ROWS, lines - len(stages))
         yield _headline(self.status)
         if self.status.stages:
-            yield _stage_table(self.status.stages, marks, options)
+            yield _stage_table(stages, len(self.status.stages) - len(stages), marks, options)
         if self.status.trials:
-            yield _trial_table(self.status.trials, marks, options)
-        yield from _failures(self.status, marks, options)
+            yield _trial_table(self.status.trials, num_rows, marks, options)
+        yield from failures
+
+
+def _unfinished(stages: Sequence[StageStatus]) -> list[StageStatus]:
+    """The stages without the finished ones, which a low screen has no room for."""
+    return [stage for stage in stages if stage.status is not Status.SUCCEEDED]
 
 
 def _headline(status: SweepStatus) -> Text:
     counts = Counter(trial.status for trial in status.trials)
     parts = [f"{counts[kind]} {kind}" for kind in _URGENCY if counts[kind]]
     if status.elapsed_s is not None:
-        parts.append(f"{_duration(status.elapsed_s)} so far")
+        parts.append(f"{duration(status.elapsed_s)} so far")
     if status.eta_s is not None:
-        parts.append(f"{_duration(status.eta_s)} to go")
-    return Text.assemble((_clean(status.sweep), "bold"), "  ", ", ".join(parts), *_driver(status))
+        parts.append(f"{duration(status.eta_s)} to go")
+    return Text.assemble((clean(status.sweep), "bold"), "  ", ", ".join(parts), *_driver(status))
 
 
 def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
@@ -104,7 +121,7 @@ def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
     if status.driver is None:
         return
     since = datetime.fromtimestamp(status.driver.since).astimezone()
-    who = f"pid {status.driver.pid} on {_clean(status.driver.host)}"
+    who = f"pid {status.driver.pid} on {clean(status.driver.host)}"
     if status.driver.alive:
         yield f"\nrun by {who} since {since:%Y-%m-%d %H:%M:%S %Z}", "dim"
     else:
@@ -112,30 +129,38 @@ def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
 
 
 def _stage_table(
-    stages: Sequence[StageStatus], marks: dict[Status, str], options: ConsoleOptions
+    stages: Sequence[StageStatus],
+    num_hidden: int,
+    marks: dict[Status, str],
+    options: ConsoleOptions,
 ) -> Table:
     table = _table()
     table.add_column("", min_width=1)
     table.add_column("stage", no_wrap=True)
-    for header in ("done", "rows", "time"):
+    for header in ("done", "rows", "rows/s", "time"):
         table.add_column(header, justify="right", no_wrap=True)
     for stage in stages:
         total = "" if stage.num_total is None else f"/{stage.num_total}"
+        time = "" if stage.eta_s is None else f"eta {duration(stage.eta_s)}"
         table.add_row(
             Text(marks[stage.status], _STYLES[stage.status]),
             _name(stage.name, options),
             f"{stage.num_done}{total}",
             "" if stage.rows is None else str(stage.rows),
-            "" if stage.seconds is None else _duration(stage.seconds),
+            "" if stage.rows_per_s is None else f"{stage.rows_per_s:.3g}",
+            time if stage.seconds is None else duration(stage.seconds),
         )
+    if num_hidden:
+        done = Text(marks[Status.SUCCEEDED], _STYLES[Status.SUCCEEDED])
+        table.add_row(done, Text(f"{num_hidden} finished", "dim"))
     return table
 
 
 def _trial_table(
-    trials: Sequence[TrialStatus], marks: dict[Status, str], options: ConsoleOptions
+    trials: Sequence[TrialStatus], num_rows: int, marks: dict[Status, str], options: ConsoleOptions
 ) -> Table:
     """One row a trial; narrow terminals leave out columns, and only names are ever cut."""
-    shown = _most_urgent(trials)
+    shown = _most_urgent(trials, num_rows)
     columns = [
         ("status", 70, [Text(str(trial.status), _STYLES[trial.status]) for trial in shown]),
         ("step", 0, [_step(trial) for trial in shown]),
@@ -159,7 +184,7 @@ def _trial_table(
         cells = (column_cells[index] for _, _, column_cells in columns)
         table.add_row(mark, _name(trial.name, options), *cells)
     if len(shown) < len(trials):
-        table.add_row("", Text(f"+{len(trials) - len(shown)} more", "dim"))
+        table.add_row("", Text(f"+{len(trials) - len(shown)} more", "dim"))  # the headline counts
     return table
 
 
@@ -167,11 +192,11 @@ def _cell_width(cell: Text | ProgressBar) -> int:
     return cell.cell_len if isinstance(cell, Text) else BAR_WIDTH
 
 
-def _most_urgent(trials: Sequence[TrialStatus]) -> list[TrialStatus]:
-    """All trials in their order or, where they are too many, the running and failed ones first."""
-    if len(trials) <= MAX_TRIAL_ROWS:
+def _most_urgent(trials: Sequence[TrialStatus], num: int) -> list[TrialStatus]:
+    """All trials in their order or, of more than `num`, the running and failed ones first."""
+    if len(trials) <= num:
         return list(trials)
-    return sorted(trials, key=lambda trial: _URGENCY.index(trial.status))[:MAX_TRIAL_ROWS]
+    return sorted(trials, key=lambda trial: _URGENCY.index(trial.status))[:num]
 
 
 def _failures(
@@ -181,8 +206,8 @@ def _failures(
     for trial in failed[:MAX_FAILURES]:
         if trial.failure is not None:
             advice = f" ({trial.failure.advice})" if trial.failure.advice else ""
-            text = _encodable(f"{trial.name}: {trial.failure.message}{advice}", options.encoding)
-            line = Text.assemble((f"{marks[trial.status]} ", _STYLES[trial.status]), _clean(text))
+            text = encodable(f"{trial.name}: {trial.failure.message}{advice}", options.encoding)
+            line = Text.assemble((f"{marks[trial.status]} ", _STYLES[trial.status]), clean(text))
             yield line
     if len(failed) > MAX_FAILURES:
         yield Text(f"and {len(failed) - MAX_FAILURES} more failures", "dim")
@@ -193,7 +218,7 @@ def _table() -> Table:
 
 
 def _name(text: str, options: ConsoleOptions) -> Text:
-    return Text(_clean(_encodable(text, options.encoding)), no_wrap=True, overflow="ellipsis")
+    return Text(clean(encodable(text, options.encoding)), no_wrap=True, overflow="ellipsis")
 
 
 def _step(trial: TrialStatus) -> Text:
@@ -219,11 +244,11 @@ def _time(trial: TrialStatus) -> Text:
         return Text("")
     if trial.status is Status.RUNNING and trial.max_steps and trial.step:
         left_s = trial.seconds / trial.step * max(trial.max_steps - trial.step, 0)
-        return Text(f"eta {_duration(left_s)}")
-    return Text(_duration(trial.seconds))
+        return Text(f"eta {duration(left_s)}")
+    return Text(duration(trial.seconds))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """4.2 -> 4.2s, 75 -> 1m15s, 4000 -> 1h06m."""
     if seconds < 10:
         return f"{seconds:.1f}s"
@@ -234,90 +259,16 @@ def _duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text on one line without control characters: none may move the cursor or hide anything."""
-    return " ".join(_printable(text).split())
+    return " ".join(printable(text).split())
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
+    """The line with spaces for what cannot be printed."""
     return "".join(char if char.isprintable() else " " for char in line)
 
 
-def _encodable(text: str, encoding: str) -> str:
+def encodable(text: str, encoding: str) -> str:
+    """The text as far as the terminal's alphabet goes."""
     return text.encode(encoding, "replace").decode(encoding)
-
-
-class LiveView:
-    """Draws what `read` returns every `interval_s` seconds, while the `with` block runs.
-
-    On a terminal the last table stays on the screen and the cursor comes back however the block
-    ends; elsewhere nothing is drawn. A `read` that raises skips that tick.
-    """
-
-    def __init__(
-        self, read: Callable[[], SweepStatus], console: Console, interval_s: float = 1.0
-    ) -> None:
-        self._read = read
-        self._interval_s = interval_s
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._over = threading.Event()
-        self._drawing = threading.Lock()
-        self._thread = threading.Thread(target=self._poll, name="live-view", daemon=True)
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._live is None:
-            return
-        try:
-            self._over.set()
-            self._thread.join(self._interval_s)
-            self._draw()
-        finally:
-            self._live.stop()
-
-    def _poll(self) -> None:
-        while not self._over.is_set():
-            self._draw(only_while_open=True)
-            self._over.wait(self._interval_s)
-
-    def _draw(self, only_while_open: bool = False) -> None:
-        try:
-            view = render(self._read())
-        except Exception as error:
-            logging.getLogger(__name__).debug("status could not be read: %s", error)
-            return
-        with self._drawing:
-            if self._live is not None and not (only_while_open and self._over.is_set()):
-                self._live.update(view, refresh=True)
-
-
-def log_handler(console: Console) -> logging.Handler:
-    """A handler that prints `HH:MM:SS message`, above the live view where there is one."""
-    handler = _LineHandler(console)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    return handler
-
-
-class _LineHandler(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = _encodable(self.format(record), self._console.encoding)
-            lines = (_printable(line) for line in text.splitlines())
-            style = "yellow" if record.levelno >= logging.WARNING else ""
-            self._console.print(Text("\n".join(lines), style), soft_wrap=True)
-        except Exception:
-            self.handleError(record)

@@ -1,12 +1,15 @@
 """How a sweep stands, read from the store alone: by the live view, `status`, and the pipeline."""
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from typing import Any
 
 from prefsweep.orchestrator.lease import read_holder
 from prefsweep.orchestrator.stages import REFERENCE_SHARD_PROMPTS, Generate, Reference, Score
-from prefsweep.orchestrator.store import Store, absolute
+from prefsweep.orchestrator.store import Manifest, Store, absolute
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.trials import parse_metrics
 from prefsweep.sweeps.errors import UsageError
@@ -28,38 +31,102 @@ SHARDED = {"completions": Generate, "scores": Score, "reference": Reference}
 def open_sweep(name: str, storage: str) -> Sweep:
     """A sweep that was run before, from the store. Raises UsageError."""
     store = Store(storage)
-    path = store.sweep(name, "spec.json")
-    document = store.read_json(path)
-    where = store.display(path)
-    if document is None and store.read(path) is not None:
-        raise UsageError(
-            f"{where} is damaged; run the sweep's own spec again, which writes it anew"
-        )
+    document = store.read_json(store.sweep(name, "spec.json"))
     if document is None:
         known = ", ".join(store.names("sweeps")) or "none"
         raise UsageError(
             f"there is no sweep {name!r} in --storage {storage} (there are: {known}); "
             "start it with `prefsweep run`, or name the storage it is in"
         )
+    where = store.display(store.sweep(name, "spec.json"))
     try:
         inputs = Inputs(**document["inputs"])
         return Sweep(validate_spec(document["spec"], where), inputs, absolute(storage))
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError) as error:
         raise UsageError(f"{where} is damaged ({error}); run the sweep's own spec again") from None
 
 
 def read_status(sweep: Sweep) -> SweepStatus:
     """Stages and trials as the store shows them now."""
-    stages = [_stage(sweep, name) for name in sweep.stages]
-    stages.append(_untrained(sweep))
-    trials = [trial_status(sweep, trial) for trial in sweep.trials]
-    driver, elapsed = driver_status(sweep), None
-    if driver is not None and driver.alive:
-        _mark_running(stages)
-        elapsed = time.time() - driver.since
-    elif driver is not None:
-        trials = [_without_driver(trial) for trial in trials]
-    return SweepStatus(sweep.spec.name, stages, trials, elapsed, _eta(trials), driver)
+    return StatusReader(sweep).read()
+
+
+class StatusReader:
+    """Reads a sweep's status again and again, and from the store only what may have changed."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._trials: dict[str, tuple[object, TrialStatus]] = {}
+        """Trial -> the stamps of its files when it was read, and what was read."""
+        self._stages: dict[str, StageStatus] = {}
+        """Finished stages."""
+        self._shards: dict[str, Manifest] = {}
+        """Finished shards of stages that are not."""
+
+    def read(self) -> SweepStatus:
+        """Stages and trials as they are now. Raises StoreError or OSError if the store is away."""
+        sweep, driver, elapsed = self._sweep, driver_status(self._sweep), None
+        stages = [self._stage(name, driver) for name in (*sweep.stages, UNTRAINED)]
+        trials = self.trials(sweep.trials)
+        if driver is not None and driver.alive:
+            _mark_running(stages)
+            elapsed = time.time() - driver.since
+        elif driver is not None:
+            trials = [_without_driver(trial) for trial in trials]
+        return SweepStatus(sweep.spec.name, stages, trials, elapsed, _eta(trials), driver)
+
+    def trials(self, trials: Sequence[Trial]) -> list[TrialStatus]:
+        """Where these trials stand; what has ended and has not been touched since is not read."""
+        store, folder = self._sweep.store, self._sweep.store.trial
+        names = ("status.json", "metrics.jsonl")
+        stamps = store.stamps([folder(t.trial_id, name) for t in trials for name in names])
+        found: list[TrialStatus] = []
+        for trial, stamp in zip(trials, zip(stamps[::2], stamps[1::2], strict=True), strict=True):
+            before, status = self._trials.get(trial.trial_id, (None, None))
+            if status is None or before != stamp or status.status == Status.RUNNING:
+                status = trial_status(self._sweep, trial)
+                self._trials[trial.trial_id] = stamp, status
+            found.append(status)
+        return found
+
+    def _stage(self, name: str, driver: DriverStatus | None) -> StageStatus:
+        if name not in self._stages:
+            stage = _untrained(self._sweep) if name == UNTRAINED else _stage(self._sweep, name)
+            if stage.status != Status.SUCCEEDED:
+                return self._with_rate(stage, driver)
+            self._stages[name] = stage
+        return self._stages[name]
+
+    def _with_rate(self, stage: StageStatus, driver: DriverStatus | None) -> StageStatus:
+        """The stage with the rows of its finished shards, and how fast they come."""
+        if not stage.num_done:
+            return stage
+        shards = self._manifests(stage)
+        rows = sum(shard.rows for shard in shards)
+        if driver is None or not driver.alive or not rows:
+            return replace(stage, rows=rows)
+        made = [(shard, made_at(shard)) for shard in shards]
+        new = [(shard, at) for shard, at in made if at >= driver.since]
+        took_s = time.time() - min((at - shard.seconds for shard, at in new), default=math.inf)
+        if took_s <= 0:
+            return replace(stage, rows=rows)
+        rate = sum(shard.rows for shard, _ in new) / took_s
+        left = None if stage.num_total is None else stage.num_total - stage.num_done
+        eta_s = None if left is None else left * rows / len(shards) / rate
+        return replace(stage, rows=rows, rows_per_s=rate, eta_s=eta_s)
+
+    def _manifests(self, stage: StageStatus) -> list[Manifest]:
+        store, path = self._sweep.store, self._sweep.path(stage.name)
+        found: list[Manifest] = []
+        for name in store.names(path):
+            shard = f"{path}/{name.removesuffix('.json')}"
+            if name.endswith(".json") and shard not in self._shards:
+                manifest = store.shard_manifest(shard)
+                if manifest is not None:
+                    self._shards[shard] = manifest
+            if shard in self._shards and name.endswith(".json"):
+                found.append(self._shards[shard])
+        return found
 
 
 def driver_status(sweep: Sweep) -> DriverStatus | None:
@@ -80,14 +147,15 @@ def is_finished(sweep: Sweep, trial_id: str) -> bool:
 def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
     """Where one trial stands; finished artefacts count for more than what status.json says."""
     store, trial_id = sweep.store, trial.trial_id
-    document = _whole(store.read_object(store.trial(trial_id, "status.json")))
-    records = parse_metrics(store.read(store.trial(trial_id, "metrics.jsonl")))
-    metrics: Metrics = dict(records[-1]) if records else {}
+    document = store.read_json(store.trial(trial_id, "status.json")) or {}
+    metrics: Metrics = newest_metrics(store.read(store.trial(trial_id, "metrics.jsonl")))
     failure = document.get("failure")
     status = Status(document.get("status", Status.PENDING))
     if is_finished(sweep, trial_id):
         status, failure = Status.SUCCEEDED, None
-        metrics |= store.read_object(f"{sweep.evaluation_path(trial_id)}/metrics.json")
+        metrics = metrics | (
+            store.read_json(f"{sweep.evaluation_path(trial_id)}/metrics.json") or {}
+        )
     elif status == Status.SUCCEEDED:  # another evaluation of the same weights
         status = Status.PENDING
     return TrialStatus(
@@ -95,7 +163,7 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
         name=trial.name,
         status=status,
         path=store.display(store.trial(trial_id)),
-        step=int(records[-1]["step"]) if records else 0,
+        step=int(metrics.get("step") or 0),
         max_steps=document.get("max_steps"),
         seconds=_seconds(document, status),
         metrics=metrics,
@@ -103,18 +171,21 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
     )
 
 
-def _whole(document: dict[str, Any]) -> dict[str, Any]:
-    """A trial's status.json, or nothing where a field is not what was ever written."""
-    numbers = (document.get(name) for name in ("started", "updated", "max_steps"))
-    failure = document.get("failure")
+def newest_metrics(data: bytes | None) -> Metrics:
+    """The last whole line of a metrics.jsonl, over its last evaluation on the way."""
+    lines = (data or b"").split(b"\n")
+    newest = next((found for line in reversed(lines) if (found := parse_metrics(line))), [{}])
+    last = next((line for line in reversed(lines) if b'"eval/' in line), b"")
+    evaluation = next(iter(parse_metrics(last)), {})
+    return {**evaluation, **newest[0]}
+
+
+def made_at(manifest: Manifest) -> float:
+    """When an artefact was finished, seconds since 1970; manifests tell whole seconds."""
     try:
-        Status(document.get("status", Status.PENDING))
-        if failure is not None:
-            Failure(**failure)
-        is_whole = all(number is None or isinstance(number, int | float) for number in numbers)
-    except (TypeError, ValueError):
-        is_whole = False
-    return document if is_whole and ("started" not in document or "updated" in document) else {}
+        return datetime.fromisoformat(manifest.created).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def status_document(status: SweepStatus) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefsweep.orchestrator.results import read_result, read_results
-from prefsweep.orchestrator.status import trial_status
+from prefsweep.orchestrator.status import StatusReader
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.tracking import WandbMirror
 from prefsweep.orchestrator.trials import parse_metrics
@@ -29,6 +29,7 @@ class TrialWatch:
 
     def __init__(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         self._sweep, self._open = sweep, list(trials)
+        self._reader = StatusReader(sweep)
         self._num_logged: dict[str, int] = {}
         self._num_ended, self._num_trials = 0, len(trials)
         folder = Path(tempfile.gettempdir()) / "prefsweep-wandb"
@@ -47,23 +48,28 @@ class TrialWatch:
         self._stop.set()
         self._thread.join()
         self._poll()
-        self._mirror.finish(read_results(self._sweep).results)
+        if self._mirror.mode != "disabled":
+            self._mirror.finish(read_results(self._sweep).results)
 
     def _run(self) -> None:
         while not self._stop.wait(INTERVAL_S):
             self._poll()
 
     def _poll(self) -> None:
-        for trial in list(self._open):
+        try:
+            statuses = self._reader.trials(self._open)
+        except (SweepError, OSError) as error:  # the next poll may see it whole
+            log.debug("watching the trials: %s", error)
+            return
+        for trial, status in zip(list(self._open), statuses, strict=True):
             try:
-                self._poll_trial(trial)
-            except (SweepError, OSError) as error:  # the next poll may see it whole
+                self._poll_trial(trial, status.status)
+            except (SweepError, OSError) as error:
                 log.debug("watching trial %s: %s", trial.name, error)
 
-    def _poll_trial(self, trial: Trial) -> None:
+    def _poll_trial(self, trial: Trial, status: Status) -> None:
         sweep, trial_id = self._sweep, trial.trial_id
-        status = trial_status(sweep, trial)
-        if status.status == Status.PENDING:
+        if status == Status.PENDING:
             return
         if trial_id not in self._num_logged:
             self._num_logged[trial_id] = 0
@@ -74,7 +80,7 @@ class TrialWatch:
         for record in records[self._num_logged[trial_id] :]:
             self._mirror.log(trial_id, dict(record))
         self._num_logged[trial_id] = len(records)
-        if status.status in ENDED:
+        if status in ENDED:
             result = read_result(sweep, trial)
             self._mirror.trial_finished(result)
             self._open.remove(trial)

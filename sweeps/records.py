@@ -200,7 +200,10 @@ class SweepResults:
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """How far a stage is: `num_done` of `num_total` units (shards, or 1 of 1)."""
+    """How far a stage is: `num_done` of `num_total` units (shards, or 1 of 1).
+
+    `rows` of a stage that is not finished are those of its finished shards.
+    """
 
     name: str
     status: Status
@@ -209,6 +212,10 @@ class StageStatus:
     seconds: float | None = None
     num_done: int = 0
     num_total: int | None = None
+    rows_per_s: float | None = None
+    """Of a running sharded stage, since its driver started."""
+    eta_s: float | None = None
+    """Seconds until it is done, at that rate."""
 
 
 @dataclass(frozen=True, slots=True)

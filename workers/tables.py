@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -45,13 +46,15 @@ def read_records(record_type: type[Record], paths: Sequence[Path]) -> list[Recor
     names = [field.name for field, _ in _fields(record_type)]
     records: list[Record] = []
     for path in paths:
-        columns = pq.read_table(path, columns=names).to_pydict()
+        with pq.ParquetFile(path) as file:  # without the threads that small files only wait for
+            columns = file.read(columns=names, use_threads=False).to_pydict()
         records += [
             record_type(*values) for values in zip(*(columns[n] for n in names), strict=True)
         ]
     return records
 
 
+@cache
 def _fields(record_type: type) -> list[tuple[Any, Any]]:
     hints = get_type_hints(record_type)
     return [(field, hints[field.name]) for field in fields(record_type)]

@@ -15,7 +15,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from prefsweep.orchestrator.progress import LiveView, log_handler, render
+from prefsweep.orchestrator.live import LiveView, log_handler
+from prefsweep.orchestrator.progress import render
 from prefsweep.sweeps.records import Failure, StageStatus, Status, SweepStatus, TrialStatus
 
 SHOW_CURSOR = "\x1b[?25h"
@@ -60,7 +61,7 @@ METRICS: dict[str, float | None] = {
 
 def test_a_wide_terminal_shows_every_column() -> None:
     text = drawn(sweep(trial("sigmoid-beta0.1", Status.RUNNING, metrics=METRICS)), 120)
-    for word in ("1 running, 1m34s so far, 1h06m to go", "generate  3/5      1m15s"):
+    for word in ("1 running, 1m34s so far, 1h06m to go", "generate  3/5             1m15s"):
         assert word in text
     row = next(line for line in text.splitlines() if "sigmoid" in line)
     words = "▸ sigmoid-beta0.1 running 20/40 ━━━━ 0.5123 0.25 3.5 1.25 12.5 eta 12s"
@@ -87,15 +88,48 @@ def test_failures_are_written_out_below_the_table() -> None:
     assert "and 2 more failures" in text
 
 
-def test_running_and_failed_trials_come_first_when_there_are_too_many() -> None:
+def on_a_screen(status: SweepStatus, height: int) -> list[str]:
+    file = io.StringIO()
+    console = Console(file=file, width=100, height=height, force_terminal=True, color_system=None)
+    console.print(render(status))
+    return file.getvalue().splitlines()
+
+
+def test_running_and_failed_trials_come_first_where_a_screen_has_no_room_for_all() -> None:
     trials = [trial(f"done{i}", Status.SUCCEEDED) for i in range(30)]
     trials += [trial("broken", Status.FAILED), trial("busy", Status.RUNNING)]
-    lines = drawn(sweep(*trials), 100).splitlines()
+    lines = on_a_screen(sweep(*trials), 20)
     rows = [line.split()[1] for line in lines if line.startswith(("▸", "✓ d", "✗"))]
     assert rows[1:4] == ["busy", "broken", "done0"]
-    assert "+12 more" in lines[-1]
+    assert "more" in lines[-1]
     few = drawn(sweep(*trials[-3:]), 100)
     assert few.index("done29") < few.index("broken") < few.index("busy")
+
+
+@pytest.mark.parametrize("height", [24, 50])
+def test_three_hundred_trials_fit_the_screen_and_are_counted(height: int) -> None:
+    failure = Failure("deterministic", "loss is nan at step 5")
+    trials = [trial(f"done{i}", Status.SUCCEEDED) for i in range(150)]
+    trials += [trial(f"bad{i}", Status.FAILED, failure=failure) for i in range(8)]
+    trials += [trial(f"busy{i}", Status.RUNNING) for i in range(4)]
+    trials += [trial(f"later{i}", Status.PENDING) for i in range(138)]
+    done = [StageStatus(f"s{i}", Status.SUCCEEDED, "x", 5, 1.0, 1, 1) for i in range(9)]
+    lines = on_a_screen(SweepStatus("many", done, trials, elapsed_s=10), height)
+    assert len(lines) < height
+    assert "4 running, 8 failed, 150 succeeded, 138 pending" in lines[0]
+    assert all(any(f"busy{i} " in line for line in lines) for i in range(3))
+    assert ("9 finished" in " ".join(lines)) == (height == 24)
+
+
+def test_a_pipe_gets_all_trials() -> None:
+    text = drawn(sweep(*(trial(f"t{i}", Status.PENDING) for i in range(300))), 100)
+    assert all(f"t{i} " in text for i in range(300))
+
+
+def test_a_running_stage_shows_its_rate_and_the_time_to_go() -> None:
+    stage = StageStatus("scores", Status.RUNNING, "x", 960, None, 3, 5, 12.34, 75.0)
+    line = drawn(SweepStatus("s", [stage], []), 100).splitlines()[-1]
+    assert line.split() == ["▸", "scores", "3/5", "960", "12.3", "eta", "1m15s"]
 
 
 def test_metrics_that_are_missing_stay_empty_and_nan_is_shown() -> None:
@@ -179,6 +213,7 @@ def test_the_live_view_survives_a_read_that_raises_and_leaves_the_last_table() -
         assert eventually(lambda: reads > 6)
     text = file.getvalue()
     assert "2/40" in text and "6/40" in text
+    assert "status could not be read (the store is away)" in text
     assert text.rindex(SHOW_CURSOR) > text.rindex(HIDE_CURSOR)
     assert not [thread for thread in threading.enumerate() if thread.name == "live-view"]
 
@@ -209,7 +244,7 @@ def test_the_terminal_is_restored_when_the_block_raises(error: type[BaseExceptio
 SCRIPT = """
 import time
 from rich.console import Console
-from prefsweep.orchestrator.progress import LiveView
+from prefsweep.orchestrator.live import LiveView
 from prefsweep.sweeps.records import Status, SweepStatus, TrialStatus
 trial = TrialStatus("t", "my-trial", Status.RUNNING, "x", 3, 40)
 with LiveView(lambda: SweepStatus("s", [], [trial]), Console(), 0.05):

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
+import psutil
+
 from prefsweep.orchestrator.cluster import Cluster
 from prefsweep.orchestrator.control import Control
 from prefsweep.orchestrator.drawing import is_drawn, publish_report, report_path
@@ -31,10 +33,10 @@ from prefsweep.orchestrator.stages import (
     num_shards,
 )
 from prefsweep.orchestrator.status import SHARDED, is_finished, trial_status
-from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.trials import mark
 from prefsweep.orchestrator.watch import TrialWatch
-from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 from prefsweep.sweeps.records import Status, TrialResult
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,10 @@ DATA_STAGES = ("prompts", "completions", "scores", "pairs", "reference")
 AFTER_DATA = ("untrained", "trials", "report")
 STAGES = ("policy", "reward", *DATA_STAGES, *AFTER_DATA)
 """The stages in order; `--until` takes one of them."""
+MAX_PASSES = 5
+"""How often a run makes anew what it finds damaged."""
+WORKERS_END_S = 10.0
+"""How long workers get to disappear after the cluster was closed."""
 
 
 def run_sweep(
@@ -58,24 +64,37 @@ def run_sweep(
 
     A cluster is opened when the first thing has to run, and closed at the end.
     """
-    run = Run(sweep, open_cluster, until)
+    run = Run(sweep, open_cluster, until, restart_errored=restart_errored)
     with run.recorded():
-        run.early(data_tasks(sweep))
-        run.tasks([MakePolicy(sweep), MakeReward(sweep)])
-        run.tasks(data_tasks(sweep))
-        run.shards([Generate(sweep), Score(sweep)])
-        run.tasks([BuildPairs(sweep)])
-        run.shards([Reference(sweep)])
-        run.tasks([EvaluateUntrained(sweep)])
-        run.trials(restart_errored)
-        run.report()
+        run.until_whole(_steps)
     return read_results(sweep, details=False).results
+
+
+def _steps(run: "Run") -> None:
+    """The sweep, step by step; each one finds in the store what it need not do."""
+    sweep = run.sweep
+    run.early(data_tasks(sweep))
+    run.tasks([MakePolicy(sweep), MakeReward(sweep)])
+    run.tasks(data_tasks(sweep))
+    run.shards([Generate(sweep), Score(sweep)])
+    run.tasks([BuildPairs(sweep)])
+    run.shards([Reference(sweep)])
+    run.tasks([EvaluateUntrained(sweep)])
+    run.trials()
+    run.report()
 
 
 class Run:
     """One run of a sweep: where it takes place, and how far it goes."""
 
-    def __init__(self, sweep: Sweep, open_cluster: Callable[[], Cluster], until: str) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        open_cluster: Callable[[], Cluster],
+        until: str,
+        *,
+        restart_errored: bool,
+    ) -> None:
         self.sweep, self.until = sweep, until
         if until in DATA_STAGES and until not in sweep.stages:
             raise UsageError(
@@ -84,6 +103,7 @@ class Run:
             )
         self._open_cluster = open_cluster
         self._cluster: Cluster | None = None
+        self._restart_errored = restart_errored
         self._told = set[str]()
         self.control = Control(sweep.store, sweep.spec.name)
 
@@ -95,6 +115,7 @@ class Run:
         """
         store, name = self.sweep.store, self.sweep.spec.name
         with self.control:
+            store.delete_abandoned()
             store.write_json(store.sweep(name, "spec.json"), spec_document(self.sweep))
             self._record(Status.RUNNING)
             try:
@@ -110,6 +131,27 @@ class Run:
             finally:
                 self._close()
             self._record(Status.SUCCEEDED)
+
+    def until_whole(self, steps: Callable[["Run"], None]) -> None:
+        """Take the steps; once more where something in the store turns out to be damaged.
+
+        Whoever finds it puts it aside, so the next pass makes it again.
+        """
+        for _ in range(MAX_PASSES):
+            try:
+                steps(self)
+                damaged = [stage for stage in self.sweep.stages if not self._is_whole(stage)]
+                if not damaged:
+                    return
+                log.warning("%s: damaged while in use; made again", ", ".join(damaged))
+            except DamagedError as error:
+                log.warning("%s", error)
+            self._restart_errored = False
+            self._told.clear()
+        raise StoreError(
+            f"{self.sweep.store.uri}: things in it were found damaged {MAX_PASSES} times in a row; "
+            "check the disk, then run the same command again"
+        )
 
     def early(self, tasks: Sequence[DataTask]) -> None:
         """Run here and now what needs no model, so that bad input is refused before a worker runs.
@@ -156,15 +198,16 @@ class Run:
             finish_shards(stage, self.sweep, num, time.monotonic() - started)
             self._log_done(stage.name)
 
-    def trials(self, restart_errored: bool) -> None:
+    def trials(self) -> None:
         """Run the trials that are not finished, mirroring their metrics."""
         if not self._wants("trials"):
             return
-        todo = self._unfinished(restart_errored)
+        todo = self._unfinished()
         found = len(self.sweep.trials) - len(todo)
         log.info("trials: %d to run, %d found in the store", len(todo), found)
         if not todo:
             return
+        self._verify_inputs()
         for trial in todo:
             mark(self.sweep, trial, Status.PENDING)
         started = time.monotonic()
@@ -202,16 +245,38 @@ class Run:
         self.control.finishing = finishing
         return self._cluster
 
+    def _verify_inputs(self) -> None:
+        """Find damage in what all trials read before any of them starts.
+
+        Where that would be a download, the workers' own check has to do.
+        """
+        sweep = self.sweep
+        if not sweep.store.is_local:
+            return
+        models = [stage for stage, made in sweep.made.items() if made]
+        paths = [sweep.path(stage) for stage in (*models, "eval_prompts", "reference")]
+        with self.control.at_once():
+            for path in (*paths, sweep.evaluation_path(UNTRAINED)):
+                sweep.store.fetch(path)
+
     def _close(self) -> None:
+        """End the workers, and delete what those that were in the middle of something left."""
+        store, workers = self.sweep.store, set[int]()
         if self._cluster is not None:
+            workers = {process.pid for process in psutil.Process().children(recursive=True)}
             self._cluster.close()
+        store.delete_abandoned()
+        deadline_s = time.monotonic() + WORKERS_END_S
+        while workers & store.scratch_owners() and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+            store.delete_abandoned()
 
     def _mark_interrupted(self) -> None:
         for trial in self.sweep.trials:
             if trial_status(self.sweep, trial).status == Status.RUNNING:
                 mark(self.sweep, trial, Status.INTERRUPTED)
 
-    def _unfinished(self, restart_errored: bool) -> list[Trial]:
+    def _unfinished(self) -> list[Trial]:
         """Trials without weights or evaluation; a deterministic failure waits to be asked for."""
         todo: list[Trial] = []
         for trial in self.sweep.trials:
@@ -219,7 +284,7 @@ class Run:
                 continue
             failure = trial_status(self.sweep, trial).failure
             waits = failure is not None and failure.kind == "deterministic"
-            if waits and not restart_errored:
+            if waits and not self._restart_errored:
                 log.info("trial %s failed before; --restart-errored runs it again", trial.name)
                 continue
             todo.append(trial)
@@ -235,6 +300,10 @@ class Run:
         """The stage at which workers first meet the prompts."""
         stages = [stage for stage in self.sweep.stages if stage in SHARDED]
         return next(stage for stage in stages if stage != self.sweep.entered)
+
+    def _is_whole(self, stage: str) -> bool:
+        """Whether a stage that the run has passed is (still) there."""
+        return not self._wants(stage) or self._is_done(stage)
 
     def _is_done(self, stage: str) -> bool:
         return self.sweep.store.manifest(self.sweep.path(stage)) is not None
@@ -254,7 +323,7 @@ class Run:
 
     def _record(self, status: Status) -> None:
         path = self.sweep.store.sweep(self.sweep.spec.name, "state.json")
-        before = self.sweep.store.read_json(path) or {}
+        before = self.sweep.store.read_object(path)
         now = time.time()
         started = now if status == Status.RUNNING else before.get("started", now)
         first = before.get("first_started", before.get("started", now))

@@ -31,18 +31,23 @@ SHARDED = {"completions": Generate, "scores": Score, "reference": Reference}
 def open_sweep(name: str, storage: str) -> Sweep:
     """A sweep that was run before, from the store. Raises UsageError."""
     store = Store(storage)
-    document = store.read_json(store.sweep(name, "spec.json"))
+    path = store.sweep(name, "spec.json")
+    document = store.read_json(path)
+    where = store.display(path)
+    if document is None and store.read(path) is not None:
+        raise UsageError(
+            f"{where} is damaged; run the sweep's own spec again, which writes it anew"
+        )
     if document is None:
         known = ", ".join(store.names("sweeps")) or "none"
         raise UsageError(
             f"there is no sweep {name!r} in --storage {storage} (there are: {known}); "
             "start it with `prefsweep run`, or name the storage it is in"
         )
-    where = store.display(store.sweep(name, "spec.json"))
     try:
         inputs = Inputs(**document["inputs"])
         return Sweep(validate_spec(document["spec"], where), inputs, absolute(storage))
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{where} is damaged ({error}); run the sweep's own spec again") from None
 
 
@@ -147,15 +152,13 @@ def is_finished(sweep: Sweep, trial_id: str) -> bool:
 def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
     """Where one trial stands; finished artefacts count for more than what status.json says."""
     store, trial_id = sweep.store, trial.trial_id
-    document = store.read_json(store.trial(trial_id, "status.json")) or {}
+    document = _whole(store.read_object(store.trial(trial_id, "status.json")))
     metrics: Metrics = newest_metrics(store.read(store.trial(trial_id, "metrics.jsonl")))
     failure = document.get("failure")
     status = Status(document.get("status", Status.PENDING))
     if is_finished(sweep, trial_id):
         status, failure = Status.SUCCEEDED, None
-        metrics = metrics | (
-            store.read_json(f"{sweep.evaluation_path(trial_id)}/metrics.json") or {}
-        )
+        metrics |= store.read_object(f"{sweep.evaluation_path(trial_id)}/metrics.json")
     elif status == Status.SUCCEEDED:  # another evaluation of the same weights
         status = Status.PENDING
     return TrialStatus(
@@ -169,6 +172,20 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
         metrics=metrics,
         failure=None if failure is None else Failure(**failure),
     )
+
+
+def _whole(document: dict[str, Any]) -> dict[str, Any]:
+    """A trial's status.json, or nothing where a field is not what was ever written."""
+    numbers = (document.get(name) for name in ("started", "updated", "max_steps"))
+    failure = document.get("failure")
+    try:
+        Status(document.get("status", Status.PENDING))
+        if failure is not None:
+            Failure(**failure)
+        is_whole = all(number is None or isinstance(number, int | float) for number in numbers)
+    except (TypeError, ValueError):
+        is_whole = False
+    return document if is_whole and ("started" not in document or "updated" in document) else {}
 
 
 def newest_metrics(data: bytes | None) -> Metrics:

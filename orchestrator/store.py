@@ -13,52 +13,53 @@
 an object store its files come first and its manifest last.
 """
 
-import hashlib
 import json
-import platform
+import logging
+import os
 import shutil
-import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from prefsweep.sweeps.errors import StoreError, UsageError
+from prefsweep.orchestrator.attempts import attempt
+from prefsweep.orchestrator.downloads import download_cache, downloaded
+from prefsweep.orchestrator.filesystem import (
+    append_line,
+    delete,
+    locked_file,
+    read_file,
+    replace_file,
+)
+from prefsweep.orchestrator.manifest import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    damaged_files,
+    file_entry,
+    manifest_json,
+    parse_manifest,
+)
+from prefsweep.orchestrator.manifest import environment as environment
+from prefsweep.orchestrator.manifest import new_manifest as new_manifest
+from prefsweep.orchestrator.scratch import delete_abandoned, owners, scratch_folder, scratch_name
+from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 from prefsweep.workers.locations import expand
 
-MANIFEST = "manifest.json"
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+ASIDE = "aside"
+"""Where damaged things are kept until somebody has looked at them (`prefsweep gc`)."""
 _FINGERPRINT_CHARS = 16
 """Hex digits of a fingerprint in a path; the manifest has it whole."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size and content hash of one file of an artefact."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a finished artefact holds and how it came to be."""
-
-    fingerprint: str
-    rows: int
-    seconds: float
-    files: dict[str, FileEntry]
-    notes: dict[str, float] = field(default_factory=dict[str, float])
-    created: str = ""
-    environment: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Store:
@@ -74,7 +75,7 @@ class Store:
         except (pa.ArrowException, OSError, ValueError, UsageError) as error:
             raise UsageError(f"--storage {uri} cannot be opened: {error}") from None
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
-        self._verified: set[str] = set()
+        self._verified, self._told = set[str](), set[str]()
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)
@@ -109,26 +110,16 @@ class Store:
 
     def read(self, path: str) -> bytes | None:
         """The file's content, or None if there is no such file."""
-        try:
-            with self.fs.open_input_stream(self._full(path)) as stream:
-                return stream.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise StoreError(f"{self.display(path)} cannot be read: {error}") from error
+        return self._attempt(path, "read", lambda: read_file(self.fs, self._full(path)))
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file whole: temp file then rename where the file system can."""
-        target = self._full(path)
-        try:
-            self._make_parent(target)
-            written = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else target
-            with self.fs.open_output_stream(written) as stream:
+        """Write a file whole: under another name first, where the file system can rename."""
+
+        def fill(target: str) -> None:
+            with self.fs.open_output_stream(target) as stream:
                 stream.write(data)
-            if written != target:
-                self.fs.move(written, target)
-        except OSError as error:
-            raise StoreError(f"{self.display(path)} cannot be written: {error}") from error
+
+        self._attempt(path, "written", lambda: self._replace(path, fill))
 
     def read_json(self, path: str) -> Any:
         """The parsed JSON file; None if it is missing or damaged."""
@@ -138,6 +129,11 @@ class Store:
         except ValueError:
             return None
 
+    def read_object(self, path: str) -> dict[str, Any]:
+        """The JSON object in a file; empty if it is missing, damaged or something else."""
+        document = self.read_json(path)
+        return document if isinstance(document, dict) else {}
+
     def write_json(self, path: str, value: Any) -> None:
         """Write `value` as indented JSON."""
         self.write(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
@@ -145,33 +141,26 @@ class Store:
     def append(self, path: str, line: bytes) -> None:
         """Add a line to a log. An object store has no append: the object is written anew."""
         if self.is_local:
-            full = self._full(path)
-            self._make_parent(full)
-            with Path(full).open("ab") as file:
-                file.write(line)
+            self._attempt(path, "written", lambda: append_line(Path(self._full(path)), line))
         else:
             self.write(path, (self.read(path) or b"") + line)
 
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; empty if there is no such folder."""
         selector = fs.FileSelector(self._full(path), allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+        infos = self._attempt(path, "listed", lambda: self.fs.get_file_info(selector))
+        return sorted(info.base_name for info in infos)
 
     def stamps(self, paths: Sequence[str]) -> list[tuple[int, int]]:
-        """Size and time of change, ns, of every file: another stamp, another content; 0 for none.
-
-        One look at many files is far cheaper than reading them.
-        """
-        infos = self.fs.get_file_info([self._full(path) for path in paths])
+        """Size and time of change of every file, (0, 0) for none."""
+        infos = self._attempt(
+            "", "listed", lambda: self.fs.get_file_info([*map(self._full, paths)])
+        )
         return [(info.size or 0, info.mtime_ns or 0) for info in infos]
 
     def delete(self, path: str) -> None:
         """Delete a folder or file if it is there."""
-        info = self.fs.get_file_info(self._full(path))
-        if info.type == fs.FileType.Directory:
-            self.fs.delete_dir(info.path)
-        elif info.type == fs.FileType.File:
-            self.fs.delete_file(info.path)
+        self._attempt(path, "deleted", lambda: delete(self.fs, self._full(path)))
 
     @contextmanager
     def locked(self, path: str) -> Iterator[None]:
@@ -179,36 +168,37 @@ class Store:
         if not self.is_local:
             yield
             return
-        import fcntl
-
-        full = self._full(path)
-        self._make_parent(full)
-        with Path(full).open("ab") as file:  # the kernel unlocks it when the process ends
-            with suppress(OSError):  # a network file system without locks: advice only
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with locked_file(Path(self._full(path))):
             yield
 
     # --- artefacts -------------------------------------------------------------------------------
 
     def manifest(self, path: str) -> Manifest | None:
         """The manifest of a finished artefact; None if it is not finished or files are missing."""
-        manifest = _parse_manifest(self.read_json(f"{path}/{MANIFEST}"))
-        if manifest is None:
+        data = self.read(f"{path}/{MANIFEST}")
+        if data is None:
             return None
-        full = [self._full(f"{path}/{name}") for name in manifest.files]
-        infos = self.fs.get_file_info(full)
-        sizes = [entry.size for entry in manifest.files.values()]
-        return manifest if [info.size for info in infos] == sizes else None
+        manifest = parse_manifest(data)
+        sizes = self._sizes([f"{path}/{name}" for name in manifest.files]) if manifest else []
+        if manifest and sizes == [entry.size for entry in manifest.files.values()]:
+            return manifest
+        if path not in self._told:
+            self._told.add(path)
+            why = "a file is missing or cut short" if manifest else "its manifest cannot be read"
+            log.warning("%s is damaged (%s) and counts as not made", self.display(path), why)
+        return None
 
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
+    def staging(self) -> AbstractContextManager[Path]:
         """A scratch folder for an artefact in the making, deleted at the end."""
-        parent = None
-        if self.is_local:
-            parent = Path(self._root) / "tmp"
-            parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        return scratch_folder(self._scratch_parent())
+
+    def delete_abandoned(self) -> int:
+        """Delete what killed processes of this machine left half-made; returns how many things."""
+        return delete_abandoned(self._scratch_parent()) + delete_abandoned(download_cache())
+
+    def scratch_owners(self) -> set[int]:
+        """Process ids of this machine that have something half-made in the store."""
+        return owners(self._scratch_parent())
 
     def publish(self, path: str, folder: Path, manifest: Manifest) -> None:
         """Make `folder`, with all files below it, the artefact at `path`; manifest last."""
@@ -217,10 +207,10 @@ class Store:
             for item in sorted(folder.rglob("*"))
             if item.is_file()
         }
-        document = _manifest_json(manifest, files)
+        document = manifest_json(manifest, files)
         if self.is_local:
-            (folder / MANIFEST).write_bytes(document)
-            self._rename_into_place(folder, path)
+            self._attempt(path, "written", lambda: (folder / MANIFEST).write_bytes(document))
+            self._attempt(path, "written", lambda: self._rename_into_place(folder, path))
             return
         self.delete(f"{path}/{MANIFEST}")
         for name in files:
@@ -232,25 +222,30 @@ class Store:
         entry = {PurePosixPath(path).name: file_entry(file)}
         self.delete(f"{path}.json")
         self.upload(file, path)
-        self.write(f"{path}.json", _manifest_json(manifest, entry))
+        self.write(f"{path}.json", manifest_json(manifest, entry))
 
     def shard_manifest(self, path: str) -> Manifest | None:
         """The manifest of a finished shard, None if it is not finished or was damaged."""
-        manifest = _parse_manifest(self.read_json(f"{path}.json"))
+        manifest = parse_manifest(self.read(f"{path}.json"))
         name = PurePosixPath(path).name
         if manifest is None or name not in manifest.files:
             return None
-        info = self.fs.get_file_info(self._full(path))
-        return manifest if info.size == manifest.files[name].size else None
+        return manifest if self._sizes([path]) == [manifest.files[name].size] else None
 
     def fetch_shard(self, path: str, folder: Path) -> Path:
-        """A verified local copy of one shard in `folder`. Raises StoreError if it is damaged."""
+        """A verified local copy of one shard in `folder`.
+
+        Raises DamagedError, having put the shard aside, if it is not what was written.
+        """
         manifest, local = self.shard_manifest(path), folder / PurePosixPath(path).name
-        if manifest is not None:
-            fs.copy_files(self._full(path), str(local), self.fs, fs.LocalFileSystem())
-        if manifest is None or file_entry(local) != manifest.files[local.name]:
-            raise StoreError(f"{self.display(path)} is missing or damaged; delete it, run again")
-        return local
+        if manifest is None:
+            raise DamagedError(f"{self.display(path)} is missing or damaged; it is made again")
+        for _ in range(2):  # a second look tells a bad read from bad content
+            self._copy_here(path, local)
+            if file_entry(local) == manifest.files[local.name]:
+                return local
+        self._condemn(str(PurePosixPath(path).parent), [local.name])
+        raise AssertionError("_condemn raises")
 
     def publish_shards(self, path: str, shards: list[str], manifest: Manifest) -> None:
         """Finish a sharded artefact: one manifest over all its shards."""
@@ -260,25 +255,28 @@ class Store:
             if shard_manifest is None:
                 raise StoreError(f"{self.display(shard)} is missing or damaged; run again")
             files |= shard_manifest.files
-        self.write(f"{path}/{MANIFEST}", _manifest_json(manifest, files))
+        self.write(f"{path}/{MANIFEST}", manifest_json(manifest, files))
 
     def fetch(self, path: str) -> Path:
         """A local folder with the artefact's files, their content verified once per process.
 
-        Raises StoreError if the artefact is not finished or its content is not what was written.
+        Raises DamagedError, having put aside what is damaged, if the artefact is not finished or
+        its content is not what was written.
         """
         manifest = self.manifest(path)
         if manifest is None:
-            raise StoreError(f"{self.display(path)} is not a finished artefact")
+            raise DamagedError(f"{self.display(path)} is not a finished artefact")
         folder = Path(self._full(path)) if self.is_local else self._download(path, manifest)
-        if path not in self._verified:
-            for name, entry in manifest.files.items():
-                if file_entry(folder / name) != entry:
-                    raise StoreError(
-                        f"{self.display(path)}/{name} is damaged: its content is not what its "
-                        "manifest says. Delete that folder and run again"
-                    )
-            self._verified.add(path)
+        if path in self._verified:
+            return folder
+        if not self.is_local and damaged_files(folder, manifest):
+            shutil.rmtree(folder)  # the copy here may be what is damaged
+            folder = self._download(path, manifest)
+        if damaged_files(folder, manifest):
+            self._condemn(
+                path, damaged_files(folder, manifest)
+            )  # a second look tells a bad read apart
+        self._verified.add(path)
         return folder
 
     def read_columns(self, path: str, columns: Sequence[str]) -> pa.Table:
@@ -296,102 +294,109 @@ class Store:
                 for file in files
             ]
         except (pa.ArrowException, OSError) as error:
+            self._verified.discard(path)
+            self.fetch(path)  # raises DamagedError, where that is the reason
             raise StoreError(f"{self.display(path)} cannot be read: {error}") from error
         return pa.concat_tables(tables)
 
     def upload(self, file: Path, path: str) -> None:
-        """Copy a local file to `path`, by temp and rename where the file system can."""
-        target = self._full(path)
-        self._make_parent(target)
-        written = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else target
-        try:
-            fs.copy_files(str(file), written, fs.LocalFileSystem(), self.fs)
-            if written != target:
-                self.fs.move(written, target)
-        except OSError as error:
-            raise StoreError(f"{self.display(path)} cannot be written: {error}") from error
+        """Copy a local file to `path`; it appears there whole where the file system can rename."""
+
+        def fill(target: str) -> None:
+            fs.copy_files(str(file), target, fs.LocalFileSystem(), self.fs)
+
+        self._attempt(path, "written", lambda: self._replace(path, fill))
+
+    def put_aside(self, path: str) -> None:
+        """Take something damaged away, so that it counts as not made but can be looked at.
+
+        An object store cannot rename: there an artefact loses its manifest, and a file goes.
+        """
+        if self.is_local:
+            aside = Path(self._full(f"{ASIDE}/{path.replace('/', '~')}.{uuid.uuid4().hex[:8]}"))
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another process was first
+                Path(self._full(path)).rename(aside)
+        elif self._sizes([path]) == [None]:
+            self.delete(f"{path}/{MANIFEST}")
+        else:
+            self.delete(path)
+
+    def _condemn(self, path: str, names: list[str]) -> None:
+        """Put files of an artefact aside whose content is not what its manifest says.
+
+        Shards go alone, so that only they are made again; else the artefact goes as a whole.
+        Raises DamagedError if there are any.
+        """
+        if not names:
+            return
+        shards = [name for name in names if self._sizes([f"{path}/{name}.json"]) != [None]]
+        if shards == names:
+            self.delete(f"{path}/{MANIFEST}")
+            for name in shards:
+                self.put_aside(f"{path}/{name}.json")
+                self.put_aside(f"{path}/{name}")
+        else:
+            self.put_aside(path)
+        raise DamagedError(
+            f"{self.display(path)}/{names[0]} is damaged: its content is not what its manifest "
+            "says. It was put aside, and the same command makes it again"
+        )
 
     def _download(self, path: str, manifest: Manifest) -> Path:
-        key = hashlib.sha256(f"{self.uri}/{path}/{manifest.created}".encode()).hexdigest()[:24]
-        cache = Path(tempfile.gettempdir()) / "prefsweep-cache" / key
-        if not cache.is_dir():
-            partial = cache.with_name(f"{key}.{uuid.uuid4().hex[:8]}")
-            partial.mkdir(parents=True)
-            for name in manifest.files:
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                source = self._full(f"{path}/{name}")
-                fs.copy_files(source, str(partial / name), self.fs, fs.LocalFileSystem())
-            try:
-                partial.rename(cache)
-            except OSError:  # another process of this machine was first
-                shutil.rmtree(partial, ignore_errors=True)
-        return cache
+        def copy(name: str, local: Path) -> None:
+            self._copy_here(f"{path}/{name}", local)
+
+        return downloaded(f"{self.uri}/{path}/{manifest.created}", manifest.files, copy)
+
+    def _copy_here(self, path: str, local: Path) -> None:
+        def call() -> None:
+            fs.copy_files(self._full(path), str(local), self.fs, fs.LocalFileSystem())
+
+        self._attempt(path, "read", call)
 
     def _rename_into_place(self, folder: Path, path: str) -> None:
+        """One rename; what stands in the way is as good, or damaged and moved out of the way."""
         target = Path(self._full(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            folder.rename(target)
-        except OSError:
-            if self.manifest(path) is not None:  # made by another process meanwhile: equal content
-                return
-            shutil.rmtree(target)
-            folder.rename(target)
+        while folder.is_dir():
+            try:
+                folder.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+                if self.manifest(path) is not None:  # made by another process: equal content
+                    return
+                self.put_aside(path)
+
+    def _replace(self, path: str, fill: Callable[[str], None]) -> None:
+        """Have `fill` write a file and then give it its name, so that nobody sees half of it."""
+        if self.is_local:
+            scratch = self._scratch_parent() / scratch_name()
+            replace_file(Path(self._full(path)), scratch, fill)
+        else:
+            fill(self._full(path))
+
+    def _sizes(self, paths: list[str]) -> list[int | None]:
+        """Bytes of each file; None where there is none."""
+        full = [self._full(path) for path in paths]
+        where = paths[0] if paths else ""
+        infos = self._attempt(where, "read", lambda: self.fs.get_file_info(full))
+        return [info.size for info in infos]
+
+    def _attempt(self, path: str, verb: str, call: Callable[[], Result]) -> Result:
+        return attempt(self.display(path), verb, call)
+
+    def _scratch_parent(self) -> Path:
+        """Where things are made: on the store's own disk where it has one."""
+        if self.is_local:
+            return Path(self._full("tmp"))
+        return Path(tempfile.gettempdir()) / f"prefsweep-tmp-{os.getuid()}"
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
-
-    def _make_parent(self, full: str) -> None:
-        if self.is_local:
-            Path(full).parent.mkdir(parents=True, exist_ok=True)
 
 
 def absolute(storage: str) -> str:
     """A storage that means the same in every process: local paths made absolute."""
     return storage if "://" in storage else str(expand(storage).resolve())
-
-
-def new_manifest(
-    fingerprint: str, rows: int, seconds: float, notes: Mapping[str, float] | None = None
-) -> Manifest:
-    """A manifest for what was just made here, now; its files are filled in by the store."""
-    return Manifest(
-        fingerprint=fingerprint,
-        rows=rows,
-        seconds=round(seconds, 3),
-        files={},
-        notes=dict(notes or {}),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment=environment(),
-    )
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, recorded beside every result."""
-    packages = ("prefsweep", "torch", "transformers", "trl", "peft", "ray")
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-        "machine": platform.machine(),
-        "host": socket.gethostname(),
-    }
-
-
-def file_entry(path: Path) -> FileEntry:
-    """Size and SHA-256 of a local file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(path.stat().st_size, digest)
-
-
-def _manifest_json(manifest: Manifest, files: dict[str, FileEntry]) -> bytes:
-    document = asdict(manifest) | {"files": {name: asdict(e) for name, e in files.items()}}
-    return json.dumps(document, indent=2, sort_keys=True).encode()
-
-
-def _parse_manifest(document: Any) -> Manifest | None:
-    try:
-        files = {name: FileEntry(**entry) for name, entry in document["files"].items()}
-        return Manifest(**(document | {"files": files}))
-    except (TypeError, KeyError, AttributeError):
-        return None

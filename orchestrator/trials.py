@@ -17,7 +17,7 @@ from prefsweep.orchestrator.evaluations import evaluate_and_publish
 from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.sweeps.errors import StoreError, SweepError
+from prefsweep.sweeps.errors import DamagedError, StoreError, SweepError
 from prefsweep.sweeps.records import Failure, Metrics, Status
 
 KEPT_CHECKPOINTS = 2
@@ -29,10 +29,7 @@ def run_trial(kept: Kept, trial: Trial) -> None:
     log = TrialLog(sweep, trial)
     log.write(Status.RUNNING)
     try:
-        if sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights")) is None:
-            _train(kept, trial, log)
-        if sweep.store.manifest(sweep.evaluation_path(trial.trial_id)) is None:
-            _evaluate(kept, trial)
+        _train_and_evaluate(kept, trial, log)
     except Exception as error:  # the trial's border: a failure is data, and others go on
         log.write(Status.FAILED, classify(error))
     else:
@@ -121,6 +118,20 @@ def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
         if isinstance(record, dict) and "step" in record:
             records.append(record)
     return records
+
+
+def _train_and_evaluate(kept: Kept, trial: Trial, log: TrialLog) -> None:
+    """Do what is missing; weights that turn out to be damaged when they are read are made again."""
+    store = kept.sweep.store
+    weights = store.trial(trial.trial_id, "weights")
+    while store.manifest(kept.sweep.evaluation_path(trial.trial_id)) is None:
+        if store.manifest(weights) is None:
+            _train(kept, trial, log)
+        try:
+            _evaluate(kept, trial)
+        except DamagedError:
+            if store.manifest(weights) is not None:  # something else was put aside
+                raise
 
 
 def _train(kept: Kept, trial: Trial, log: TrialLog) -> None:

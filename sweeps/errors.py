@@ -6,7 +6,8 @@
     |   |-- DataError           a prompt, corpus or pair file, or what it contains
     |   |-- ModelError          a model that cannot be found or used
     |   `-- LeaseError          another driver runs the sweep
-    |-- StoreError            the store cannot be read or written, or an artefact is damaged
+    |-- StoreError            the store cannot be read or written
+    |   `-- DamagedError        something in it is not what was written, and is to be made again
     |-- ClusterError          Ray is unreachable, or too small for what was asked (exit code 2)
     |-- StageError            a stage failed in a worker; carries the remote traceback
     |-- TrialError            a trial failed in a way that retrying will not mend
@@ -42,7 +43,11 @@ class LeaseError(UsageError):
 
 
 class StoreError(SweepError):
-    """The store cannot be read or written, or holds a damaged artefact."""
+    """The store cannot be read or written."""
+
+
+class DamagedError(StoreError):
+    """Something in the store is not what was written; running again makes it anew."""
 
 
 class ClusterError(SweepError):

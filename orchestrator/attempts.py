@@ -1,0 +1,61 @@
+"""Storage fails now and then: what may pass is tried again, what will not is told at once."""
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from prefsweep.sweeps.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Waits between attempts; after the last one the failure is for good."""
+
+_FULL = "the disk is full (or a quota is): free some space, then run the same command again"
+_NO_RIGHT = "this user may not: give it the right, or name another --storage"
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "the file is larger than is allowed here (ulimit -f): raise the limit, then run "
+    "the same command again",
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: _NO_RIGHT,
+}
+"""Failures that trying again does not mend, and what does."""
+_TEXTS = {"No space left on device": errno.ENOSPC, "File too large": errno.EFBIG}
+"""What libraries make of an errno when they raise something of their own."""
+
+
+def attempt(where: str, verb: str, call: Callable[[], Result]) -> Result:
+    """`call()`, again after each of RETRY_DELAYS_S as long as storage fails.
+
+    Raises StoreError: "`where` cannot be `verb`: ..." with what to do.
+    """
+    for delay_s in (*RETRY_DELAYS_S, None):
+        try:
+            return call()
+        except OSError as error:
+            remedy = remedy_for(error)
+            if delay_s is None or remedy:
+                raise _failure(where, verb, error, remedy) from error
+            log.warning("%s cannot be %s (%s); trying again in %g s", where, verb, error, delay_s)
+            time.sleep(delay_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def remedy_for(error: BaseException) -> str:
+    """What helps against an error that comes again however often one tries; "" for any other."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        number = next((n for text, n in _TEXTS.items() if text in str(error)), None)
+    return _REMEDIES.get(number, "") if number is not None else ""
+
+
+def _failure(where: str, verb: str, error: OSError, remedy: str) -> StoreError:
+    tried = f"tried {len(RETRY_DELAYS_S) + 1} times; see to the storage, then run the same command"
+    return StoreError(f"{where} cannot be {verb}: {error}. {remedy or f'It was {tried} again'}")

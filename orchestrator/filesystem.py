@@ -1,0 +1,66 @@
+"""Single steps on a file system: each is whole or did not happen. No retries, no store layout."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pyarrow import fs
+
+
+def read_file(system: fs.FileSystem, path: str) -> bytes | None:
+    """The file's content, or None if there is no such file."""
+    try:
+        with system.open_input_stream(path) as stream:
+            return stream.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def delete(system: fs.FileSystem, path: str) -> None:
+    """Delete a folder or file if it is there."""
+    info = system.get_file_info(path)
+    with suppress(FileNotFoundError):  # another process was first
+        if info.type == fs.FileType.Directory:
+            system.delete_dir(path)
+        elif info.type == fs.FileType.File:
+            system.delete_file(path)
+
+
+def replace_file(target: Path, scratch: Path, fill: Callable[[str], None]) -> None:
+    """Have `fill` write a local file `scratch`, then give it its name: nobody sees half of it."""
+    try:
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        fill(str(scratch))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.rename(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a local file, or nothing if there is no room for all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        size, rest = os.fstat(file.fileno()).st_size, line
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Alone among the processes that lock the same local file.
+
+    On a network file system without locks it is advice: then nobody waits.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:  # the kernel unlocks it when the process ends
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,102 @@
+"""What a finished artefact says of itself: its files with their hashes, and how it came to be."""
+
+import hashlib
+import json
+import platform
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and content hash of one file of an artefact."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished artefact holds and how it came to be."""
+
+    fingerprint: str
+    rows: int
+    seconds: float
+    files: dict[str, FileEntry]
+    notes: dict[str, float] = field(default_factory=dict[str, float])
+    created: str = ""
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def new_manifest(
+    fingerprint: str, rows: int, seconds: float, notes: Mapping[str, float] | None = None
+) -> Manifest:
+    """A manifest for what was just made here, now; its files are filled in by the store."""
+    return Manifest(
+        fingerprint=fingerprint,
+        rows=rows,
+        seconds=round(seconds, 3),
+        files={},
+        notes=dict(notes or {}),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=environment(),
+    )
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, recorded beside every result."""
+    packages = ("prefsweep", "torch", "transformers", "trl", "peft", "ray")
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "machine": platform.machine(),
+        "host": socket.gethostname(),
+    }
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and SHA-256 of a local file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(path.stat().st_size, digest)
+
+
+def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Files of a local copy whose content is not what the manifest says."""
+    return [
+        name
+        for name, entry in manifest.files.items()
+        if not (folder / name).is_file() or file_entry(folder / name) != entry
+    ]
+
+
+def manifest_json(manifest: Manifest, files: dict[str, FileEntry]) -> bytes:
+    """The manifest of those files, as it is stored."""
+    document = asdict(manifest) | {"files": {name: asdict(e) for name, e in files.items()}}
+    return json.dumps(document, indent=2, sort_keys=True).encode()
+
+
+def parse_manifest(data: bytes | None) -> Manifest | None:
+    """The manifest in a file's content, or None if it is missing or damaged."""
+    try:
+        document: Any = json.loads(data or b"")
+        files = {name: FileEntry(**entry) for name, entry in document["files"].items()}
+        manifest = Manifest(**(document | {"files": files}))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    numbers = (manifest.rows, manifest.seconds, *manifest.notes.values())
+    is_whole = all(isinstance(number, int | float) for number in numbers)
+    return manifest if is_whole and all(_is_inside(name) for name in files) else None
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file of an artefact lies below its folder."""
+    parts = name.split("/")
+    return bool(name) and "" not in parts and ".." not in parts

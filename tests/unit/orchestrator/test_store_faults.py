@@ -1,0 +1,264 @@
+"""Storage that fails, fills up, is damaged, or was left half-way by somebody who was killed."""
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow import fs
+
+from prefsweep.orchestrator import attempts
+from prefsweep.orchestrator.scratch import scratch_name
+from prefsweep.orchestrator.store import ASIDE, MANIFEST, Store, new_manifest
+from prefsweep.sweeps.errors import DamagedError, StoreError
+
+from .test_store import FINGERPRINT, publish
+
+ARTEFACT = "artifacts/x"
+
+
+class Failing:
+    """A file system whose next `num` calls fail."""
+
+    def __init__(self, system: fs.FileSystem, num: int, number: int = errno.EIO) -> None:
+        self._system, self._num, self._errno = system, num, number
+
+    def __getattr__(self, name: str) -> Any:
+        if self._num > 0:
+            self._num -= 1
+            raise OSError(self._errno, os.strerror(self._errno))
+        return getattr(self._system, name)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store on something that has neither renames nor this machine's disk."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = Store(f"/{uuid4().hex}")
+    store.fs, store.is_local = fs.PyFileSystem(fs.FSSpecHandler(MemoryFileSystem())), False
+    return store
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request: pytest.FixtureRequest) -> Store:
+    return request.getfixturevalue(request.param)
+
+
+def change(store: Store, path: str) -> None:
+    """Change a file's content, and not its size."""
+    data = store.read(path)
+    assert data
+    with store.fs.open_output_stream(store._full(path)) as stream:
+        stream.write(bytes([data[0] ^ 1]) + data[1:])
+
+
+def test_what_fails_for_a_while_is_done_in_the_end(store: Store) -> None:
+    system = store.fs
+    for act in (
+        lambda: store.write("a/b", b"1"),
+        lambda: store.read("a/b"),
+        lambda: store.names("a"),
+        lambda: store.append("a/b", b"2"),
+        lambda: store.manifest(ARTEFACT),
+        lambda: store.delete("a/c"),
+    ):
+        store.fs = Failing(system, 3)  # pyright: ignore[reportAttributeAccessIssue]
+        act()
+    assert store.read("a/b") == b"12"
+
+
+def test_what_fails_for_good_is_told_with_path_and_remedy(store: Store) -> None:
+    store.fs = Failing(store.fs, 4)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(StoreError, match=r"a/b cannot be read: .*tried 4 times; see to the"):
+        store.read("a/b")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EACCES, "this user may not"),
+        (errno.EROFS, "this user may not"),
+    ],
+)
+def test_what_trying_again_cannot_mend_is_told_at_once(
+    store: Store, number: int, remedy: str
+) -> None:
+    failing = Failing(store.fs, 1, number)
+    store.fs = failing  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(StoreError, match=f"cannot be read: .*{remedy}"):
+        store.read("a/b")
+
+
+@pytest.fixture
+def small_files() -> Iterator[int]:
+    """No file of this process may grow beyond that many bytes: what a full disk is like."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield 20_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_neither_half_a_file_nor_garbage(local: Store, small_files: int) -> None:
+    local.write("a/b", b"old")
+    big = b"x" * (2 * small_files)
+    with pytest.raises(StoreError, match=r"a/b cannot be written: .*raise the limit"):
+        local.write("a/b", big)
+    too_large = pytest.raises(StoreError, match=r"tmp cannot be written: .*File too large")
+    with too_large, local.staging() as folder:
+        (folder / "weights").write_bytes(big)
+    for number in range(10):
+        local.append("log", b"%d" % number + b"x" * 1900 + b"\n")
+    with pytest.raises(StoreError, match="log cannot be written"):
+        local.append("log", big)
+    assert local.read("a/b") == b"old"
+    assert local.names("tmp") == []
+    assert local.names("a") == ["b"]
+    assert (local.read("log") or b"").count(b"\n") == 10
+    assert (local.read("log") or b"").endswith(b"x\n")
+
+
+def test_a_full_disk_is_known_from_what_libraries_make_of_it(local: Store) -> None:
+    full = pytest.raises(StoreError, match=r"I/O error: No space left.*the disk is full")
+    with full, local.staging():
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+def test_changed_content_is_never_used_but_put_aside_and_made_again(store: Store) -> None:
+    publish(store, ARTEFACT, a="content", b="more")
+    store.fetch(ARTEFACT)
+    change(store, f"{ARTEFACT}/b")
+    other = Store(store.uri)  # another process: this one has looked already
+    other.fs, other.is_local = store.fs, store.is_local
+    shutil.rmtree(Path(tempfile.gettempdir()) / "prefsweep-cache", ignore_errors=True)
+    with pytest.raises(DamagedError, match=r"x/b is damaged: .*the same command makes it again"):
+        other.fetch(ARTEFACT)
+    assert other.manifest(ARTEFACT) is None
+    assert len(store.names(ASIDE)) == store.is_local
+    publish(other, ARTEFACT, a="content", b="more")
+    assert (other.fetch(ARTEFACT) / "b").read_text() == "more"
+
+
+def test_a_damaged_copy_of_what_is_whole_in_the_store_is_fetched_again(remote: Store) -> None:
+    publish(remote, ARTEFACT, a="content")
+    (remote.fetch(ARTEFACT) / "a").write_text("CONTENT")
+    remote._verified.clear()
+    assert (remote.fetch(ARTEFACT) / "a").read_text() == "content"
+    assert remote.manifest(ARTEFACT) is not None
+
+
+def test_of_shards_only_those_that_are_damaged_are_put_aside(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "shard"
+    shards = [store.shard("scores", FINGERPRINT, index) for index in range(4)]
+    path = store.artifact("scores", FINGERPRINT)
+    for index, shard in enumerate(shards):
+        file.write_text(f"rows {index}")
+        store.publish_shard(shard, file, new_manifest(FINGERPRINT, 1, 0.0))
+    store.publish_shards(path, shards, new_manifest(FINGERPRINT, 4, 0.0))
+    change(store, shards[0])
+    with pytest.raises(DamagedError, match=r"shard-00000.parquet is damaged"):
+        store.fetch_shard(shards[0], tmp_path)
+    assert store.manifest(path) is None
+    missing = [store.shard_manifest(shard) is None for shard in shards]
+    assert missing == [True, False, False, False]
+    file.write_text("rows 0")
+    store.publish_shard(shards[0], file, new_manifest(FINGERPRINT, 1, 0.0))
+    store.publish_shards(path, shards, new_manifest(FINGERPRINT, 4, 0.0))
+    change(store, shards[1])
+    change(store, shards[2])
+    with pytest.raises(DamagedError, match=r"shard-00001.parquet is damaged"):
+        store.fetch(path)
+    missing = [store.shard_manifest(shard) is None for shard in shards]
+    assert missing == [False, True, True, False]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"files": {}}', b"\xff\xfe\x00"])
+def test_a_manifest_that_cannot_be_read_is_no_manifest_and_is_told_once(
+    store: Store, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(store, ARTEFACT, a="content")
+    store.write(f"{ARTEFACT}/{MANIFEST}", content)
+    store.write("artifacts/y/shard.json", content)
+    assert store.manifest(ARTEFACT) is None
+    assert store.manifest(ARTEFACT) is None
+    assert store.shard_manifest("artifacts/y/shard") is None
+    assert caplog.text.count("x is damaged (its manifest cannot be read)") == 1
+
+
+@pytest.mark.parametrize("name", ["../../outside", "a/../../b", "", "/etc/passwd"])
+def test_a_manifest_names_no_file_outside_its_artefact(store: Store, name: str) -> None:
+    publish(store, ARTEFACT, a="content")
+    document = store.read_json(f"{ARTEFACT}/{MANIFEST}")
+    document["files"] = {name: document["files"]["a"]}
+    store.write_json(f"{ARTEFACT}/{MANIFEST}", document)
+    assert store.manifest(ARTEFACT) is None
+
+
+def test_publishing_over_what_a_killed_process_left_half_deleted(local: Store) -> None:
+    publish(local, ARTEFACT, a="content", sub__b="more")
+    (Path(local.display(ARTEFACT)) / "a").unlink()
+    publish(local, ARTEFACT, a="content", sub__b="more")
+    assert (local.fetch(ARTEFACT) / "a").read_text() == "content"
+    assert local.names("tmp") == []
+
+
+def test_publishers_at_once_leave_one_whole_artefact(local: Store) -> None:
+    (Path(local.display(ARTEFACT))).mkdir(parents=True)
+    (Path(local.display(ARTEFACT)) / "half").write_text("left by somebody killed")
+    start = threading.Barrier(8)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            start.wait()
+            publish(Store(local.uri), ARTEFACT, a="content", sub__b="more")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert sorted(os.listdir(local.fetch(ARTEFACT))) == ["a", MANIFEST, "sub"]
+    assert local.names("tmp") == []
+
+
+def test_only_what_the_surely_dead_left_is_deleted(local: Store) -> None:
+    code = (
+        "from prefsweep.orchestrator.scratch import scratch_name; print(scratch_name(), flush=True)"
+    )
+    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    mine, elsewhere = scratch_name(), "abcdef01-1-5-00000000"
+    reused = scratch_name().split("-")
+    reused[2] = "1"  # the number of this process, which another one had before it
+    folder = Path(local.display("tmp"))
+    for name in (dead.stdout.strip(), mine, elsewhere, "tmpq3x", "-".join(reused)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").touch()
+    (folder / f"{dead.stdout.strip()}-").touch()
+    assert local.delete_abandoned() == 3
+    assert local.names("tmp") == sorted([mine, elsewhere, "tmpq3x"])
+    assert local.scratch_owners() == {os.getpid()}

@@ -17,6 +17,12 @@ def read_file(system: fs.FileSystem, path: str) -> bytes | None:
         return None
 
 
+def stamps(system: fs.FileSystem, paths: list[str]) -> list[tuple[int, int]]:
+    """Size and time of change, ns, of every file, (0, 0) for none: another one, another content."""
+    infos = system.get_file_info(paths)
+    return [(info.size or 0, info.mtime_ns or 0) for info in infos]
+
+
 def delete(system: fs.FileSystem, path: str) -> None:
     """Delete a folder or file if it is there."""
     info = system.get_file_info(path)

@@ -22,6 +22,8 @@ from prefsweep.orchestrator.report.frontier import Comparison, metric
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Status, TrialResult
 
+MAX_BOXES = 16
+"""Betas of a panel; of more, they are thinned evenly."""
 MAX_OUTLIERS = 30
 """Points outside a box's whiskers that are drawn; of more, they are thinned evenly."""
 
@@ -37,6 +39,11 @@ class Box:
     q3: float
     high: float
     outliers: tuple[float, ...]
+
+
+def are_thinned(families: Sequence[Family]) -> bool:
+    """Whether a panel has more betas than boxes."""
+    return any(len({beta_of(m) for m in family.members}) > MAX_BOXES for family in families)
 
 
 def box_plots(comparison: Comparison, families: Sequence[Family]) -> list[tuple[Family, Plot]]:
@@ -62,7 +69,7 @@ def box(values: Sequence[float]) -> Box | None:
     reach = 1.5 * (q3 - q1)
     inside = [value for value in values if q1 - reach <= value <= q3 + reach]
     outside = sorted(value for value in values if not q1 - reach <= value <= q3 + reach)
-    return Box(min(inside), q1, median, q3, max(inside), tuple(_thinned(outside)))
+    return Box(min(inside), q1, median, q3, max(inside), tuple(_thinned(outside, MAX_OUTLIERS)))
 
 
 def _boxes_by_beta(family: Family) -> dict[float, Box]:
@@ -71,7 +78,8 @@ def _boxes_by_beta(family: Family) -> dict[float, Box]:
     for member in family.members:
         if member.status is Status.SUCCEEDED:
             members.setdefault(beta_of(member), []).append(member)
-    boxes = {beta: box(_rewards(group)) for beta, group in sorted(members.items())}
+    betas = _thinned(sorted(members), MAX_BOXES)
+    boxes = {beta: box(_rewards(members[beta])) for beta in betas}
     return {beta: each for beta, each in boxes.items() if each is not None}
 
 
@@ -84,12 +92,12 @@ def _rewards(results: Iterable[TrialResult]) -> list[float]:
     ]
 
 
-def _thinned(values: list[float]) -> list[float]:
-    """At most MAX_OUTLIERS of sorted values, the first and the last among them."""
-    if len(values) <= MAX_OUTLIERS:
+def _thinned(values: list[float], most: int) -> list[float]:
+    """At most `most` of sorted values, the first and the last among them."""
+    if len(values) <= most:
         return values
     last = len(values) - 1
-    return [values[i * last // (MAX_OUTLIERS - 1)] for i in range(MAX_OUTLIERS)]
+    return [values[i * last // (most - 1)] for i in range(most)]
 
 
 def _limits(boxes: Sequence[Box]) -> list[float]:

@@ -115,15 +115,19 @@ def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
 
 def _spread_labels(data: Sequence[Trace], *, width: float, height: float) -> None:
     """Set the place of every label of a plot whose points cover about this many pixels."""
-    traces = [trace for trace in data if trace["mode"] == "markers+text"]
+    drawn = [trace for trace in data if trace["mode"] != "lines"]
+    traces = [trace for trace in drawn if "text" in trace]
     if not traces:
         return
-    x = in_pixels([x for trace in traces for x in trace["x"]], width)
-    y = in_pixels([y for trace in traces for y in trace["y"]], height)
-    texts = [text for trace in traces for text in trace["text"]]
-    places = iter(place_labels([Labelled(*each) for each in zip(x, y, texts, strict=True)]))
-    for trace in traces:
-        trace["textposition"] = [next(places) for _ in trace["x"]]
+    # Points without a label are in the way too.
+    x = in_pixels([x for trace in drawn for x in trace["x"]], width)
+    y = in_pixels([y for trace in drawn for y in trace["y"]], height)
+    texts = [text for trace in drawn for text in trace.get("text", [""] * len(trace["x"]))]
+    places = iter(place_labels([Labelled(*p) for p in zip(x, y, texts, strict=True)], width))
+    for trace in drawn:
+        of_trace = [next(places) for _ in trace["x"]]
+        if "text" in trace:
+            trace["textposition"] = of_trace
 
 
 def _scatter(families: Sequence[Family], x: str, *, label: bool) -> list[Trace]:

@@ -19,11 +19,13 @@ PLACES = {
 """Plotly's name of a place -> its direction from the point, by preference."""
 OFFSET, LINE_HEIGHT, CHARACTER_WIDTH, POINT = 9.0, 13.0, 7.0, 11.0
 """Pixels: from a point to the near edge of its label, of text, and of a point."""
+MARGIN = 24.0
+"""Pixels beside the outermost points that a label may fill."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A point with its label; x and y in pixels, upwards."""
+    """A point with its label, "" for none; x and y in pixels, upwards."""
 
     x: float
     y: float
@@ -43,11 +45,19 @@ class _Rectangle:
         return max(width, 0.0) * max(height, 0.0)
 
 
-def place_labels(points: Sequence[Labelled]) -> list[str]:
-    """A place of PLACES for every label, chosen one after the other from left to right."""
-    taken = [_around(p.x, p.y, POINT, POINT) for p in points]
-    places = [""] * len(points)
-    for index in sorted(range(len(points)), key=lambda index: (points[index].x, points[index].y)):
+def place_labels(points: Sequence[Labelled], width: float) -> list[str]:
+    """A place of PLACES for every point's label, chosen one after the other from left to right.
+
+    `width` is that of the plot: a label does not run out of it where it can help it.
+    """
+    outside = [
+        _Rectangle(width + MARGIN, width + 1e4, -1e4, 1e4),
+        _Rectangle(-1e4, -MARGIN, -1e4, 1e4),
+    ]
+    taken = [*outside, *(_around(p.x, p.y, POINT, POINT) for p in points)]
+    places = [next(iter(PLACES))] * len(points)
+    labelled = [index for index, point in enumerate(points) if point.text]
+    for index in sorted(labelled, key=lambda index: (points[index].x, points[index].y)):
         boxes = {place: _label(points[index], direction) for place, direction in PLACES.items()}
         best = min(boxes, key=lambda place: sum(boxes[place].overlap(other) for other in taken))
         places[index] = best

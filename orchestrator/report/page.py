@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from prefsweep.orchestrator.report.betas import losses_at_one_beta
-from prefsweep.orchestrator.report.boxes import box_plots
+from prefsweep.orchestrator.report.boxes import are_thinned, box_plots
 from prefsweep.orchestrator.report.cost import cost
 from prefsweep.orchestrator.report.curves import DASHES, hidden_at_first, training_plots
 from prefsweep.orchestrator.report.data import data_plots, dropped, stage_rows
@@ -62,6 +62,7 @@ def page_html(results: SweepResults) -> str:
         comparison_plots=comparisons,
         no_plots=_why_no_plots(comparison),
         boxes=[_box_panel(family, plot) for family, plot in boxes],
+        boxes_are_thinned=are_thinned(groups),
         at_beta=at_beta,
         pivots=pivot_tables(comparison, groups),
         training_plots=curves,

@@ -69,8 +69,9 @@ function boxText(ids) {
     `reward ${mean("reward")}`, `KL ${mean("kl")} nats`].join("<br>");
 }
 
+// A copy: Plotly changes what it draws, and smoothing begins from the report's own numbers.
 function prepared(trace) {
-  if (!trace.ids) return trace;
+  if (!trace.ids) return { ...trace };
   return { ...trace, customdata: trace.ids.map(boxText), hovertemplate: "%{customdata}<extra></extra>" };
 }
 

@@ -152,6 +152,34 @@ def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
 
 
 @app.command()
+def compare(
+    one: Annotated[str, typer.Argument(metavar="A", help="Name of a sweep in the store.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.")],
+    storage: Storage = DEFAULT_STORAGE,
+    other_storage: Annotated[
+        str | None, typer.Option(help="Store of B, where it is another one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    to: Annotated[str | None, typer.Option(metavar="FILE.md", help="Write Markdown.")] = None,
+) -> None:
+    """Set two sweeps side by side: what differs, and by how much their rewards do."""
+    from pathlib import Path
+
+    from prefsweep.orchestrator import compare_text
+    from prefsweep.orchestrator.compare import side_by_side
+    from prefsweep.orchestrator.status import open_sweep
+
+    found = side_by_side(open_sweep(one, storage), open_sweep(other, other_storage or storage))
+    if to is not None:
+        Path(to).write_text(compare_text.markdown(found), encoding="utf-8")
+        print(to)
+    if as_json:
+        print(json.dumps(compare_text.document(found), indent=2))
+    elif to is None:
+        _wide_console().print(compare_text.render(found))
+
+
+@app.command()
 def export(
     name: Name,
     trial: Annotated[

@@ -38,7 +38,7 @@ def summary_markdown(results: SweepResults, pooled: Pooled | None = None) -> str
     ]
     return "\n".join(
         [
-            f"# {_inline(results.sweep)}",
+            f"# {inline(results.sweep)}",
             "",
             *(f"- {line}" for line in lines),
             "",
@@ -187,10 +187,10 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _code(name: str) -> str:
-    return f"`{_inline(name)}`"
+    return f"`{inline(name)}`"
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Text that cannot end a table cell, a code span or a line."""
     return (
         one_line(text)

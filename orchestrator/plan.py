@@ -6,6 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prefsweep.orchestrator.estimate import estimate
+from prefsweep.orchestrator.estimate_lines import estimate_lines, model_lines
 from prefsweep.orchestrator.status import is_finished, read_status
 from prefsweep.orchestrator.store import environment
 from prefsweep.orchestrator.sweep import Sweep
@@ -35,8 +37,9 @@ def _partly(num_done: int) -> str:
 def _lines(sweep: Sweep) -> Iterator[str]:
     spec, store = sweep.spec, sweep.store
     finished = [t for t in sweep.trials if is_finished(sweep, t.trial_id)]
-    num_new = len(sweep.trials) - len(finished)
-    yield f"{len(sweep.trials)} trials: {len(finished)} in the store, {num_new} to run"
+    done = {t.trial_id for t in finished}
+    unfinished = [t for t in sweep.trials if t.trial_id not in done]
+    yield f"{len(sweep.trials)} trials: {len(finished)} in the store, {len(unfinished)} to run"
     if spec.entry is not None:
         yield f"enters with {spec.entry.stage} from {spec.entry.path or spec.entry.dataset}"
     elif spec.prompts is not None and spec.prompts.num_train is not None:
@@ -46,14 +49,9 @@ def _lines(sweep: Sweep) -> Iterator[str]:
     num_eval = spec.evaluation.max_prompts if spec.prompts is None else spec.prompts.num_eval
     num = num_eval * spec.evaluation.num_samples
     yield f"{at_most}{num_eval} held-out prompts, {num} completions for each evaluation"
+    yield from model_lines(sweep)
+    yield from estimate_lines(estimate(sweep, unfinished))
     manifests = [store.manifest(store.trial(t.trial_id, "weights")) for t in finished]
-    seconds = [m.seconds for m in manifests if m is not None]
-    if seconds and num_new:
-        mean = sum(seconds) / len(seconds)
-        yield (
-            f"about {mean * num_new / 60:.1f} trial-minutes of training "
-            f"({mean:.0f} s each, by the {len(seconds)} trials in the store)"
-        )
     now = environment()
     for manifest in manifests:
         for name, version in (manifest.environment if manifest else {}).items():

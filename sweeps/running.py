@@ -32,6 +32,8 @@ class ResourcesSpec(Section):
     threads_per_worker: int = Field(default=1, ge=1)
     """Threads of torch in every worker; fixed, so that results do not depend on how many workers
     there are."""
+    gpu_hour_price: float | None = Field(default=None, ge=0)
+    """Price of one GPU for an hour, in your currency; plan and doctor then tell the cost."""
 
 
 class WandbSpec(Section):

@@ -1,0 +1,92 @@
+"""How large a model is, from its files alone: tensor shapes out of safetensors headers.
+
+A model source in; bytes on disk, shapes, and what a trial of it will write, out. Loads no weights,
+downloads nothing and needs no torch. Formats without a header of shapes (.bin, GGUF) have a size
+on disk only.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from prefsweep.sweeps.spec import TrainingSpec
+from prefsweep.workers.locations import ModelSource
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""Files by which `from_pretrained` finds a model's weights; one is enough."""
+BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number, by the names of `policy.dtype`."""
+ADAPTER_BYTES = 4
+"""peft keeps and saves adapters in float32."""
+OPTIMIZER_COPIES = 2
+"""Float32 numbers that AdamW keeps beside each trained one."""
+
+_NOT_ADAPTED = ("embed", "wte", "wpe", "shared", "lm_head", "score", "classifier")
+"""Parts of names of matrices that `all-linear` leaves alone: embeddings and output layers."""
+
+
+@dataclass(frozen=True)
+class TrialSize:
+    """Bytes that a trial writes: its result, and each of its checkpoints."""
+
+    weights_bytes: int
+    checkpoint_bytes: int
+
+
+def model_folder(source: ModelSource) -> Path | None:
+    """Where the model's files are on this machine; None if it is a hub id that is not cached."""
+    if Path(source.path).is_dir():
+        return Path(source.path)
+    if source.path.startswith(("/", ".", "~")):
+        return None
+    cached = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether weights are in a model's folder, and not its configuration alone."""
+    return any((folder / name).exists() for name in WEIGHT_FILES) or any(folder.glob("*.gguf"))
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes of the files in a model's folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Shapes of a model's tensors by name; empty where its format has no header of shapes."""
+    from safetensors import safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                shapes[name] = tensors.get_slice(name).get_shape()
+    return shapes
+
+
+def trial_size(shapes: dict[str, list[int]], dtype: str, training: TrainingSpec) -> TrialSize:
+    """What a trial writes: an adapter's two matrices for each adapted one, or all weights."""
+    if training.lora is None:
+        num = sum(math.prod(shape) for shape in shapes.values())
+        weights = num * BYTES_OF[dtype]
+    else:
+        num = training.lora.r * sum(
+            sum(shape)
+            for name, shape in shapes.items()
+            if _is_adapted(name, shape, training.lora.target_modules)
+        )
+        weights = num * ADAPTER_BYTES
+    optimizer = num * OPTIMIZER_COPIES * BYTES_OF["float32"]
+    return TrialSize(weights, weights + optimizer)
+
+
+def _is_adapted(name: str, shape: list[int], target_modules: tuple[str, ...] | str) -> bool:
+    module, _, kind = name.rpartition(".")
+    if kind != "weight" or len(shape) != 2:
+        return False
+    if isinstance(target_modules, str):
+        return not any(part in module for part in _NOT_ADAPTED)
+    return any(module == target or module.endswith(f".{target}") for target in target_modules)

@@ -180,6 +180,31 @@ def compare(
 
 
 @app.command()
+def doctor(
+    spec: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a shipped sweep.")
+    ] = None,
+    overrides: Overrides = None,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at what a run needs: versions, cluster, storage, models, W&B, time, cost and disk."""
+    from prefsweep.orchestrator.doctor import document, examine, render
+
+    found = examine(spec, overrides or [], storage, address)
+    if as_json:
+        print(json.dumps(document(found), indent=2))
+    else:
+        console.print(render(found))
+    code = 2 if found.stops_a_run else 0
+    if found.hangs:  # what a check waits for would hold up a normal end
+        sys.stdout.flush()
+        os._exit(code)
+    raise typer.Exit(code)
+
+
+@app.command()
 def export(
     name: Name,
     trial: Annotated[

@@ -103,6 +103,10 @@ class Store:
         """Path inside a sweep's folder."""
         return "/".join(["sweeps", name, *parts])
 
+    def scratch(self, name: str) -> str:
+        """Path of something that is of no use to anybody after this run."""
+        return f"tmp/{name}"
+
     def display(self, path: str) -> str:
         """The path as the user can open it."""
         return f"{self._root}/{path}" if self.is_local else f"{self.uri.split('?')[0]}/{path}"

@@ -67,7 +67,7 @@ def _has_key(environ: Mapping[str, str]) -> bool:
     paths = [Path(environ["NETRC"])] if environ.get("NETRC") else [home / ".netrc", home / "_netrc"]
     for path in paths:
         try:
-            entry = netrc.netrc(path).authenticators(_host(environ, home))
+            entry = netrc.netrc(path).authenticators(urlsplit(server_url(environ)).netloc)
         except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
             continue
         if entry and entry[2]:
@@ -75,18 +75,18 @@ def _has_key(environ: Mapping[str, str]) -> bool:
     return False
 
 
-def _host(environ: Mapping[str, str], home: Path) -> str:
-    """Host of the W&B server: from the environment, W&B's settings file, or the public one."""
-    url = environ.get("WANDB_BASE_URL")
-    if not url:
-        folder = Path(environ.get("WANDB_CONFIG_DIR", home / ".config" / "wandb"))
-        settings = configparser.ConfigParser(interpolation=None)
-        try:
-            settings.read(folder / "settings")
-        except (configparser.Error, UnicodeDecodeError, OSError):
-            settings.clear()
-        url = settings.get("default", "base_url", fallback="https://api.wandb.ai")
-    return urlsplit(url).netloc
+def server_url(environ: Mapping[str, str]) -> str:
+    """Address of the W&B server: from the environment, W&B's settings file, or the public one."""
+    if url := environ.get("WANDB_BASE_URL"):
+        return url
+    home = Path(environ.get("HOME", "~")).expanduser()
+    folder = Path(environ.get("WANDB_CONFIG_DIR", home / ".config" / "wandb"))
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(folder / "settings")
+    except (configparser.Error, UnicodeDecodeError, OSError):
+        settings.clear()
+    return settings.get("default", "base_url", fallback="https://api.wandb.ai")
 
 
 class WandbMirror:

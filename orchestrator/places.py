@@ -1,0 +1,232 @@
+"""The checks of `prefsweep doctor` on where a run takes place: machine, cluster and storage.
+
+Each looks at one thing and says what it found. None changes anything, but for a file that the
+storage checks write, read and delete.
+"""
+
+import os
+import platform
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from prefsweep.orchestrator.estimate import free_bytes
+from prefsweep.orchestrator.estimate_lines import readable_bytes
+from prefsweep.orchestrator.findings import Level, Line
+from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.survey import PACKAGES, Node, survey
+from prefsweep.sweeps.errors import StoreError
+from prefsweep.sweeps.spec import SweepSpec
+
+CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for a cluster's head to take a connection."""
+CLUSTER_TIMEOUT_S = 55.0
+"""Longest wait for a cluster and its nodes; shorter than the examination's."""
+
+
+# --- this machine --------------------------------------------------------------------------------
+
+
+def python() -> Iterator[Line]:
+    """The version of Python."""
+    from packaging.specifiers import SpecifierSet
+
+    version, wanted = platform.python_version(), metadata.metadata("prefsweep")["Requires-Python"]
+    if SpecifierSet(wanted).contains(version, prereleases=True):
+        yield Line("python", Level.OK, f"{version} on {platform.system()} {platform.machine()}")
+    else:
+        yield Line("python", Level.ERROR, version, f"install Python {wanted}")
+
+
+def packages() -> Iterator[Line]:
+    """Versions of what prefsweep is built on, and those that are not what it was made for."""
+    from packaging.requirements import Requirement
+
+    for text in metadata.requires("prefsweep") or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = _version(requirement.name)
+        if not found or not requirement.specifier.contains(found, prereleases=True):
+            remedy = f"pip install '{requirement.name}{requirement.specifier}'"
+            yield Line("packages", Level.ERROR, f"{requirement.name} {found or 'missing'}", remedy)
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("prefsweep", *PACKAGES, "wandb"))
+    yield Line("packages", Level.OK, versions)
+
+
+def cuda(spec: SweepSpec | None) -> Iterator[Line]:
+    """GPUs of this machine as torch sees them."""
+    import torch
+
+    build = torch.version.cuda  # pyright: ignore[reportAttributeAccessIssue]  set at build time
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        names = ", ".join(_gpu(index) for index in range(count))
+        yield Line("cuda", Level.OK, f"CUDA {build}: {names}")
+        return
+    has_driver = Path("/proc/driver/nvidia/version").exists()
+    if has_driver:
+        found = f"there is an NVIDIA driver, but torch {torch.__version__} uses no GPU"
+        remedy = (
+            "install a CUDA build of torch that fits the driver"
+            if build is None
+            else (
+                f"torch is built for CUDA {build}; update the driver, or unset CUDA_VISIBLE_DEVICES"
+            )
+        )
+        yield Line("cuda", Level.WARNING, found, remedy)
+        return
+    yield Line("cuda", Level.OK, "no GPU here; models run on the CPU")
+
+
+def this_machine(spec: SweepSpec | None) -> Iterator[Line]:
+    """Whether what the spec asks for is here."""
+    import torch
+
+    cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield Line("machine", Level.OK, f"{cpus:g} CPUs, {memory_gib:.0f} GiB, {gpus:g} GPUs")
+    if spec is not None:
+        yield from placement(spec, cpus, gpus, "this machine")
+
+
+def placement(spec: SweepSpec, cpus: float, gpus: float, where: str) -> Iterator[Line]:
+    """What `resources` and `training` ask for and `where` does not have."""
+    resources = spec.resources
+    if resources.cpus_per_worker > cpus:
+        found = f"resources.cpus_per_worker={resources.cpus_per_worker}, {where} has {cpus:g} CPUs"
+        yield Line("resources", Level.ERROR, found, "lower it")
+    for name in ("generator", "scorer", "reference_worker", "trial"):
+        share = getattr(resources, f"gpus_per_{name}")
+        if share != "auto" and share > gpus:
+            found = f"resources.gpus_per_{name}={share:g}, {where} has {gpus:g} GPUs"
+            yield Line("resources", Level.ERROR, found, "lower it, or use a cluster with GPUs")
+    if spec.training.fp16 and not gpus:
+        found = f"training.fp16=True, {where} has no GPU"
+        yield Line("resources", Level.ERROR, found, "unset it, or use training.bf16")
+
+
+def storage_here(storage: str) -> Iterator[Line]:
+    """Whether this machine writes and reads the store."""
+    store = Store(storage)
+    where = store.display("").rstrip("/")
+    free = free_bytes(store)
+    room = "" if free is None else f"; {readable_bytes(free)} free"
+    if store.is_local and not Path(where).exists():
+        parent = next(path for path in Path(where).parents if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            found = f"{where} does not exist, and {parent} is no folder that may be written"
+            yield Line("storage", Level.ERROR, found, "name another folder with --storage")
+            return
+        yield Line("storage", Level.OK, f"{where} is made at the first run{room}")
+        return
+    token = _write_token(store)
+    read = store.read(token)
+    store.delete(token)
+    if read is None:
+        raise StoreError(f"{where}: what was written cannot be read back")
+    yield Line("storage", Level.OK, f"{where} is written and read{room}")
+
+
+# --- a cluster -----------------------------------------------------------------------------------
+
+
+def cluster(spec: SweepSpec | None, storage: str, address: str) -> Iterator[Line]:
+    """The nodes of a cluster: that they answer, are like the driver, and share the storage."""
+    if refused := _refused(address):
+        remedy = "start it (`ray start --head`), or correct --address (or RAY_ADDRESS)"
+        yield Line("cluster", Level.ERROR, refused, remedy)
+        yield from storage_here(storage)
+        return
+    store = Store(storage)
+    token = _write_token(store)
+    try:
+        root = store.uri if not store.is_local else store.display("").rstrip("/")
+        nodes = survey(address, root, token, CLUSTER_TIMEOUT_S)
+    finally:
+        store.delete(token)
+    yield from cluster_lines(nodes, address)
+    yield from storage_lines(nodes, store)
+    if spec is not None:
+        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+        yield from placement(spec, cpus, gpus, "the cluster")
+
+
+def cluster_lines(nodes: Sequence[Node], address: str) -> Iterator[Line]:
+    """One line for the cluster, and one for each node."""
+    num = f"{len(nodes)} node" + ("s" if len(nodes) > 1 else "")
+    yield Line("cluster", Level.OK, f"{address}: {num}")
+    for node in nodes:
+        gpus = f"{node.gpus:g} GPUs" + (f" ({', '.join(node.gpu_names)})" if node.gpu_names else "")
+        found = f"{node.name}: {node.cpus:g} CPUs, {node.memory_gib:.0f} GiB, {gpus}"
+        if node.error:
+            yield Line("node", Level.ERROR, f"{found}; {node.error}", "end or mend that node")
+            continue
+        different = _differences(node)
+        if different:
+            remedy = "install the driver's versions there (constraints.txt), or use one image"
+            yield Line("node", Level.ERROR, f"{found}; {different}", remedy)
+        else:
+            yield Line("node", Level.OK, found)
+
+
+def storage_lines(nodes: Sequence[Node], store: Store) -> Iterator[Line]:
+    """Whether every node reads what the driver wrote."""
+    where = store.display("").rstrip("/")
+    failed = [node for node in nodes if node.storage_error]
+    for node in failed:
+        found = f"{where}: {node.name} does not read what was written here ({node.storage_error})"
+        remedy = "use a folder that all nodes share, or an object store (--storage s3://...)"
+        yield Line("storage", Level.ERROR, found, remedy)
+    if not failed:
+        yield Line("storage", Level.OK, f"{where} is written and read by all {len(nodes)} nodes")
+
+
+def _differences(node: Node) -> str:
+    """Versions that are not the driver's; builds of one version (+cpu, +cu128) are the same."""
+    here = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+    there = {"python": node.python} | node.packages
+    return ", ".join(
+        f"{name} {there[name] or 'missing'} (the driver has {version})"
+        for name, version in here.items()
+        if there[name].partition("+")[0] != version.partition("+")[0]
+    )
+
+
+def _refused(address: str) -> str:
+    """Why nothing answers at HOST:PORT; "" where something does, or for other addresses."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return ""
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return f"nothing answers at {address}: {error}"
+    return ""
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _write_token(store: Store) -> str:
+    """Write a small file into the store; returns its path there."""
+    token = store.scratch(f"doctor-{uuid.uuid4().hex[:12]}")
+    store.write(token, token.encode())
+    return token
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _gpu(index: int) -> str:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    name = torch.cuda.get_device_name(index)
+    return f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"

@@ -49,9 +49,18 @@ def survey(address: str, storage: str, token: str, timeout_s: float) -> list[Nod
         raise ClusterError(f"Ray at {address}: no answer within {timeout_s:.0f} s") from None
     lines = run.stdout.splitlines()
     if run.returncode or not lines:
-        said = (run.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        raise ClusterError(f"Ray at {address}: {said}")
+        raise ClusterError(f"Ray at {address}: {_explained(run.stderr)}")
     return [Node(**fields) for fields in json.loads(lines[-1])]
+
+
+def _explained(stderr: str) -> str:
+    """Why a connection failed, from what Ray wrote about it."""
+    if "AuthenticationError" in stderr or "InvalidAuthToken" in stderr:
+        return (
+            "it asks for its token, which is missing here or another one; set RAY_AUTH_MODE=token, "
+            "and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token) as on its nodes"
+        )
+    return (stderr.strip().splitlines() or ["it ended without a word"])[-1]
 
 
 def main(address: str, storage: str, token: str) -> None:

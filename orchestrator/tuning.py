@@ -11,6 +11,7 @@ from typing import Any
 
 from prefsweep.orchestrator.border import set_up_worker
 from prefsweep.orchestrator.kept import Kept
+from prefsweep.orchestrator.secrets import keep_from_tune
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import mark, run_trial
 from prefsweep.sweeps.records import Failure, Status
@@ -41,6 +42,7 @@ def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> str
     """One Tuner over `trials`; returns what went wrong with it, or ""."""
     from ray import tune
 
+    keep_from_tune()
     by_id = {trial.trial_id: trial for trial in trials}
     threads = sweep.spec.resources.threads_per_worker
     kept = Kept(sweep)  # each worker has its own, for all its trials

@@ -1,5 +1,6 @@
 """A cluster with token authentication: who has the token gets in, and who has not is refused."""
 
+import json
 import os
 import socket
 import subprocess
@@ -103,24 +104,24 @@ def test_with_the_token_the_nodes_answer_and_share_the_storage(
     assert "FileNotFoundError" in missing[0].storage_error
 
 
-def test_without_the_token_a_driver_is_refused(
-    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_the_token_a_driver_is_refused_and_told_what_it_needs(
+    head: Head, tmp_path: Path
 ) -> None:
     def refusal(**given: str) -> str:
-        program = (sys.executable, "-m", "prefsweep.orchestrator.survey")
+        words = [sys.executable, "-m", "prefsweep.orchestrator.cli", "doctor"]
         run = subprocess.run(
-            [*program, head.address, str(tmp_path), "token"],
+            [*words, "--address", head.address, "--storage", str(tmp_path), "--json"],
             env=os.environ | given,
             capture_output=True,
             text=True,
         )
-        assert run.returncode != 0
-        assert run.stdout == ""
-        return run.stderr
+        assert run.returncode == 2, run.stderr
+        assert TOKEN not in run.stdout + run.stderr
+        [line] = [c for c in json.loads(run.stdout)["checks"] if c["check"] == "cluster"]
+        return line["found"]
 
     with ThreadPoolExecutor() as pool:
         none = pool.submit(refusal, RAY_AUTH_MODE="disabled")
         another = pool.submit(refusal, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 32)
-        assert TOKEN not in none.result() + another.result()
-        print(none.result()[-1500:], another.result()[-1500:])
-    assert 0
+        for refused in (none.result(), another.result()):
+            assert "it asks for its token" in refused

@@ -50,8 +50,9 @@ from prefsweep.orchestrator.manifest import (
 from prefsweep.orchestrator.manifest import environment as environment
 from prefsweep.orchestrator.manifest import new_manifest as new_manifest
 from prefsweep.orchestrator.scratch import delete_abandoned, owners, scratch_folder, scratch_name
-from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
-from prefsweep.workers.locations import expand
+from prefsweep.orchestrator.storage import absolute as absolute
+from prefsweep.orchestrator.storage import inside, open_storage
+from prefsweep.sweeps.errors import DamagedError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +69,7 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        try:
-            if "://" in uri:
-                self.fs, self._root = fs.FileSystem.from_uri(uri)
-            else:
-                self.fs, self._root = fs.LocalFileSystem(), absolute(uri)
-        except (pa.ArrowException, OSError, ValueError, UsageError) as error:
-            raise UsageError(f"--storage {uri} cannot be opened: {error}") from None
+        self.fs, self._root = open_storage(uri)
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
         self._verified, self._told = set[str](), set[str]()
 
@@ -396,9 +391,4 @@ class Store:
         return Path(tempfile.gettempdir()) / f"prefsweep-tmp-{os.getuid()}"
 
     def _full(self, path: str) -> str:
-        return f"{self._root}/{path}"
-
-
-def absolute(storage: str) -> str:
-    """A storage that means the same in every process: local paths made absolute."""
-    return storage if "://" in storage else str(expand(storage).resolve())
+        return inside(self._root, path)

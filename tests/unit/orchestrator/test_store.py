@@ -114,3 +114,37 @@ def test_manifests_name_the_versions_that_made_them(store: Store) -> None:
     publish(store, "artifacts/x", a="content")
     document = json.loads((store.fetch("artifacts/x") / MANIFEST).read_text())
     assert {"torch", "trl", "transformers", "python"} <= document["environment"].keys()
+
+
+@pytest.mark.parametrize("path", ["../x", "sweeps/../../x", "/etc/passwd", "sweeps/.."])
+def test_no_path_leads_out_of_the_store(store: Store, path: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("not yours")
+    for use in (
+        lambda: store.read(path),
+        lambda: store.write(path, b""),
+        lambda: store.append(path, b""),
+        lambda: store.names(path),
+        lambda: store.delete(path),
+        lambda: store.manifest(path),
+        lambda: store.upload(tmp_path / "x", path),
+    ):
+        with pytest.raises(UsageError, match="is not a path inside the store"):
+            use()
+    assert (tmp_path / "x").read_text() == "not yours"
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/../../../x"])
+def test_a_manifest_that_names_files_elsewhere_is_not_valid(store: Store, name: str) -> None:
+    publish(store, "artifacts/x", a="content")
+    manifest = Path(store.display("artifacts/x")) / MANIFEST
+    document = json.loads(manifest.read_text())
+    document["files"] = {name: document["files"]["a"]}
+    manifest.write_text(json.dumps(document))
+    assert store.manifest("artifacts/x") is None
+
+
+@pytest.mark.parametrize("storage", ["s3://AKIAXYZ:s3cr3t@bucket/runs", "s3://s3cr3t@bucket"])
+def test_a_storage_with_a_password_in_it_is_refused_and_not_repeated(storage: str) -> None:
+    with pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY") as refused:
+        Store(storage)
+    assert "s3cr3t" not in str(refused.value)

@@ -1,0 +1,42 @@
+"""What `--storage` says -> a file system and a root on it that nothing of a store leads out of."""
+
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from prefsweep.sweeps.errors import UsageError
+from prefsweep.workers.locations import expand
+
+
+def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a folder or URI, and the root there. Raises UsageError.
+
+    A password in a URI is refused and not repeated: the URI reaches files, workers and logs.
+    """
+    if "@" in urlsplit(uri).netloc:
+        raise UsageError(
+            "--storage has a user or a password in it, which would end in files and logs; give "
+            "them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"
+        )
+    try:
+        if "://" in uri:
+            return fs.FileSystem.from_uri(uri)
+        return fs.LocalFileSystem(), absolute(uri)
+    except (pa.ArrowException, OSError, ValueError, UsageError) as error:
+        raise UsageError(f"--storage {uri} cannot be opened: {error}") from None
+
+
+def absolute(storage: str) -> str:
+    """A storage that means the same in every process: local paths made absolute."""
+    return storage if "://" in storage else str(expand(storage).resolve())
+
+
+def inside(root: str, path: str) -> str:
+    """The full path of something in a store. Raises UsageError if it would be outside."""
+    if path.startswith("/") or ".." in path.split("/"):
+        raise UsageError(
+            f"{path!r} is not a path inside the store; names of sweeps and trials have no '/' and "
+            "are not '..'"
+        )
+    return f"{root}/{path}"

@@ -49,6 +49,8 @@ class Estimate:
     time: TrialTime | None
     gpus_per_trial: float
     """GPUs of a trial; one where the spec says auto, which is the most it can be."""
+    at_most: bool
+    """Whether a trial may get less of a GPU than that: what fits is measured when it runs."""
     gpu_hour_price: float | None
     size: TrialSize | None
     size_basis: str
@@ -103,6 +105,7 @@ def estimate(sweep: Sweep, unfinished: Sequence[Trial]) -> Estimate:
         num_to_evaluate=len(unfinished),
         time=_time(sweep) if unfinished else None,
         gpus_per_trial=1.0 if share == "auto" else share,
+        at_most=share == "auto",
         gpu_hour_price=resources.gpu_hour_price,
         size=size,
         size_basis=size_basis,

@@ -19,7 +19,8 @@ def estimate_lines(found: Estimate) -> Iterator[str]:
     yield f"time: {_time_line(found)}"
     if found.cost is not None:
         price = f"{found.gpu_hours:.2f} GPU-hours at {found.gpu_hour_price:g}"
-        yield f"cost: {found.cost:.2f} ({price}), the stages before the trials not included"
+        at_most = "at most " if found.at_most else ""
+        yield f"cost: {at_most}{found.cost:.2f} ({price}), without the stages before"
     if found.num_to_train:
         yield f"disk: {_disk_line(found)}"
 
@@ -46,8 +47,9 @@ def _time_line(found: Estimate) -> str:
     based = f"{each}, {found.time.basis}"
     if found.gpu_hours is None:
         return f"{_duration(found.trial_hours)} of trials, one after the other ({based})"
+    at_most = "at most " if found.at_most else ""
     share = f"{found.gpus_per_trial:g} GPU a trial"
-    return f"{found.gpu_hours:.2f} GPU-hours of trials ({share}; {based})"
+    return f"{at_most}{found.gpu_hours:.2f} GPU-hours of trials ({share}; {based})"
 
 
 def _disk_line(found: Estimate) -> str:

@@ -47,6 +47,14 @@ def test_trials_of_the_sweep_itself_tell_how_long_the_others_take(tmp_path: Path
     assert "2 trials of sweep small on a GPU" in "".join(estimate_lines(found))
 
 
+def test_a_share_that_is_measured_later_makes_the_figures_upper_bounds(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, GRID, "resources.gpu_hour_price=2")
+    finish(sweep, sweep.trials[0], 3500.0, 100.0, gpu=True)
+    time, cost, *_ = estimate_lines(of_rest(sweep, 1))
+    assert time.startswith("time: at most 3.00 GPU-hours of trials (1 GPU a trial")
+    assert cost.startswith("cost: at most 6.00 (3.00 GPU-hours at 2)")
+
+
 def test_times_on_a_cpu_are_never_sold_as_gpu_hours(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, GRID, "resources.gpu_hour_price=2")
     finish(sweep, sweep.trials[0], 10.0, 1.0, gpu=False)

@@ -22,7 +22,6 @@ from prefsweep.orchestrator.places import (
     storage_here,
     this_machine,
 )
-from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.spec import (
     ClassifierReward,
     ModelSection,
@@ -34,6 +33,8 @@ from prefsweep.sweeps.spec import (
 from prefsweep.workers.locations import BUILTIN, load_function, model_identity, model_source
 from prefsweep.workers.sizes import disk_bytes, has_weights, model_folder
 
+ESTIMATE = "estimate"
+"""The check that resolves the whole sweep, as a run does first."""
 SERVER_TIMEOUT_S = 5.0
 """Longest wait for W&B's server to answer at all."""
 
@@ -44,7 +45,7 @@ def all_checks(spec: SweepSpec | None, storage: str, address: str | None) -> lis
     checks = [
         Check("python", python),
         Check("packages", packages),
-        Check("cuda", lambda: cuda(spec)),
+        Check("cuda", cuda),
     ]
     if address is None:
         checks.append(Check("machine", lambda: this_machine(spec)))
@@ -57,7 +58,7 @@ def all_checks(spec: SweepSpec | None, storage: str, address: str | None) -> lis
             reward = spec.reward
             checks.append(Check("reward", lambda: [scorer(reward)]))
         checks.append(Check("data", lambda: data(spec)))
-        checks.append(Check("estimate", lambda: left_to_do(spec, storage)))
+        checks.append(Check(ESTIMATE, lambda: left_to_do(spec, storage)))
     wandb = WandbSpec() if spec is None else spec.tracking.wandb
     return [*checks, Check("W&B", lambda: [tracking(wandb)])]
 
@@ -120,17 +121,13 @@ def data(spec: SweepSpec) -> Iterator[Line]:
 
 
 def left_to_do(spec: SweepSpec, storage: str) -> Iterator[Line]:
-    """Time, cost and disk of the trials that are left."""
+    """Time, cost and disk of the trials that are left. Raises what a run would be refused for."""
     from prefsweep.orchestrator.status import is_finished
     from prefsweep.orchestrator.sweep import resolve
 
-    try:
-        sweep = resolve(spec, storage)
-        left = [trial for trial in sweep.trials if not is_finished(sweep, trial.trial_id)]
-        found = estimate(sweep, left)
-    except SweepError:  # the other checks say what is wrong
-        yield Line("estimate", Level.WARNING, "not possible before the errors above are mended")
-        return
+    sweep = resolve(spec, storage)
+    left = [trial for trial in sweep.trials if not is_finished(sweep, trial.trial_id)]
+    found = estimate(sweep, left)
     num_found = len(sweep.trials) - len(left)
     yield Line("trials", Level.OK, f"{len(left)} to run, {num_found} found in the store")
     for line in estimate_lines(found):

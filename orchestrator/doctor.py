@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from prefsweep.orchestrator.checks import all_checks
+from prefsweep.orchestrator.checks import ESTIMATE, all_checks
 from prefsweep.orchestrator.findings import Level, Line
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.load import load_spec
@@ -57,7 +57,7 @@ def examine(
             lines.append(Line(check.name, Level.WARNING, found, "see whether it can be reached"))
         else:
             lines += check.lines
-    return Examination(lines, any(thread.is_alive() for thread in threads))
+    return Examination(_told_once(lines), any(thread.is_alive() for thread in threads))
 
 
 def render(examination: Examination) -> Table:
@@ -87,6 +87,17 @@ def _load(source: str | None, overrides: Sequence[str]) -> tuple[SweepSpec | Non
         return None, [Line("spec", Level.ERROR, str(error))]
     found = f"{spec.name}, {len(spec.trials())} trials"
     return spec, [Line("spec", Level.OK, found)]
+
+
+def _told_once(lines: Sequence[Line]) -> list[Line]:
+    """The lines, with what the estimate ran into not told again where a check has told it."""
+    told = [line.found for line in lines if line.level == Level.ERROR and line.check != ESTIMATE]
+    return [
+        Line(ESTIMATE, Level.WARNING, "not possible before the errors above are mended")
+        if line.check == ESTIMATE and any(found in line.found for found in told)
+        else line
+        for line in lines
+    ]
 
 
 def _join(threads: Sequence[threading.Thread], limit_s: float) -> None:

@@ -56,7 +56,7 @@ def packages() -> Iterator[Line]:
     yield Line("packages", Level.OK, versions)
 
 
-def cuda(spec: SweepSpec | None) -> Iterator[Line]:
+def cuda() -> Iterator[Line]:
     """GPUs of this machine as torch sees them."""
     import torch
 

@@ -116,6 +116,17 @@ def test_a_folder_without_weights_is_no_model(
     assert "has no weights" in lines["policy"][0].found
 
 
+def test_what_only_a_whole_sweep_shows_is_an_error_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("")  # and no config.json
+    words = ["quickstart", *OVERRIDES, f"policy.model={tmp_path / 'model'}"]
+    code, lines = doctor(monkeypatch, capsys, *words)
+    assert (code, one_error(lines).check) == (2, "estimate")
+    assert "has no config.json" in lines["estimate"][0].found
+
+
 def test_a_disk_that_is_too_small_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,19 +66,14 @@ def cuda() -> Iterator[Line]:
         names = ", ".join(_gpu(index) for index in range(count))
         yield Line("cuda", Level.OK, f"CUDA {build}: {names}")
         return
-    has_driver = Path("/proc/driver/nvidia/version").exists()
-    if has_driver:
-        found = f"there is an NVIDIA driver, but torch {torch.__version__} uses no GPU"
-        remedy = (
-            "install a CUDA build of torch that fits the driver"
-            if build is None
-            else (
-                f"torch is built for CUDA {build}; update the driver, or unset CUDA_VISIBLE_DEVICES"
-            )
-        )
-        yield Line("cuda", Level.WARNING, found, remedy)
+    if not Path("/proc/driver/nvidia/version").exists():
+        yield Line("cuda", Level.OK, "no GPU here; models run on the CPU")
         return
-    yield Line("cuda", Level.OK, "no GPU here; models run on the CPU")
+    remedy = f"torch is built for CUDA {build}; update the driver, or unset CUDA_VISIBLE_DEVICES"
+    if build is None:
+        remedy = "install a CUDA build of torch that fits the driver"
+    found = f"there is an NVIDIA driver, but torch {torch.__version__} uses no GPU"
+    yield Line("cuda", Level.WARNING, found, remedy)
 
 
 def this_machine(spec: SweepSpec | None) -> Iterator[Line]:
@@ -150,8 +145,8 @@ def cluster(spec: SweepSpec | None, storage: str, address: str) -> Iterator[Line
     yield from cluster_lines(nodes, address)
     yield from storage_lines(nodes, store)
     if spec is not None:
-        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-        yield from placement(spec, cpus, gpus, "the cluster")
+        cpus, gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
+        yield from placement(spec, cpus, gpus, "the largest node")
 
 
 def cluster_lines(nodes: Sequence[Node], address: str) -> Iterator[Line]:

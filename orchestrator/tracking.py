@@ -14,13 +14,24 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from prefsweep.sweeps.records import EvaluationSample, Status, TrialResult
+from prefsweep.orchestrator.mirrored import (
+    STEP,
+    Table,
+    figures,
+    grid_point_table,
+    history_row,
+    result_table,
+    sample_table,
+    summary,
+    without_secrets,
+)
+from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 from prefsweep.sweeps.spec import WandbSpec
 
 if TYPE_CHECKING:
@@ -39,7 +50,13 @@ FINISH_TIMEOUT_S = 60.0
 MAX_QUEUED = 20_000
 """Jobs waiting for W&B beyond which metric records are dropped from the mirror."""
 
-STEP = "train/global_step"
+ARTIFACTS_TIMEOUT_S = 900.0
+"""The same two waits where artifacts were asked for, which may be large."""
+
+Folder = Callable[[], Path]
+"""Fetches a folder that is asked for; called on the mirror's thread."""
+_ARTIFACT_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+"""What W&B does not take in an artifact's name: a combination of losses has a plus."""
 _EXIT_CODES = {Status.SUCCEEDED: 0, Status.INTERRUPTED: 255}
 """What W&B shows as finished and killed; every other status is shown as failed (1)."""
 
@@ -96,6 +113,7 @@ class WandbMirror:
         self, spec: WandbSpec, sweep: str, config: dict[str, object], folder: Path
     ) -> None:
         """`config` is the resolved spec; W&B's files go to `folder`/wandb."""
+        self._spec = spec
         self.mode: Mode = wandb_mode(spec, os.environ)
         if spec.mode == "online" and self.mode == "offline":
             message = "tracking.wandb.mode is online, but there is no W&B API key; %s"
@@ -118,27 +136,29 @@ class WandbMirror:
         row = dict(record)
         self._send(lambda writer: writer.log(trial_id, row))
 
-    def trial_finished(self, result: TrialResult) -> None:
-        """Close the run of a trial with its final metrics and sample completions."""
-        self._send(lambda writer: writer.finish_trial(result))
+    def trial_finished(self, result: TrialResult, weights: Folder | None = None) -> None:
+        """Close the run of a trial with its final metrics, samples and, where wanted, weights."""
+        self._send(lambda writer: writer.finish_trial(result, weights))
 
-    def finish(self, results: list[TrialResult]) -> None:
-        """Write the sweep's own run with the table of results, and close W&B; a minute at most.
+    def finish(self, results: SweepResults, pairs: Folder | None = None) -> None:
+        """Write the sweep's own run with tables and plots, and close W&B; a minute at most.
 
-        A sweep in which no trial ran has nothing to mirror, and leaves the earlier runs alone.
+        Longer only for artifacts that were asked for. A sweep in which no trial ran has nothing to
+        mirror, and leaves the earlier runs alone.
         """
         if self._thread is None or self._closed:
             return
-        self._send(lambda writer: writer.write_sweep(results))
+        self._send(lambda writer: writer.write_sweep(results, pairs))
         self._closed = True
         self._jobs.put(None)
-        self._thread.join(FINISH_TIMEOUT_S)
+        timeout_s = ARTIFACTS_TIMEOUT_S if self._spec.log_artifacts else FINISH_TIMEOUT_S
+        self._thread.join(timeout_s)
         if self._num_dropped:
             message = "W&B was too slow for %d metric records; metrics.jsonl has them all"
             logger.warning(message, self._num_dropped)
         if self._thread.is_alive():
             message = "W&B did not finish within %.0f s; metrics.jsonl has all it may be missing"
-            logger.warning(message, FINISH_TIMEOUT_S)
+            logger.warning(message, timeout_s)
 
     def _send(self, job: "_Job") -> None:
         if self.mode == "disabled" or self._closed:
@@ -189,22 +209,29 @@ class _Writer:
 
     def log(self, trial_id: str, record: Mapping[str, float | None]) -> None:
         run = self._runs.get(trial_id)
-        row = _history_row(record)
+        row = history_row(record)
         if run is not None and row:
             run.log(row)
 
-    def finish_trial(self, result: TrialResult) -> None:
+    def finish_trial(self, result: TrialResult, weights: Folder | None) -> None:
         if (run := self._runs.pop(result.trial_id, None)) is None:
             return
-        self._log_table(run, "samples", _sample_table(result.samples))
-        run.summary.update(_summary(result))
+        self._log_table(run, "samples", sample_table(result.samples))
+        run.summary.update(summary(result))
+        if weights is not None and result.status is Status.SUCCEEDED:
+            self._log_artifact(run, f"{self._sweep}-{result.name}", "model", weights)
         self._close_run(run, _EXIT_CODES.get(result.status, 1))
 
-    def write_sweep(self, results: Sequence[TrialResult]) -> None:
+    def write_sweep(self, results: SweepResults, pairs: Folder | None) -> None:
         if (run := self._open("results", self._sweep, "sweep", self._config)) is None:
             return
-        self._log_table(run, "results", _result_table(results))
-        statuses = [result.status for result in results if result.trial is not None]
+        rows = results.results
+        self._log_table(run, "results", result_table(rows))
+        self._log_table(run, "grid_points", grid_point_table(results))
+        self._log_figures(run, results)
+        if pairs is not None:
+            self._log_artifact(run, f"{self._sweep}-pairs", "dataset", pairs)
+        statuses = [result.status for result in rows if result.trial is not None]
         run.summary.update({f"num_{status}": statuses.count(status) for status in set(statuses)})
         self._close_run(run, 0 if set(statuses) <= {Status.SUCCEEDED} else 1)
 
@@ -230,7 +257,8 @@ class _Writer:
         import wandb
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(**_quiet(wandb.Settings.model_fields))
+        upload_s = ARTIFACTS_TIMEOUT_S if self._spec.log_artifacts else UPLOAD_TIMEOUT_S
+        settings = wandb.Settings(**_quiet(wandb.Settings.model_fields, upload_s))
         while True:
             try:
                 with _exit_hooks_kept():
@@ -242,7 +270,7 @@ class _Writer:
                         name=name,
                         group=self._sweep,
                         job_type=job_type,
-                        config=_without_secrets(config),
+                        config=without_secrets(config),
                         dir=str(self._folder),
                         mode=self._mode,
                         resume="allow",
@@ -258,7 +286,7 @@ class _Writer:
                     return None
                 wandb.teardown()
 
-    def _log_table(self, run: "wandb.Run", key: str, table: "_Table") -> None:
+    def _log_table(self, run: "wandb.Run", key: str, table: Table) -> None:
         """Online, W&B asks its server about a table at once; without an answer it is left out."""
         import wandb
 
@@ -272,6 +300,28 @@ class _Writer:
             if not self._lost_table:
                 logger.warning("W&B refused a table of %s (%s)", key, _one_line(error))
             self._lost_table = True
+
+    def _log_figures(self, run: "wandb.Run", results: SweepResults) -> None:
+        """The report's plots; one that cannot be logged costs the plots only."""
+        import wandb
+
+        try:
+            plots = {name: wandb.Plotly(figure) for name, figure in figures(results)}
+            if plots:
+                run.log(plots)
+        except Exception as error:
+            logger.warning("W&B has no plots of the sweep (%s)", _one_line(error))
+
+    def _log_artifact(self, run: "wandb.Run", name: str, kind: str, folder: Folder) -> None:
+        """A folder as a W&B artifact; where it fails, the run goes on without it."""
+        import wandb
+
+        try:
+            artifact = wandb.Artifact(_ARTIFACT_NAME.sub("-", name), type=kind)
+            artifact.add_dir(str(folder()))
+            run.log_artifact(artifact)
+        except Exception as error:
+            logger.warning("W&B has no artifact %s (%s)", name, _one_line(error))
 
     def _close_run(self, run: "wandb.Run", exit_code: int) -> None:
         try:
@@ -289,7 +339,7 @@ class _Writer:
 _Job = Callable[[_Writer], None]
 
 
-def _quiet(known: Mapping[str, object]) -> dict[str, Any]:
+def _quiet(known: Mapping[str, object], upload_s: float) -> dict[str, Any]:
     """Settings, of those W&B knows, of a run that prints, asks, measures and copies nothing."""
     wanted = {
         "silent": True,
@@ -297,7 +347,7 @@ def _quiet(known: Mapping[str, object]) -> dict[str, Any]:
         "relogin": False,
         "login_timeout": 1.0,
         "init_timeout": INIT_TIMEOUT_S,
-        "finish_timeout": UPLOAD_TIMEOUT_S,
+        "finish_timeout": upload_s,
         "finish_timeout_raises": True,
         "disable_git": True,
         "disable_code": True,
@@ -324,74 +374,6 @@ def _project(spec: WandbSpec, environ: Mapping[str, str]) -> str:
     """The project of the spec; WANDB_PROJECT replaces the default one."""
     default = WandbSpec.model_fields["project"].default
     return environ.get("WANDB_PROJECT", default) if spec.project == default else spec.project
-
-
-def _history_row(record: Mapping[str, float | None]) -> dict[str, float]:
-    """A record of metrics.jsonl by W&B's names: step is the x-axis, the rest is train/ or eval/."""
-    row: dict[str, float] = {}
-    for key, value in record.items():
-        if value is None:
-            continue
-        name = key if key.startswith(("train/", "eval/")) else f"train/{key}"
-        row[STEP if key == "step" else name] = value
-    return row
-
-
-def _summary(result: TrialResult) -> dict[str, float | str]:
-    """Final metrics, the training time and, for a failed trial, why it failed."""
-    summary: dict[str, float | str] = {
-        key: value for key, value in result.metrics.items() if value is not None
-    }
-    if result.train_seconds is not None:
-        summary["train_seconds"] = result.train_seconds
-    summary["status"] = str(result.status)
-    if result.failure is not None:
-        summary["error"] = result.failure.message
-    return summary
-
-
-_Table = list[list[Any]]
-"""Header first, then the rows."""
-
-
-def _sample_table(samples: Sequence[EvaluationSample]) -> _Table:
-    rows = [[sample.prompt, sample.text, sample.reward, sample.kl] for sample in samples]
-    return [["prompt", "completion", "reward", "kl"], *rows]
-
-
-_GRID_COLUMNS = ("loss_type", "f_divergence_type", "alpha", "beta", "learning_rate", "seed")
-
-
-def _result_table(results: Sequence[TrialResult]) -> _Table:
-    """One row for every result, the untrained policy included; all metrics that any of them has."""
-    metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
-    rows = [
-        [
-            *(result.trial_id, result.name, str(result.status)),
-            *(getattr(result.trial, column, None) for column in _GRID_COLUMNS),
-            *(result.metrics.get(name) for name in metrics),
-            *(result.train_seconds, result.failure.message if result.failure else None),
-        ]
-        for result in results
-    ]
-    ends = ["train_seconds", "error"]
-    return [["trial_id", "name", "status", *_GRID_COLUMNS, *metrics, *ends], *rows]
-
-
-_SECRET_KEY = re.compile(r"(^|[_.-])(token|api_?key|password|secret|secret_key|access_key)$", re.I)
-_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-
-
-def _without_secrets(value: object) -> Any:
-    """`value`, JSON-like, with the values of secret keys and the logins in URLs blotted out."""
-    if isinstance(value, Mapping):
-        return {
-            key: "***" if _SECRET_KEY.search(str(key)) and item else _without_secrets(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_without_secrets(item) for item in value]
-    return _URL_LOGIN.sub("***", value) if isinstance(value, str) else value
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,9 +7,10 @@ can stop a trial.
 import logging
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from prefsweep.orchestrator.mirrored import trial_config
 from prefsweep.orchestrator.results import read_result, read_results
 from prefsweep.orchestrator.status import StatusReader
 from prefsweep.orchestrator.sweep import Sweep, Trial
@@ -49,7 +50,8 @@ class TrialWatch:
         self._thread.join()
         self._poll()
         if self._mirror.mode != "disabled":
-            self._mirror.finish(read_results(self._sweep).results)
+            pairs = self._sweep.path("pairs")
+            self._mirror.finish(read_results(self._sweep), self._artifact("pairs", pairs))
 
     def _run(self) -> None:
         while not self._stop.wait(INTERVAL_S):
@@ -73,7 +75,7 @@ class TrialWatch:
             return
         if trial_id not in self._num_logged:
             self._num_logged[trial_id] = 0
-            config = {"trial": trial.spec.model_dump(mode="json"), "trial_id": trial_id}
+            config = trial_config(trial, sweep.spec.name)
             self._mirror.trial_started(trial_id, trial.name, config)
         data = sweep.store.read(sweep.store.trial(trial_id, "metrics.jsonl"))
         records = parse_metrics(data)
@@ -82,10 +84,17 @@ class TrialWatch:
         self._num_logged[trial_id] = len(records)
         if status in ENDED:
             result = read_result(sweep, trial)
-            self._mirror.trial_finished(result)
+            path = sweep.store.trial(trial_id, "weights")
+            self._mirror.trial_finished(result, self._artifact("weights", path))
             self._open.remove(trial)
             self._num_ended += 1
             log.info("trial %d/%d %s", self._num_ended, self._num_trials, describe(result))
+
+    def _artifact(self, kind: str, path: str) -> Callable[[], Path] | None:
+        """How the mirror gets an artefact, where W&B is to have it."""
+        if kind not in self._sweep.spec.tracking.wandb.log_artifacts:
+            return None
+        return lambda: self._sweep.store.fetch(path)
 
 
 def describe(result: TrialResult) -> str:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from prefsweep.sweeps.grid import as_tuple
 from prefsweep.sweeps.texts import Section
 
 Count = Annotated[int, Field(ge=1)] | Literal["auto"]
@@ -45,6 +46,11 @@ class WandbSpec(Section):
     """Project the runs go to."""
     entity: str | None = None
     """User or team; None is the key's default."""
+    log_artifacts: Annotated[
+        tuple[Literal["weights", "pairs"], ...], BeforeValidator(as_tuple)
+    ] = ()
+    """What to upload besides metrics: weights (of every trial, adapters where those were trained)
+    and pairs (the preference dataset)."""
 
 
 class TrackingSpec(Section):

@@ -9,16 +9,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from prefsweep.orchestrator import tracking
+from prefsweep.orchestrator.mirrored import trial_config
+from prefsweep.orchestrator.sweep import Trial
 from prefsweep.orchestrator.tracking import WandbMirror, wandb_mode
+from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.grid import TrialSpec
-from prefsweep.sweeps.records import EvaluationSample, Failure, Status, TrialResult
+from prefsweep.sweeps.records import EvaluationSample, Failure, Status, SweepResults, TrialResult
 from prefsweep.sweeps.spec import WandbSpec
+
+from .report_fixture import sweep_results
 
 KEY = "0123456789abcdef" * 3
 DEAD_SERVER = "http://127.0.0.1:9"
@@ -72,6 +79,10 @@ def result(trial_id: str, status: Status = Status.SUCCEEDED) -> TrialResult:
 UNTRAINED = TrialResult("untrained", "untrained", None, Status.SUCCEEDED, {"reward_mean": 0.25})
 
 
+def sweep_of(results: list[TrialResult]) -> SweepResults:
+    return SweepResults("demo", CONFIG, [], results, {})
+
+
 def mirror_two_trials(mirror: WandbMirror) -> None:
     """One trial that succeeds and one that fails, then the sweep."""
     for trial_id in ("aaa", "bbb"):
@@ -82,7 +93,7 @@ def mirror_two_trials(mirror: WandbMirror) -> None:
     results = [UNTRAINED, result("aaa"), result("bbb", Status.FAILED)]
     for item in results:
         mirror.trial_finished(item)
-    mirror.finish(results)
+    mirror.finish(sweep_of(results))
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -107,6 +118,7 @@ class Recorded:
         self.summary: dict[str, object] = {}
         self.x_axes: dict[str, str] = {}
         self.exit_code: int | None = None
+        self.artifacts: dict[str, Any] = {}
         (file,) = folder.glob("*.wandb")
         for data in _chunks(file.read_bytes()):
             record = pb.Record.FromString(data)  # pyright: ignore[reportAttributeAccessIssue]
@@ -122,6 +134,8 @@ class Recorded:
                 self.x_axes[record.metric.name or record.metric.glob_name] = (
                     record.metric.step_metric
                 )
+            elif kind == "artifact":
+                self.artifacts[record.artifact.name] = record.artifact
             elif kind == "exit":
                 self.exit_code = record.exit.exit_code
 
@@ -197,11 +211,104 @@ def test_without_a_key_every_trial_and_the_sweep_are_recorded_offline(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_trials_config_is_flat_so_that_wandb_can_group_and_filter_by_it() -> None:
+    spec = TrialSpec(loss_type="ipo", beta=0.3, learning_rate=1e-4, seed=2)
+    config = trial_config(Trial("aaa", "ipo-beta0.3-seed2", spec), "demo")
+    assert config["sweep"] == "demo" and config["trial_id"] == "aaa"
+    assert (config["loss_type"], config["f_divergence_type"]) == ("ipo", "reverse_kl")
+    assert (config["beta"], config["learning_rate"], config["seed"]) == (0.3, 1e-4, 2)
+    assert config["alpha"] is None
+    assert not any(isinstance(value, dict) for value in config.values())
+
+
+def test_the_sweeps_run_has_the_reports_plots_and_its_grid_points(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = WandbMirror(WandbSpec(), "demo", CONFIG, tmp_path)
+    mirror.trial_started("aaa", "a", {})
+    mirror.finish(sweep_results(num_prompts=12))
+    run = recorded(tmp_path)["demo-results"]
+    media = run.folder / "files" / "media"
+    (plot,) = (media / "plotly" / "plots").glob("reward-kl_*.json")
+    figure = json.loads(plot.read_text())
+    assert figure["layout"]["title"]["text"] == "Reward against drift"
+    assert any("hinge" in trace.get("name", "") for trace in figure["data"])
+    names = {path.name.rsplit("_", 2)[0] for path in (media / "plotly" / "plots").iterdir()}
+    assert {"reward-kl", "reward-entropy", "reward-beta", "reward-box-f0"} <= names
+    (table,) = (media / "table").glob("grid_points_*.json")
+    rows = json.loads(table.read_text())
+    points = [dict(zip(rows["columns"], row, strict=True)) for row in rows["data"]]
+    assert len(points) == 11  # one of the twelve failed
+    assert points[0]["grid_point"] == "hinge-beta0.05" and points[0]["seeds"] == 1
+    assert any(point["indistinguishable_from_best"] for point in points)
+    assert warnings(caplog) == []
+
+
+def test_weights_and_pairs_are_artifacts_where_they_were_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "artefact"
+    folder.mkdir()
+    (folder / "adapter.safetensors").write_bytes(b"weights")
+    spec = WandbSpec(log_artifacts=("weights", "pairs"))
+    mirror = WandbMirror(spec, "demo", CONFIG, tmp_path / "tracking")
+    for trial_id in ("a+a", "bbb"):
+        mirror.trial_started(trial_id.replace("+", ""), trial_id, {})
+    done = replace(result("aa"), name="sigmoid+sft")
+    mirror.trial_finished(done, lambda: folder)
+    mirror.trial_finished(result("bbb", Status.FAILED), lambda: folder)
+    mirror.finish(sweep_of([UNTRAINED, done]), lambda: folder)
+    runs = recorded(tmp_path / "tracking")
+    artifacts = {name: _own_artifacts(run) for name, run in runs.items()}
+    assert artifacts["demo-aa"] == {"demo-sigmoid-sft": ("model", ["adapter.safetensors"])}
+    assert artifacts["demo-bbb"] == {}
+    assert artifacts["demo-results"] == {"demo-pairs": ("dataset", ["adapter.safetensors"])}
+    assert warnings(caplog) == []
+
+
+def _own_artifacts(run: Recorded) -> dict[str, tuple[str, list[str]]]:
+    """Name -> type and files; W&B keeps tables as artifacts of its own, named run-..."""
+    return {
+        name: (artifact.type, [entry.path for entry in artifact.manifest.contents])
+        for name, artifact in run.artifacts.items()
+        if not name.startswith("run-")
+    }
+
+
+@pytest.mark.parametrize("broken", ["Plotly", "Artifact", "log_artifact"])
+def test_a_plot_or_artifact_that_is_refused_costs_itself_only(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = fake_wandb(monkeypatch, broken)
+    mirror = WandbMirror(WandbSpec(log_artifacts=("weights",)), "demo", CONFIG, tmp_path)
+    mirror.trial_started("aaa", "a", {})
+    mirror.trial_finished(result("aaa"), lambda: tmp_path)
+    mirror.finish(sweep_results())
+    assert [fake.calls.count(name) for name in ("Table", "summary", "finish")] == [3, 2, 2]
+    (warning,) = warnings(caplog)
+    assert f"{broken} is broken" in warning
+
+
+def test_a_folder_that_cannot_be_fetched_is_told_and_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fetch() -> Path:
+        raise StoreError("weights are damaged")
+
+    fake = fake_wandb(monkeypatch)
+    mirror = WandbMirror(WandbSpec(log_artifacts=("weights",)), "demo", CONFIG, tmp_path)
+    mirror.trial_started("aaa", "a", {})
+    mirror.trial_finished(result("aaa"), fetch)
+    mirror.finish(sweep_of([UNTRAINED]))
+    assert fake.calls.count("finish") == 2
+    assert "weights are damaged" in warnings(caplog)[0]
+
+
 def test_a_trial_that_was_still_running_is_closed_as_killed(tmp_path: Path) -> None:
     mirror = WandbMirror(WandbSpec(mode="offline"), "demo", CONFIG, tmp_path)
     mirror.trial_started("aaa", "a", {})
     mirror.log("aaa", {"step": 1, "loss": 0.5})
-    mirror.finish([UNTRAINED])
+    mirror.finish(sweep_of([UNTRAINED]))
     run = recorded(tmp_path)["demo-aaa"]
     assert run.history[0]["train/loss"] == 0.5
     assert run.exit_code == 255
@@ -220,7 +327,7 @@ def test_a_dead_server_costs_one_timeout_and_one_warning(
     mirror.log("aaa", {"step": 1, "loss": 0.5})
     mirror.trial_finished(result("aaa"))
     assert time.monotonic() - begin < 0.5
-    mirror.finish([UNTRAINED, result("aaa")])
+    mirror.finish(sweep_of([UNTRAINED, result("aaa")]))
     assert time.monotonic() - begin < 12
     (warning,) = warnings(caplog)
     assert "recording offline" in warning
@@ -284,6 +391,7 @@ class FakeWandb(ModuleType):
             log=self.log,
             summary=SimpleNamespace(update=lambda values: self.call("summary")),
             finish=lambda exit_code: self.call("finish"),
+            log_artifact=lambda artifact: self.call("log_artifact"),
         )
 
     def log(self, row: dict[str, object]) -> None:
@@ -293,6 +401,14 @@ class FakeWandb(ModuleType):
     def Table(self, **arguments: object) -> str:
         self.call("Table")
         return "table"
+
+    def Plotly(self, figure: object) -> str:
+        self.call("Plotly")
+        return "plot"
+
+    def Artifact(self, name: str, type: str) -> object:
+        self.call("Artifact")
+        return SimpleNamespace(add_dir=lambda path: None)
 
     def setup(self, settings: object) -> None:
         self.call("setup")
@@ -326,7 +442,7 @@ def test_a_table_that_is_refused_costs_the_table_only(
 ) -> None:
     fake = fake_wandb(monkeypatch, broken="Table")
     mirror_two_trials(WandbMirror(WandbSpec(), "demo", CONFIG, tmp_path))
-    assert [fake.calls.count(name) for name in ("Table", "summary", "finish")] == [3, 3, 3]
+    assert [fake.calls.count(name) for name in ("Table", "summary", "finish")] == [4, 3, 3]
     (warning,) = warnings(caplog)
     assert "refused a table of samples (Broken: Table is broken" in warning
 
@@ -366,7 +482,7 @@ def test_a_server_that_is_lost_between_trials_keeps_the_open_runs(
     fake.broken = ""
     mirror.log("bbb", {"step": 1})
     mirror.log("aaa", {"step": 2})
-    mirror.finish([])
+    mirror.finish(sweep_of([]))
     assert [row.get("train/global_step") for row in fake.rows] == [1, 2]
     assert fake.modes == ["online", "online", "offline"]
     assert [warning.split(" ")[0] for warning in warnings(caplog)] == ["W&B", "b"]
@@ -393,7 +509,7 @@ def test_a_wandb_that_hangs_holds_up_nothing(
     for step in range(1000):
         mirror.log("aaa", {"step": step})
     mirror.trial_finished(result("aaa"))
-    mirror.finish([UNTRAINED])
+    mirror.finish(sweep_of([UNTRAINED]))
     assert time.monotonic() - begin < 2
     dropped, gave_up = warnings(caplog)
     assert "too slow for 99" in dropped
@@ -438,7 +554,7 @@ def test_a_sweep_in_which_no_trial_ran_leaves_earlier_runs_alone(
 ) -> None:
     fake = fake_wandb(monkeypatch)
     mirror = WandbMirror(WandbSpec(), "demo", CONFIG, tmp_path)
-    mirror.finish([UNTRAINED, result("aaa")])
+    mirror.finish(sweep_of([UNTRAINED, result("aaa")]))
     assert fake.calls == []
 
 
@@ -454,8 +570,8 @@ def test_calls_after_finish_and_for_unknown_trials_are_ignored(
     record = {"step": 1.0, "loss": 0.5}
     mirror.log("aaa", record)
     record.clear()
-    mirror.finish([])
-    mirror.finish([])
+    mirror.finish(sweep_of([]))
+    mirror.finish(sweep_of([]))
     mirror.trial_started("bbb", "b", {})
     assert fake.modes == ["offline", "offline"]
     assert fake.rows[0] == {"train/global_step": 1.0, "train/loss": 0.5}

@@ -4,6 +4,7 @@ It only reads and draws: where the status comes from is the caller's business, a
 changes the sweep. Names and messages are shown as text, never as markup or terminal controls.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -193,10 +194,18 @@ def _cell_width(cell: Text | ProgressBar) -> int:
 
 
 def _most_urgent(trials: Sequence[TrialStatus], num: int) -> list[TrialStatus]:
-    """All trials in their order or, of more than `num`, the running and failed ones first."""
+    """All trials in their order or, of more than `num`, the running and failed ones first.
+
+    Of those that have succeeded the ones with the highest rewards come first.
+    """
     if len(trials) <= num:
         return list(trials)
-    return sorted(trials, key=lambda trial: _URGENCY.index(trial.status))[:num]
+    return sorted(trials, key=_urgency)[:num]
+
+
+def _urgency(trial: TrialStatus) -> tuple[int, float]:
+    reward = trial.metrics.get("reward_mean") if trial.status is Status.SUCCEEDED else None
+    return _URGENCY.index(trial.status), math.inf if reward is None else -reward
 
 
 def _failures(

@@ -78,7 +78,7 @@ class StatusReader:
             elapsed = time.time() - driver.since
         elif driver is not None:
             trials = [_without_driver(trial) for trial in trials]
-        return SweepStatus(sweep.spec.name, stages, trials, elapsed, _eta(trials), driver)
+        return SweepStatus(sweep.spec.name, stages, trials, elapsed, eta(trials), driver)
 
     def trials(self, trials: Sequence[Trial]) -> list[TrialStatus]:
         """Where these trials stand; what has ended and has not been touched since is not read."""
@@ -274,11 +274,19 @@ def _seconds(document: dict[str, Any], status: Status) -> float | None:
     return end - document["started"]
 
 
-def _eta(trials: list[TrialStatus]) -> float | None:
-    """Seconds until the trials are done, by what finished ones took and how many run at once."""
+def eta(trials: list[TrialStatus]) -> float | None:
+    """Seconds until the trials are done, by what finished ones took and how many run at once.
+
+    Before any has finished, by what the running ones will take at their pace.
+    """
+    running = [t for t in trials if t.status == Status.RUNNING]
+    paces = [
+        t.seconds * t.max_steps / t.step for t in running if t.seconds and t.max_steps and t.step
+    ]
     took = [t.seconds for t in trials if t.status == Status.SUCCEEDED and t.seconds is not None]
-    running = sum(t.status == Status.RUNNING for t in trials)
-    left = running + sum(t.status == Status.PENDING for t in trials)
-    if not took or not running or not left:
+    if not running or not (took or paces):
         return None
-    return sum(took) / len(took) * left / running
+    each = sum(took or paces) / len(took or paces)
+    left = sum(1 - min(1.0, t.step / t.max_steps) if t.max_steps else 1.0 for t in running)
+    left += sum(t.status == Status.PENDING for t in trials)
+    return each * left / len(running)

@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.drawing import publish_report
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.status import StatusReader, newest_metrics, read_status
+from prefsweep.orchestrator.status import StatusReader, eta, newest_metrics, read_status
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.sweeps.records import Status
+from prefsweep.sweeps.records import Status, TrialStatus
 
 from .small import OVERRIDES, small_sweep
 
@@ -110,6 +111,18 @@ def test_the_newest_metrics_keep_the_last_evaluation_on_the_way() -> None:
     )
     assert newest_metrics(lines) == {"step": 3, "loss": 0.6, "eval/kl": 0.5}
     assert newest_metrics(None) == {}
+
+
+def test_a_report_can_be_made_at_any_moment_and_says_what_is_missing(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path)
+    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources), until="pairs")
+    publish_report(sweep)
+    text = (sweep.store.read("sweeps/small/report/summary.md") or b"").decode()
+    assert "not finished: reference, untrained" in text
+    assert "0 succeeded, 0 failed, 2 not run (of 2)" in text
+    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources))
+    text = (sweep.store.read("sweeps/small/report/summary.md") or b"").decode()
+    assert "not finished" not in text and "2 succeeded" in text
 
 
 # --- real processes ------------------------------------------------------------------------------
@@ -216,3 +229,13 @@ def test_piped_status_has_no_control_characters_and_every_trial(finished: Sweep)
     assert all(char.isprintable() or char == "\n" for char in text)
     assert all(trial.name in text for trial in finished.trials)
     assert "reward_mean" in text and "grad_norm" in text
+
+
+def test_the_time_to_go_is_known_before_the_first_trial_has_ended() -> None:
+    half = TrialStatus("a", "a", Status.RUNNING, "x", 50, 100, seconds=30.0)
+    waiting = TrialStatus("b", "b", Status.PENDING, "x")
+    assert eta([half, waiting]) == 90.0  # each takes 60 s, and half of one is done
+    done = TrialStatus("c", "c", Status.SUCCEEDED, "x", 100, 100, seconds=100.0)
+    assert eta([done, half, waiting]) == 150.0
+    assert eta([done, waiting]) is None
+    assert eta([TrialStatus("a", "a", Status.RUNNING, "x")]) is None

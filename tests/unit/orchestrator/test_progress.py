@@ -106,6 +106,15 @@ def test_running_and_failed_trials_come_first_where_a_screen_has_no_room_for_all
     assert few.index("done29") < few.index("broken") < few.index("busy")
 
 
+def test_of_too_many_succeeded_trials_the_best_are_shown() -> None:
+    rewards: list[float | None] = [None, *(float(i) for i in range(40))]
+    trials = [
+        trial(f"r{reward}", Status.SUCCEEDED, metrics={"reward_mean": reward}) for reward in rewards
+    ]
+    names = [line.split()[1] for line in on_a_screen(sweep(*trials), 24) if "✓ r" in line]
+    assert names[:3] == ["r39.0", "r38.0", "r37.0"]
+
+
 @pytest.mark.parametrize("height", [24, 50])
 def test_three_hundred_trials_fit_the_screen_and_are_counted(height: int) -> None:
     failure = Failure("deterministic", "loss is nan at step 5")

@@ -26,7 +26,7 @@ def write_report(results: SweepResults, folder: Path) -> None:
     _write(folder / "trials.csv", trials_csv(results, pooled))
     _write(folder / "summary.md", summary_markdown(results, pooled))
     _write_samples(results, folder / "samples.parquet")
-    _write(folder / "index.html", page_html(results))
+    _write(folder / "index.html", page_html(results, pooled))
 
 
 def _write_samples(results: SweepResults, path: Path) -> None:

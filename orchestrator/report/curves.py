@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from prefsweep.orchestrator.report.families import Family
-from prefsweep.orchestrator.report.figures import Plot, Trace, plain, plot_layout, rounded
+from prefsweep.orchestrator.report.plot import Plot, Trace, plain, plot_layout, rounded
 from prefsweep.sweeps.records import Status, TrialResult
 
 MAX_CURVE_POINTS = 300

@@ -4,36 +4,34 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefsweep.orchestrator.report.facts import details
+from prefsweep.orchestrator.report.facts import ids_of, untrained_lines, variant_lines
 from prefsweep.orchestrator.report.families import SYMBOLS, Family
 from prefsweep.orchestrator.report.formats import counted, show
-from prefsweep.orchestrator.report.frontier import (
-    Comparison,
-    intervals_overlap,
-    metric,
-)
+from prefsweep.orchestrator.report.frontier import Comparison, metric
 from prefsweep.orchestrator.report.tables import evaluation_size, status_counts, time_spent
+from prefsweep.orchestrator.report.variants import INTERVAL_METHOD, METHOD, Pooled, Variant
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import SweepResults, TrialResult
 
 
 def headline(
-    results: SweepResults, comparison: Comparison, groups: Sequence[Family]
+    results: SweepResults, comparison: Comparison, groups: Sequence[Family], pooled: Pooled
 ) -> dict[str, Any]:
     """What the template's header needs."""
     tiles = [
-        _tile("Reward of the untrained policy", comparison.untrained, comparison),
-        _tile("Best reward", comparison.best, comparison),
-        _accuracy_tile(comparison),
+        _untrained_tile(comparison.untrained),
+        _tile("Best reward", pooled.best),
+        _accuracy_tile(comparison, pooled),
     ]
     return {
         "sweep": results.sweep,
         "compared": _what_was_compared(results, comparison, groups),
         "tiles": [tile for tile in tiles if tile is not None],
-        "within": _within(comparison),
-        "pareto": _pareto(comparison, groups),
+        "within": _within(pooled),
+        "pareto": _pareto(pooled, groups),
         "has_start": metric(comparison.untrained, "reward_mean") is not None,
-        "caveats": _caveats(comparison),
+        "caveats": _caveats(comparison, pooled),
+        "method": _method(pooled),
         "counts": status_counts(comparison),
         "evaluation": evaluation_size(results),
         "time": time_spent(results),
@@ -66,12 +64,12 @@ def _first(section: object, keys: Sequence[str]) -> str | None:
     return next((str(section[key]) for key in keys if section.get(key)), None)
 
 
-def _within(comparison: Comparison) -> dict[str, Any] | None:
+def _within(pooled: Pooled) -> dict[str, Any] | None:
     """The tile with the slider, as it stands before it is moved: at the median KL."""
-    if comparison.budget is None:
+    tile = _tile("Best reward within a KL budget", pooled.best_within)
+    if pooled.budget is None or tile is None:
         return None
-    tile = _tile("Best reward within a KL budget", comparison.best_within, comparison)
-    return None if tile is None else tile | {"budget": f"{_rounded_up(comparison.budget):g}"}
+    return tile | {"budget": f"{_rounded_up(pooled.budget):g}"}
 
 
 def _rounded_up(value: float) -> float:
@@ -82,70 +80,82 @@ def _rounded_up(value: float) -> float:
     return float(f"{math.ceil(value / step) * step:.3g}")
 
 
-def _pareto(comparison: Comparison, groups: Sequence[Family]) -> list[dict[str, str]]:
+def _pareto(pooled: Pooled, groups: Sequence[Family]) -> list[dict[str, str]]:
     family_of = {member.trial_id: family for family in groups for member in family.members}
+    families = [family_of[variant.members[0].trial_id] for variant in pooled.pareto]
     return [
         {
-            "id": result.trial_id,
-            "name": result.name,
-            "colour": family_of[result.trial_id].colour,
-            "path": SYMBOLS[family_of[result.trial_id].symbol],
+            "ids": ids_of(variant),
+            "name": variant.name,
+            "colour": family.colour,
+            "path": SYMBOLS[family.symbol],
         }
-        for result in comparison.pareto
+        for variant, family in zip(pooled.pareto, families, strict=True)
     ]
 
 
-def _tile(label: str, result: TrialResult | None, comparison: Comparison) -> dict[str, Any] | None:
+def _tile(label: str, variant: Variant | None) -> dict[str, Any] | None:
     """A reward as one large number with what belongs to it; None where there is no reward."""
-    reward = metric(result, "reward_mean")
-    if result is None or reward is None:
+    if variant is None or variant.reward is None:
         return None
-    return {
-        "label": label,
-        "id": None if result.trial is None else result.trial_id,
-        "name": None if result.trial is None else result.name,
-        "value": show(reward),
-        "details": details(result, comparison),
-    }
+    name = {"label": label, "ids": ids_of(variant), "name": variant.name}
+    return name | {"value": show(variant.reward), "details": variant_lines(variant)}
 
 
-def _accuracy_tile(comparison: Comparison) -> dict[str, Any] | None:
+def _untrained_tile(untrained: TrialResult | None) -> dict[str, Any] | None:
+    reward = metric(untrained, "reward_mean")
+    if untrained is None or reward is None:
+        return None
+    name = {"label": "Reward of the untrained policy", "ids": "", "name": ""}
+    return name | {"value": show(reward), "details": untrained_lines(untrained)}
+
+
+def _accuracy_tile(comparison: Comparison, pooled: Pooled) -> dict[str, Any] | None:
     """What there is to compare without a reward: how well a trial tells the test pairs apart."""
     able = [result for result in comparison.finished if metric(result, "accuracy_test") is not None]
-    if comparison.best is not None or not able:
+    if pooled.best is not None or not able:
         return None
     best = max(able, key=lambda result: metric(result, "accuracy_test") or 0.0)
     return {
         "label": "Best accuracy on the test pairs",
-        "id": best.trial_id,
+        "ids": best.trial_id,
         "name": best.name,
         "value": show(metric(best, "accuracy_test")),
         "details": [f"KL {show(metric(best, 'kl'))} nats"],
     }
 
 
-def _caveats(comparison: Comparison) -> list[str]:
+def _caveats(comparison: Comparison, pooled: Pooled) -> list[str]:
     """What a reader should know before quoting the numbers above."""
-    best, lines = comparison.best, list[str]()
+    lines: list[str] = []
     if comparison.untrained is None:
         lines.append("The untrained policy is not evaluated yet; there is nothing to compare with.")
-    if best is None:
+    if pooled.best is None or pooled.best.standing is None:
         return lines
-    if intervals_overlap(best, comparison.untrained):
+    if pooled.untrained is not None and not pooled.untrained.distinguishable:
         lines.append(
-            "The 95% intervals of the best trial and of the untrained policy overlap: "
-            "these prompts do not show that training helped."
+            "These prompts do not show that training helped: the untrained policy is not "
+            f"distinguishable from the best (p = {pooled.untrained.p_value:.2g})."
         )
-    rivals = [
-        result
-        for result in comparison.finished
-        if result is not best and intervals_overlap(best, result)
-    ]
-    if rivals:
+    others = sum(variant.reward is not None for variant in pooled.variants) - 1
+    if pooled.peers:
         lines.append(
-            f"The intervals of {counted(len(rivals), 'other trial')} overlap the best one's; "
-            "it takes more held-out prompts or seeds to tell them apart."
+            f"{len(pooled.peers)} of {counted(others, 'other')} not distinguishable from the best, "
+            "marked in the table; it takes more held-out prompts or seeds to tell them apart."
         )
-    if len({result.trial.seed for result in comparison.finished if result.trial}) > 1:
-        lines.append("Every seed is a trial of its own; lines run through the means over seeds.")
+    elif others:
+        lines.append(f"The best is better than all others that have a reward ({others}).")
+    if pooled.num_seeds > 1:
+        lines.append(
+            f"Up to {pooled.num_seeds} seeds a grid point; the numbers above are of all its seeds."
+        )
     return lines
+
+
+def _method(pooled: Pooled) -> str:
+    """Where intervals and marks come from, and of how many prompts."""
+    if pooled.best is None or pooled.best.reward_interval is None:
+        return ""
+    seeds = " and seeds" if pooled.num_seeds > 1 else ""
+    text = f"95% intervals: {INTERVAL_METHOD}{seeds}, n = {counted(pooled.num_prompts, 'prompt')}"
+    return text if pooled.best.standing is None else f"{text}. Told apart by {METHOD}"

@@ -17,16 +17,18 @@ from prefsweep.orchestrator.report.boxes import are_thinned, box_plots
 from prefsweep.orchestrator.report.cost import cost
 from prefsweep.orchestrator.report.curves import DASHES, hidden_at_first, training_plots
 from prefsweep.orchestrator.report.data import data_plots, dropped, stage_rows
-from prefsweep.orchestrator.report.facts import policy_facts
+from prefsweep.orchestrator.report.facts import competing_facts, policy_facts
 from prefsweep.orchestrator.report.failures import failures, unfinished
 from prefsweep.orchestrator.report.families import SYMBOLS, Family, families
-from prefsweep.orchestrator.report.figures import Plot, comparison_plots
+from prefsweep.orchestrator.report.figures import comparison_plots
 from prefsweep.orchestrator.report.frontier import Comparison, compare, metric
 from prefsweep.orchestrator.report.headline import headline
 from prefsweep.orchestrator.report.pivots import pivot_tables
+from prefsweep.orchestrator.report.plot import Plot
 from prefsweep.orchestrator.report.provenance import provenance
 from prefsweep.orchestrator.report.samples import sample_data
 from prefsweep.orchestrator.report.trialtable import trial_table
+from prefsweep.orchestrator.report.variants import Pooled, pool
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import SweepResults
 
@@ -37,18 +39,20 @@ MAX_LEGEND_TRIALS = 60
 """Trials that get a button each beside the training curves; of more, losses alone have one."""
 
 
-def page_html(results: SweepResults) -> str:
-    """The whole page as text."""
+def page_html(results: SweepResults, pooled: Pooled | None = None) -> str:
+    """The whole page as text; `pooled` are its variants, if they are known already."""
     comparison = compare(results)
+    pooled = pooled or pool(comparison)
     groups = families(comparison.trials)
-    comparisons, curves = comparison_plots(comparison, groups), training_plots(groups)
+    comparisons, curves = comparison_plots(comparison, groups, pooled), training_plots(groups)
     boxes, at_beta = box_plots(comparison, groups), losses_at_one_beta(comparison, groups)
     by_loss = [*([at_beta.plot] if at_beta else []), *(plot for _, plot in boxes)]
     of_data = data_plots(results)
     figures = {plot.id: plot.figure for plot in (*comparisons, *by_loss, *curves, *of_data)}
-    samples = sample_data(comparison)
+    samples = sample_data(comparison, pooled)
     data = {
         "policies": policy_facts(comparison, groups),
+        "competing": competing_facts(comparison, pooled),
         "figures": figures,
         "choices": {at_beta.plot.id: at_beta.choices} if at_beta else {},
         "samples": samples,
@@ -58,17 +62,17 @@ def page_html(results: SweepResults) -> str:
         script=_script(),
         plotly=Markup(asset(PLOTLY)) if figures else "",
         data=embedded_json(data),
-        head=headline(results, comparison, groups),
+        head=headline(results, comparison, groups, pooled),
         comparison_plots=comparisons,
         no_plots=_why_no_plots(comparison),
         boxes=[_box_panel(family, plot) for family, plot in boxes],
         boxes_are_thinned=are_thinned(groups),
         at_beta=at_beta,
-        pivots=pivot_tables(comparison, groups),
+        pivots=pivot_tables(comparison, groups, pooled),
         training_plots=curves,
         has_kl_curve="curve-eval-kl" in figures,
         families=_legend(groups),
-        table=trial_table(comparison, groups),
+        table=trial_table(comparison, groups, pooled),
         samples=samples,
         failures=failures(results),
         unfinished=unfinished(comparison),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefsweep.orchestrator.report.frontier import Comparison
+from prefsweep.orchestrator.report.variants import Pooled
 from prefsweep.sweeps.records import EvaluationSample, TrialResult
 
 MAX_PROMPTS = 20
@@ -14,7 +15,7 @@ MAX_CHARACTERS = 1_500_000
 """Of all completions together; prompts are left out beyond it, but never the first one."""
 
 
-def sample_data(comparison: Comparison) -> dict[str, Any]:
+def sample_data(comparison: Comparison, pooled: Pooled) -> dict[str, Any]:
     """{"policies": [...], "prompts": [{"text", "rows": [[policy, text, reward, kl, cut], ...]}],
     "num_prompts": all held-out ones}; policies with the untrained one first.
     """
@@ -37,7 +38,8 @@ def sample_data(comparison: Comparison) -> dict[str, Any]:
         if shown and num_characters > MAX_CHARACTERS:
             break
         shown.append({"text": prompt, "rows": rows})
-    standouts = {result.trial_id for result in (*comparison.pareto, comparison.best) if result}
+    # Of a grid point with several seeds the first one stands for all.
+    standouts = {v.finished[0].trial_id for v in (*pooled.pareto, pooled.best) if v and v.finished}
     return {
         "policies": [_policy(result, standouts) for result in policies],
         "prompts": shown,

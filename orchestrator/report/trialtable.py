@@ -6,6 +6,7 @@ from typing import Any
 from prefsweep.orchestrator.report.families import SYMBOLS, Family
 from prefsweep.orchestrator.report.formats import duration, show
 from prefsweep.orchestrator.report.frontier import Comparison, metric
+from prefsweep.orchestrator.report.variants import INTERVAL_METHOD, METHOD, Pooled, Variant
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import TrialResult
 
@@ -19,7 +20,11 @@ GRID_COLUMNS = {
 METRICS = {
     "reward_mean": (
         "Reward",
-        "mean score of the sampled completions [95% bootstrap interval over prompts]",
+        f"mean score of the sampled completions [95% interval: {INTERVAL_METHOD}]",
+    ),
+    "reward_gain": (
+        "Gain",
+        "reward minus the untrained policy's, paired by prompt [95% interval]",
     ),
     "win_rate": (
         "Win rate",
@@ -56,7 +61,7 @@ METRICS = {
 """Metric -> heading and definition, in the order of the table."""
 
 
-def trial_table(comparison: Comparison, groups: Sequence[Family]) -> dict[str, Any]:
+def trial_table(comparison: Comparison, groups: Sequence[Family], pooled: Pooled) -> dict[str, Any]:
     """Headings and rows; columns that are empty for all are left out."""
     results = [*([comparison.untrained] if comparison.untrained else []), *comparison.trials]
     columns = {
@@ -70,14 +75,14 @@ def trial_table(comparison: Comparison, groups: Sequence[Family]) -> dict[str, A
         if len({getattr(result.trial, name) for result in comparison.trials}) > 1
     }
     family_of = {member.trial_id: family for family in groups for member in family.members}
-    pareto = {result.trial_id for result in comparison.pareto}
+    variants = pooled.by_trial
     return {
         "grid": grid,
         "columns": columns,
         "rows": [
             _identity(result, family_of.get(result.trial_id))
             | {
-                "pareto": result.trial is not None and result.trial_id in pareto,
+                "marks": _marks(variants.get(result.trial_id), pooled),
                 "grid": [_grid_cell(result, name) for name in grid],
                 "cells": [_metric_cell(result, name) for name in columns],
                 "seconds": result.train_seconds,
@@ -86,6 +91,21 @@ def trial_table(comparison: Comparison, groups: Sequence[Family]) -> dict[str, A
             for result in results
         ],
     }
+
+
+def _marks(variant: Variant | None, pooled: Pooled) -> list[dict[str, str]]:
+    """[{"text", "about"}] of what stands out; of all seeds of a grid point alike."""
+    if variant is None or variant.reward is None:
+        return []
+    marks: list[dict[str, str]] = []
+    if variant is pooled.best:
+        marks.append({"text": "best", "about": "the highest reward, over all seeds"})
+    elif variant.indistinguishable and variant.standing is not None:
+        about = f"not distinguishable from the best, p = {variant.standing.p_value:.2g}; {METHOD}"
+        marks.append({"text": "\u2248 best", "about": about})
+    if any(variant is each for each in pooled.pareto):
+        marks.append({"text": "Pareto", "about": "no other has more reward at less KL"})
+    return marks
 
 
 def _identity(result: TrialResult, family: Family | None) -> dict[str, Any]:

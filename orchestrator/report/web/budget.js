@@ -1,6 +1,6 @@
 // The slider: the best reward among the policies whose KL is within the budget. It stops at the KL
 // of every trial, so that every step changes what is within; the number beside it takes any budget.
-const competing = report.policies.filter((policy) => policy.reward !== undefined);
+const { competing } = report;
 const stops = [...new Set(competing.map(({ kl }) => kl))].sort((one, other) => one - other);
 
 // The highest reward; of equal ones that with the lower KL, then the first.
@@ -31,9 +31,9 @@ function showBudget(budget) {
     const name = make("p", "name");
     const button = make("button", "link");
     button.type = "button";
-    button.dataset.choose = best.id;
+    button.dataset.choose = best.ids;
     button.append(isolated(best.name));
-    name.append(best.untrained ? best.name : button);
+    name.append(best.ids ? button : best.name);
     target.replaceChildren(make("p", "value", best.shown), name, ...best.details.map((line) => make("p", "", line)));
   }
   $("budget-slider").setAttribute("aria-valuetext", `KL of at most ${budget} nats`);

@@ -22,7 +22,7 @@ function showChosen() {
   markPlots();
   showChips();
   for (const element of document.querySelectorAll("[data-choose]")) {
-    const on = chosen.has(element.dataset.choose);
+    const on = element.dataset.choose.split(" ").every((id) => chosen.has(id));
     if (element.type === "checkbox") element.checked = on;
     else if (element.hasAttribute("aria-pressed")) press(element, on);
   }
@@ -94,7 +94,7 @@ function followPoints() {
 function followChoosers() {
   document.addEventListener("click", (event) => {
     const element = event.target.closest("button[data-choose]");
-    if (element) toggleChosen([element.dataset.choose]);
+    if (element) toggleChosen(element.dataset.choose.split(" "));
   });
   document.addEventListener("change", (event) => {
     if (event.target.matches("input[data-choose]")) toggleChosen([event.target.dataset.choose]);

@@ -15,6 +15,7 @@ from prefsweep.orchestrator.report.page import embedded_json, page_html
 from prefsweep.orchestrator.report.samples import MAX_PROMPTS, sample_data
 from prefsweep.orchestrator.report.summary import summary_markdown
 from prefsweep.orchestrator.report.tables import METRIC_COLUMNS, trials_csv
+from prefsweep.orchestrator.report.variants import pool
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
 from prefsweep.sweeps.records import Failure, Metrics, Status, SweepResults, TrialResult
 
@@ -333,7 +334,7 @@ def test_hundred_trials_keep_the_page_small() -> None:
 
 def test_prompts_beyond_the_character_limit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefsweep.orchestrator.report.samples.MAX_CHARACTERS", 1)
-    data = sample_data(compare(sweep_results()))
+    data = sample_data(compare(sweep_results()), pool(compare(sweep_results())))
     assert (len(data["prompts"]), data["num_prompts"]) == (1, len(PROMPTS))
 
 

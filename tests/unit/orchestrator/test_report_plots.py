@@ -15,6 +15,7 @@ from prefsweep.orchestrator.report.families import COLOURS, NEUTRAL, families
 from prefsweep.orchestrator.report.figures import comparison_plots
 from prefsweep.orchestrator.report.frontier import Comparison, compare
 from prefsweep.orchestrator.report.pivots import pivot_tables
+from prefsweep.orchestrator.report.variants import pool
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
 from prefsweep.sweeps.records import Metrics, Status, SweepResults, TrialResult
 
@@ -55,7 +56,7 @@ def test_scatter_shows_the_metrics_and_intervals() -> None:
     bounded = results.results[2].metrics | {"reward_ci_low": 2.75, "reward_ci_high": 3.5}
     results.results[2] = replace(results.results[2], metrics=bounded)
     comparison = compare(results)
-    figure = comparison_plots(comparison, families(comparison.trials))[0].figure
+    figure = comparison_plots(comparison, families(comparison.trials), pool(comparison))[0].figure
     points = next(trace for trace in figure["data"] if "ids" in trace)
     assert (points["x"], points["y"]) == ([1.0, 8.0], [1.0, 3.0])
     assert points["text"] == ["0.1", "0.2"]
@@ -73,7 +74,7 @@ def test_line_runs_through_the_means_over_seeds() -> None:
     groups = families(comparison.trials)
     line = next(
         trace
-        for trace in comparison_plots(comparison, groups)[0].figure["data"]
+        for trace in comparison_plots(comparison, groups, pool(comparison))[0].figure["data"]
         if trace.get("meta") == "f0"
     )
     assert [family.label for family in groups] == ["sigmoid"]
@@ -142,7 +143,7 @@ def entropy_lines(*points: tuple[float, float]) -> list[dict[str, Any]]:
         for beta, (entropy, reward) in enumerate(points, start=1)
     ]
     comparison = comparison_of(*trials, start={"reward_mean": 0.0, "kl": 0.0})
-    plots = comparison_plots(comparison, families(comparison.trials))
+    plots = comparison_plots(comparison, families(comparison.trials), pool(comparison))
     figure = next(plot.figure for plot in plots if plot.id == "reward-entropy")
     return [trace for trace in figure["data"] if trace["mode"] == "lines"]
 
@@ -249,7 +250,7 @@ def test_pivot_tables_have_a_row_a_loss_and_a_column_a_beta() -> None:
         replace(trial("hinge", 0.1, {}), status=Status.FAILED),
         start={"reward_mean": 0.5, "entropy": 5.5},
     )
-    reward, entropy = pivot_tables(comparison, families(comparison.trials))
+    reward, entropy = pivot_tables(comparison, families(comparison.trials), pool(comparison))
     assert reward["betas"] == ["0.1", "1"]
     assert cells(reward) == {
         "untrained": ["0.500"],
@@ -263,7 +264,7 @@ def test_pivot_tables_average_over_seeds() -> None:
     comparison = comparison_of(
         *(trial("hinge", 0.1, {"reward_mean": float(seed)}, seed=seed) for seed in (0, 1, 2)),
     )
-    [reward] = pivot_tables(comparison, families(comparison.trials))
+    [reward] = pivot_tables(comparison, families(comparison.trials), pool(comparison))
     assert cells(reward)["hinge"] == ["1.000"]
     assert reward["caption"].endswith("Means over the seeds.")
 

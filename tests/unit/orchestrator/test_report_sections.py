@@ -17,12 +17,14 @@ from prefsweep.orchestrator.report.curves import (
 from prefsweep.orchestrator.report.data import data_plots, dropped
 from prefsweep.orchestrator.report.families import families
 from prefsweep.orchestrator.report.figures import comparison_plots
+from prefsweep.orchestrator.report.formats import show
 from prefsweep.orchestrator.report.frontier import compare
 from prefsweep.orchestrator.report.headline import headline
 from prefsweep.orchestrator.report.labels import PLACES, Labelled, place_labels
 from prefsweep.orchestrator.report.page import page_html
 from prefsweep.orchestrator.report.provenance import provenance
 from prefsweep.orchestrator.report.trialtable import trial_table
+from prefsweep.orchestrator.report.variants import pool
 from prefsweep.sweeps.grid import GridBlock, expand
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import DataFacts, Histogram, SweepResults, TrialResult
@@ -153,10 +155,62 @@ def test_provenance_names_what_is_not_a_default_and_every_seed() -> None:
 def test_table_has_columns_for_what_the_grid_varies() -> None:
     results = sweep_results(expand([GridBlock(beta=(0.1, 1.0), learning_rate=(1e-5,))], [0, 1]))
     comparison = compare(results)
-    table = trial_table(comparison, families(comparison.trials))
+    table = trial_table(comparison, families(comparison.trials), pool(comparison))
     assert list(table["grid"]) == ["beta", "seed"]
     assert [cell["text"] for cell in table["rows"][1]["grid"]] == ["0.1", "0"]
     assert table["rows"][1]["id"] == results.results[1].trial_id
+
+
+# --- pooled over seeds ---------------------------------------------------------------------------
+
+
+def replicated() -> SweepResults:
+    return sweep_results(expand(GRID[:1], [0, 1, 2]), num_prompts=30)
+
+
+def test_headline_quotes_grid_points_not_their_luckiest_seeds() -> None:
+    results = replicated()
+    comparison, pooled = compare(results), pool(compare(results))
+    assert pooled.best is not None and pooled.best.reward is not None
+    shown = headline(results, comparison, families(comparison.trials), pooled)
+    best = next(tile for tile in shown["tiles"] if tile["label"] == "Best reward")
+    assert best["name"] == pooled.best.name and "seed" not in best["name"]
+    assert best["value"] == show(pooled.best.reward)
+    assert best["ids"].split() == [result.trial_id for result in pooled.best.finished]
+    assert best["details"][0].endswith(", 3 seeds")
+    assert "n = 30 prompts. Told apart by max-t" in shown["method"]
+
+
+def test_slider_chooses_among_grid_points_and_the_untrained_policy() -> None:
+    start, *points = page(replicated()).data["competing"]
+    assert (start["ids"], start["kl"]) == ("", 0.0)
+    assert len(points) == 6
+    assert {len(point["ids"].split()) for point in points} == {3}
+
+
+def test_table_marks_the_best_and_what_is_not_distinguishable_from_it() -> None:
+    results = replicated()
+    comparison, pooled = compare(results), pool(compare(results))
+    rows = trial_table(comparison, families(comparison.trials), pooled)["rows"]
+    marks = {row["id"]: [mark["text"] for mark in row["marks"]] for row in rows}
+    assert marks["untrained"] == []
+    for variant in pooled.variants:
+        for member in variant.finished:
+            assert ("best" in marks[member.trial_id]) == (variant is pooled.best)
+            assert ("\u2248 best" in marks[member.trial_id]) == (variant in pooled.peers)
+
+
+def test_mean_of_seeds_has_the_interval_of_all_of_them() -> None:
+    results = replicated()
+    comparison, pooled = compare(results), pool(compare(results))
+    plots = comparison_plots(comparison, families(comparison.trials), pooled)
+    means = [trace for trace in plots[0].figure["data"] if " " in "".join(trace.get("ids", []))]
+    assert len(means) == 2
+    for trace in means:
+        variant = pooled.by_trial[trace["ids"][0].split()[0]]
+        assert variant.reward_interval is not None
+        high = variant.reward_interval[1] - trace["y"][0]
+        assert trace["error_y"]["array"][0] == pytest.approx(high, abs=1e-4)
 
 
 # --- seeds, many trials, hostile texts -----------------------------------------------------------
@@ -166,7 +220,9 @@ def test_seeds_are_small_points_and_their_mean_has_the_label() -> None:
     results = tiny({"reward_mean": 0.0}, [(1.0, 1.0), (3.0, 3.0)])
     seeds = [seeded(result, seed) for seed, result in enumerate(results.results[1:])]
     comparison = compare(replace(results, results=[results.results[0], *seeds]))
-    data = comparison_plots(comparison, families(comparison.trials))[0].figure["data"]
+    data = comparison_plots(comparison, families(comparison.trials), pool(comparison))[0].figure[
+        "data"
+    ]
     points, mean = [trace for trace in data if trace.get("meta") == "f0" and "ids" in trace]
     assert (points["x"], "text" in points) == ([1.0, 3.0], False)
     assert (mean["x"], mean["y"], mean["text"]) == ([2.0], [2.0], ["0.1"])
@@ -216,9 +272,9 @@ def test_of_many_betas_some_boxes_are_drawn_the_first_and_last_among_them() -> N
 
 
 def test_budget_is_shown_rounded_up_so_that_its_trial_is_within() -> None:
-    results = tiny({"reward_mean": 0.0}, [(1.0, 1.0), (2.0, 4.3711)])
-    comparison = compare(replace(results, results=[*results.results, results.results[2]]))
-    shown = headline(results, comparison, families(comparison.trials))["within"]
+    results = tiny({"reward_mean": 0.0}, [(1.0, 1.0), (2.0, 4.3711), (3.0, 9.0)])
+    comparison = compare(results)
+    shown = headline(results, comparison, families(comparison.trials), pool(comparison))["within"]
     assert (shown["budget"], shown["name"]) == ("4.38", "sigmoid-beta0.2")
 
 

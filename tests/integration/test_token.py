@@ -52,6 +52,7 @@ def head() -> Iterator[Head]:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
+        "HF_TOKEN": "the node's",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -102,6 +103,22 @@ def test_with_the_token_the_nodes_answer_and_share_the_storage(
     assert [(node.cpus, node.error, node.storage_error) for node in nodes] == [(1.0, "", "")]
     missing = survey(head.address, str(tmp_path), "elsewhere", START_TIMEOUT_S)
     assert "FileNotFoundError" in missing[0].storage_error
+
+
+def test_workers_have_the_keys_of_their_node_and_not_the_driver_s(head: Head) -> None:
+    program = """
+import os, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print(ray.get(ray.remote(lambda: os.environ.get("HF_TOKEN")).remote()))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, head.address],
+        env=head.environment | {"HF_TOKEN": "the driver's"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.splitlines()[-1] == "the node's"
 
 
 def test_without_the_token_a_driver_is_refused_and_told_what_it_needs(

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_every_installation_is_pinned() -> None:
     for line in re.findall(r"pip install (.*)", DOCKERFILE):
         assert "--constraint constraints.txt" in line or "--no-deps --no-build-isolation ." in line
     listed = subprocess.run(
-        ["python3", DOCKER / "requirements.py", ROOT / "pyproject.toml"],
+        [sys.executable, DOCKER / "requirements.py", ROOT / "pyproject.toml"],
         capture_output=True,
         text=True,
         check=True,

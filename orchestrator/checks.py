@@ -41,7 +41,6 @@ SERVER_TIMEOUT_S = 5.0
 
 def all_checks(spec: SweepSpec | None, storage: str, address: str | None) -> list[Check]:
     """The checks in the order of the table; without a spec, those that need none."""
-    address = address or os.environ.get("RAY_ADDRESS")
     checks = [
         Check("python", python),
         Check("packages", packages),
@@ -49,9 +48,9 @@ def all_checks(spec: SweepSpec | None, storage: str, address: str | None) -> lis
     ]
     if address is None:
         checks.append(Check("machine", lambda: this_machine(spec)))
-        checks.append(Check("storage", lambda: storage_here(storage)))
+        checks.append(Check("storage", lambda: storage_here(storage), Level.ERROR))
     else:
-        checks.append(Check("cluster", lambda: cluster(spec, storage, address)))
+        checks.append(Check("cluster", lambda: cluster(spec, storage, address), Level.ERROR))
     if spec is not None:
         checks.append(Check("policy", lambda: [model(spec.policy, "policy")]))
         if spec.reward is not None:

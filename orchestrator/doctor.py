@@ -4,6 +4,7 @@ Every check is one function of checks.py. They run side by side, each with a tim
 answer comes within seconds whatever hangs; nothing is downloaded, trained or started.
 """
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.spec import SweepSpec
 
-LIMIT_S = 60.0
-"""Longest wait for the checks, which all run at once."""
+LIMIT_S, CLUSTER_LIMIT_S = 30.0, 60.0
+"""Longest wait for the checks, which all run at once; nodes may have to start Python first."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,13 @@ def examine(
     overrides: Sequence[str],
     storage: str,
     address: str | None,
-    limit_s: float = LIMIT_S,
+    limit_s: float | None = None,
 ) -> Examination:
     """Look at everything that a run of the spec `source` needs, or any run at all (None)."""
     spec, lines = _load(source, overrides)
+    address = address or os.environ.get("RAY_ADDRESS")
+    if limit_s is None:
+        limit_s = CLUSTER_LIMIT_S if address else LIMIT_S
     checks = all_checks(spec, storage, address)
     threads = [threading.Thread(target=check.run, daemon=True) for check in checks]
     for thread in threads:
@@ -54,7 +58,7 @@ def examine(
     for check, thread in zip(checks, threads, strict=True):
         if thread.is_alive():
             found = f"no answer within {limit_s:g} s"
-            lines.append(Line(check.name, Level.WARNING, found, "see whether it can be reached"))
+            lines.append(Line(check.name, check.silence, found, "see whether it can be reached"))
         else:
             lines += check.lines
     return Examination(_told_once(lines), any(thread.is_alive() for thread in threads))
@@ -90,11 +94,11 @@ def _load(source: str | None, overrides: Sequence[str]) -> tuple[SweepSpec | Non
 
 
 def _told_once(lines: Sequence[Line]) -> list[Line]:
-    """The lines, with what the estimate ran into not told again where a check has told it."""
-    told = [line.found for line in lines if line.level == Level.ERROR and line.check != ESTIMATE]
+    """The lines, without what the estimate ran into where another check has told of errors."""
+    told = any(line.level == Level.ERROR and line.check != ESTIMATE for line in lines)
     return [
         Line(ESTIMATE, Level.WARNING, "not possible before the errors above are mended")
-        if line.check == ESTIMATE and any(found in line.found for found in told)
+        if told and line.check == ESTIMATE and line.level == Level.ERROR
         else line
         for line in lines
     ]

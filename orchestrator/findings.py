@@ -31,6 +31,8 @@ class Check:
 
     name: str
     look: Callable[[], Iterable[Line]]
+    silence: Level = Level.WARNING
+    """What it means if there is no answer in time."""
     lines: list[Line] = field(default_factory=list[Line])
 
     def run(self) -> None:

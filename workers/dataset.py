@@ -120,7 +120,11 @@ def _silenced(said: list[str]) -> Iterator[None]:
 def _hub_commit(corpus: DatasetText) -> str:
     """The commit that the revision stands for: as the hub says, else as the local cache has it."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  httpx's or httpx2's, by version
+        OfflineModeIsEnabled,
+    )
 
     revision = corpus.revision or "main"
     if re.fullmatch(r"[0-9a-f]{40}", revision):
@@ -129,7 +133,7 @@ def _hub_commit(corpus: DatasetText) -> str:
         commit = HfApi().dataset_info(corpus.dataset, revision=revision, timeout=20).sha
     except HFValidationError as error:
         raise DataError(_why_not_found(corpus, first_line(error))) from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         commit = _cached_commit(corpus.dataset, revision)
         if commit is None:
             raise DataError(_why_not_found(corpus, first_line(error))) from None

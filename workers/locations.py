@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  httpx's or httpx2's, by version
+    OfflineModeIsEnabled,
+)
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
 from prefsweep.sweeps.spec import ModelSection, PolicySpec
@@ -137,13 +141,14 @@ def _hub_identity(model: str, revision: str | None, field: str) -> str:
         ) from None
     except OfflineModeIsEnabled:
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:  # an answer with an error, or none: no network
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
         if not isinstance(cached, str):
+            said = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(
                 f"{field}={model}: not a folder here, not in the local Hugging Face cache, and "
-                f"the hub says: {str(error).splitlines()[0]}. Check the id (and HF_TOKEN, if it "
-                "is gated)"
+                f"the hub says: {said}. Check the id (and HF_TOKEN, if it is gated), and whether "
+                "there is a network"
             ) from None
     if not isinstance(cached, str):
         raise ModelError(

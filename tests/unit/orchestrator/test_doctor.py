@@ -26,6 +26,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("RAY_ADDRESS", "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("prefsweep.orchestrator.doctor.LIMIT_S", 300.0)  # a busy machine
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

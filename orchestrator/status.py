@@ -113,25 +113,23 @@ class StatusReader:
         made = [(shard, made_at(shard)) for shard in shards]
         new = [(shard, at) for shard, at in made if at >= driver.since]
         took_s = time.time() - min((at - shard.seconds for shard, at in new), default=math.inf)
-        if took_s <= 0:
+        num_new = sum(shard.rows for shard, _ in new)
+        if took_s <= 0 or not num_new:
             return replace(stage, rows=rows)
-        rate = sum(shard.rows for shard, _ in new) / took_s
+        rate = num_new / took_s
         left = None if stage.num_total is None else stage.num_total - stage.num_done
         eta_s = None if left is None else left * rows / len(shards) / rate
         return replace(stage, rows=rows, rows_per_s=rate, eta_s=eta_s)
 
     def _manifests(self, stage: StageStatus) -> list[Manifest]:
+        """The manifests of a stage's finished shards, each read once."""
         store, path = self._sweep.store, self._sweep.path(stage.name)
-        found: list[Manifest] = []
-        for name in store.names(path):
-            shard = f"{path}/{name.removesuffix('.json')}"
-            if name.endswith(".json") and shard not in self._shards:
-                manifest = store.shard_manifest(shard)
-                if manifest is not None:
-                    self._shards[shard] = manifest
-            if shard in self._shards and name.endswith(".json"):
-                found.append(self._shards[shard])
-        return found
+        names = [name for name in store.names(path) if name.endswith(".json")]
+        shards = [f"{path}/{name.removesuffix('.json')}" for name in names]
+        for shard in shards:
+            if shard not in self._shards and (manifest := store.shard_manifest(shard)) is not None:
+                self._shards[shard] = manifest
+        return [self._shards[shard] for shard in shards if shard in self._shards]
 
 
 def driver_status(sweep: Sweep) -> DriverStatus | None:

@@ -194,13 +194,13 @@ def seed_variance(groups: Iterable[Floats]) -> SeedVariance:
 def pooled_interval(x_SP: Floats, seeds: SeedVariance | None = None) -> Interval | None:
     """95% interval of the mean over prompts and seeds, both taken as samples.
 
-    `seeds` is the variance between seeds where more than this grid point tells of it. The interval
-    over prompts, of the means over seeds, and Student's interval over seeds add in quadrature. With
-    one seed it is that over prompts alone.
+    `seeds` is the variance between seeds where more than this grid point tells of it, which one
+    seed alone does not. The interval over prompts, of the means over seeds, and Student's interval
+    over seeds add in quadrature.
     """
     mean_P = x_SP.mean(0)
     interval, between = mean_interval(mean_P), seeds or seed_variance([x_SP])
-    if interval is None or len(x_SP) < 2 or between.variance == 0.0:
+    if interval is None or between.variance == 0.0:
         return interval
     mean = float(mean_P.mean())
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, between.degrees))

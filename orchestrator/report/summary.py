@@ -82,7 +82,11 @@ def _standing(variant: Variant) -> str:
         sign = "+" if variant.gain >= 0 else ""
         text += f"; {sign}{_number(variant.gain, variant.gain_interval)} over untrained, by prompt"
     wins = variant.mean("win_rate")
-    return text if wins is None else f"{text}, wins {100 * wins:.0f}%"
+    if wins is None:
+        return text
+    bounds = interval(variant.finished[0], "win_rate") if variant.num_seeds == 1 else None
+    between = "" if bounds is None else f" [{100 * bounds[0]:.0f}%, {100 * bounds[1]:.0f}%]"
+    return f"{text}, better on {100 * wins:.0f}%{between} of the prompts"
 
 
 def _told_apart(pooled: Pooled) -> list[str]:

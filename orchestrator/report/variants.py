@@ -171,11 +171,11 @@ def _table(policies: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> F
 def _with_rewards(
     variants: Sequence[Variant], rewards: Mapping[str, Floats], start: Floats | None
 ) -> list[Variant]:
-    """One seed's numbers are those of its evaluation; several are pooled here."""
+    """Pooled over seeds; where seeds make no difference, one seed's are those of its evaluation."""
     seeds, pooled = seed_variance(rewards.values()), list[Variant]()
     for variant in variants:
         x_SP = rewards.get(variant.name)
-        if variant.num_seeds == 1 or x_SP is None:
+        if x_SP is None or (variant.num_seeds == 1 and not seeds.variance):
             only = variant.finished[0] if variant.num_seeds == 1 else None
             pooled.append(
                 replace(

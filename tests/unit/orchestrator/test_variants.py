@@ -105,8 +105,24 @@ def test_failed_and_unfinished_seeds_are_counted_but_not_pooled() -> None:
     results.results[1] = lost
     first = pooled(results).variants[0]
     assert (first.num_seeds, len(first.members)) == (1, 2)
-    assert first.reward == results.results[2].metrics["reward_mean"]
+    assert first.reward == pytest.approx(results.results[2].metrics["reward_mean"])
     assert "| 1/2 |" in summary_markdown(results)
+
+
+def test_a_lone_seed_is_as_unsure_as_the_other_grid_points_seeds_say() -> None:
+    results = sweep((0, 1, 2))
+    for index, result in enumerate(results.results[4:], start=4):
+        shift = 4.0 * (index % 3)
+        samples = [replace(s, reward=(s.reward or 0.0) + shift) for s in result.samples]
+        results.results[index] = replace(result, samples=samples)
+    for index in (2, 3):
+        lost = replace(results.results[index], status=Status.FAILED, samples=[])
+        results.results[index] = lost
+    alone = pooled(results).variants[0]
+    low, high = alone.reward_interval or (0.0, 0.0)
+    metrics = results.results[1].metrics
+    width = (metrics["reward_ci_high"] or 0.0) - (metrics["reward_ci_low"] or 0.0)
+    assert alone.num_seeds == 1 and high - low > 3 * width
 
 
 def test_prompts_that_one_policy_lacks_are_left_out_of_all() -> None:
@@ -135,4 +151,6 @@ def test_the_summary_has_ten_lines_above_its_table() -> None:
     lines = summary_markdown(sweep((0, 1, 2))).splitlines()
     assert len(lines[: lines.index("", 2)]) <= 11
     assert "over 3 seeds" in lines[2] and "over untrained, by prompt" in lines[2]
+    (line,) = [x for x in summary_markdown(sweep((0,))).splitlines() if x.startswith("- Best r")]
+    assert "better on 100% [91%, 100%] of the prompts" in line
     assert "1 of 3" in lines[3]

@@ -119,11 +119,12 @@ def figures(results: SweepResults) -> Iterator[tuple[str, "Figure"]]:
     from prefsweep.orchestrator.report.families import families
     from prefsweep.orchestrator.report.figures import comparison_plots
     from prefsweep.orchestrator.report.frontier import compare
+    from prefsweep.orchestrator.report.variants import pool
 
     comparison = compare(results)
-    groups = families(comparison.trials)
+    groups, pooled = families(comparison.trials), pool(comparison)
     boxes = [plot for _, plot in box_plots(comparison, groups)]
-    for plot in (*comparison_plots(comparison, groups), *boxes, *training_plots(groups)):
+    for plot in (*comparison_plots(comparison, groups, pooled), *boxes, *training_plots(groups)):
         figure = go.Figure(plot.figure, skip_invalid=True)
         figure.update_layout(title={"text": plot.title}, showlegend=True)
         yield f"plots/{plot.id}", figure

@@ -63,7 +63,7 @@ def variant_lines(variant: Variant) -> list[str]:
     if variant.gain is not None:
         sign, bounds = "+" if variant.gain >= 0 else "", variant.gain_interval
         around = f" [{show(bounds[0])}, {show(bounds[1])}]" if bounds else ""
-        lines.append(f"{sign}{show(variant.gain)}{around} over untrained, by prompt")
+        lines.append(f"{sign}{show(variant.gain)}{around} over untrained")
     wins = variant.mean("win_rate")
     return lines if wins is None else [*lines, f"wins {100 * wins:.0f}% of the prompts"]
 

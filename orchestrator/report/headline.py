@@ -140,8 +140,8 @@ def _caveats(comparison: Comparison, pooled: Pooled) -> list[str]:
     others = sum(variant.reward is not None for variant in pooled.variants) - 1
     if pooled.peers:
         lines.append(
-            f"{len(pooled.peers)} of {counted(others, 'other')} not distinguishable from the best, "
-            "marked in the table; it takes more held-out prompts or seeds to tell them apart."
+            f"Of {counted(others, 'other')}, {len(pooled.peers)} cannot be told from the best "
+            "(\u2248 best in the table); more held-out prompts or seeds would tell them apart."
         )
     elif others:
         lines.append(f"The best is better than all others that have a reward ({others}).")

@@ -3,7 +3,9 @@
 import json
 import math
 import random
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -101,7 +103,7 @@ def untrained(rng: random.Random, num_prompts: int = 6) -> TrialResult:
         trial=None,
         status=Status.SUCCEEDED,
         metrics=metrics(0.21, 0.0, 5.31) | {"win_rate": 0.5},
-        samples=samples(rng, 0.4, num_prompts),
+        samples=with_mean(0.21, samples(rng, 0.4, num_prompts)),
     )
 
 
@@ -121,7 +123,7 @@ def succeeded(
         metrics=metrics(reward, drift, 5.31 - 0.07 * drift / gain + rng.gauss(0, 0.05)),
         train_seconds=30 + 8 * rng.random(),
         history=history(rng, drift),
-        samples=samples(rng, 0.4 + 0.2 * reward, num_prompts),
+        samples=with_mean(reward, samples(rng, 0.4 + 0.2 * reward, num_prompts)),
     )
 
 
@@ -203,6 +205,12 @@ def samples(rng: random.Random, positive: float, num_prompts: int) -> list[Evalu
                 )
             )
     return rows
+
+
+def with_mean(mean: float, rows: list[EvaluationSample]) -> list[EvaluationSample]:
+    """The samples with their rewards moved to this mean, which the metrics tell."""
+    moved = mean - statistics.fmean(row.reward or 0.0 for row in rows)
+    return [replace(row, reward=(row.reward or 0.0) + moved) for row in rows]
 
 
 def tiny(start: Metrics, rewards_and_kls: list[tuple[float, float]]) -> SweepResults:

@@ -154,7 +154,7 @@ def test_summary_names_the_best_the_budget_and_the_counts() -> None:
 
 
 def test_summary_says_where_the_best_is_not_told_apart() -> None:
-    summary = summary_markdown(sweep_results())
+    summary = summary_markdown(sweep_results(num_prompts=2))
     assert "These prompts do not show that training helped" in summary
     assert (
         "- Not distinguishable from it: `hinge-beta0.05`, " in summary and "(10 of 10)" in summary

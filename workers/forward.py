@@ -125,13 +125,11 @@ def base_model(model: Any) -> Any:
 
 
 def _batch_logps(model: Model, batch: Sequences, *, packed: bool) -> torch.Tensor:
-    """(N,) on the CPU."""
-    parts = list(completion_logits(model, batch, packed=packed))
-    labels_N = completion_ids(batch, model.device)
-    logps = [
-        logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
-        for logits, labels in zip(parts, labels_N.split([len(part) for part in parts]), strict=True)
-    ]
+    """(N,) on the CPU. One chunk of logits is in memory at a time."""
+    labels_N, logps = completion_ids(batch, model.device), []
+    for logits_NV in completion_logits(model, batch, packed=packed):
+        labels = labels_N[sum(map(len, logps)) :][: len(logits_NV), None]
+        logps.append(logits_NV.log_softmax(-1).gather(1, labels)[:, 0])
     return torch.cat(logps).cpu()
 
 

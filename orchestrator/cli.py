@@ -205,6 +205,26 @@ def doctor(
 
 
 @app.command()
+def gc(
+    storage: Storage = DEFAULT_STORAGE,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
+) -> None:
+    """Show what no sweep in the store refers to; delete it with --yes."""
+    from prefsweep.orchestrator.garbage import delete_garbage, find_garbage
+    from prefsweep.orchestrator.store import Store
+
+    store = Store(storage)
+    garbage = find_garbage(store)
+    for item in garbage:
+        print(f"{item.num_bytes / 1e6:10.1f} MB  {item.what:<10}  {store.display(item.path)}")
+    total = f"{len(garbage)} things, {sum(item.num_bytes for item in garbage) / 1e6:.1f} MB"
+    if yes:
+        delete_garbage(store, garbage)
+    remedy = "deleted" if yes or not garbage else "no sweep refers to them; --yes deletes them"
+    print(f"{total}: {remedy}" if garbage else "nothing to delete: sweeps refer to all there is")
+
+
+@app.command()
 def export(
     name: Name,
     trial: Annotated[
@@ -269,6 +289,7 @@ def _run(
     from prefsweep.orchestrator.drawing import report_path
     from prefsweep.orchestrator.live import LiveView, log_handler
     from prefsweep.orchestrator.pipeline import STAGES, run_sweep
+    from prefsweep.orchestrator.quarantine import as_recorded, num_quarantined
     from prefsweep.orchestrator.status import StatusReader
     from prefsweep.sweeps.records import Status
 
@@ -292,6 +313,13 @@ def _run(
             soft_wrap=True,
         )
         sys.exit(INTERRUPTED)
+    num_left_out = num_quarantined(as_recorded(sweep))
+    if num_left_out:
+        errors.print(
+            f"{num_left_out} prompts end every worker that takes them and were left out; "
+            f"`prefsweep status {sweep.spec.name}` names them, --restart-errored tries them again",
+            soft_wrap=True,
+        )
     failed = [result for result in results if result.status != Status.SUCCEEDED]
     if until in ("trials", "report") and failed:
         names = ", ".join(result.name for result in failed)
@@ -300,6 +328,8 @@ def _run(
             f"`prefsweep status {sweep.spec.name}` says why",
             soft_wrap=True,
         )
+        raise typer.Exit(1)
+    if num_left_out:
         raise typer.Exit(1)
     if until == "report":
         print(sweep.store.display(report_path(sweep)))
@@ -316,8 +346,9 @@ def _end_on_sigterm() -> None:
 
 def _print_plan(sweep: "Sweep") -> None:
     from prefsweep.orchestrator.plan import render_plan
+    from prefsweep.orchestrator.quarantine import as_recorded
 
-    console.print(render_plan(sweep))
+    console.print(render_plan(as_recorded(sweep)))
 
 
 def _print_error(error: SweepError) -> None:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from prefsweep.orchestrator.border import set_up_worker
 from prefsweep.orchestrator.hosts import Hosts
 from prefsweep.orchestrator.kept import Kept
+from prefsweep.orchestrator.sharded import ShardStage, is_missing, run_shard
 from prefsweep.orchestrator.shards import run_shards, run_tasks, stage_pool
-from prefsweep.orchestrator.stages import ShardStage, Task, is_missing
+from prefsweep.orchestrator.stages import Task
 from prefsweep.orchestrator.stopping import stop_requested
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import run_trial
@@ -48,8 +49,11 @@ class Cluster(Protocol):
         """Run tasks side by side; raises what the first of them raised."""
         ...
 
-    def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> None:
-        """Send every shard through the stages in order, each as soon as the one before is done."""
+    def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
+        """Send every shard through the stages in order, each as soon as the one before is done.
+
+        Returns prompts that end whoever takes them, by stage; their shards are not made.
+        """
         ...
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
@@ -72,18 +76,19 @@ class InlineCluster:
         for task in tasks:
             task.run()
 
-    def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> None:
+    def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
         set_up_worker(self._threads)
         workers: dict[str, Any] = {}
         sweep = stages[0].sweep
         for index in range(num_shards):
             for stage in stages:
                 if stop_requested(sweep.store, sweep.spec.name):
-                    return
+                    return {}
                 if is_missing(stage, index):
                     if stage.name not in workers:
                         workers[stage.name] = stage.load()
-                    stage.run(workers[stage.name], index)
+                    run_shard(stage, workers[stage.name], index)
+        return {}
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         set_up_worker(self._threads)
@@ -127,13 +132,13 @@ class RayCluster:
         gpus = self._gpus("auto", "")
         run_tasks(tasks, self._hosts, {t.name: gpus if t.name in GPU_TASKS else 0.0 for t in tasks})
 
-    def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> None:
+    def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
         sizes = self._pool_sizes([stage.name for stage in stages], num_shards)
         pools = [
             stage_pool(stage, size, self._gpus(*self._share(stage.name)))
             for stage, size in zip(stages, sizes, strict=True)
         ]
-        run_shards(pools, stages, num_shards, self._hosts)
+        return run_shards(pools, stages, num_shards, self._hosts)
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         from prefsweep.orchestrator.tuning import tune_trials

@@ -8,15 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from prefsweep.orchestrator.stages import (
-    Generate,
-    MakePrompts,
-    Task,
-    finish_shards,
-    publish_records,
-    publish_shard,
-    read_records,
-)
+from prefsweep.orchestrator.sharded import Generate, finish_shards, publish_shard
+from prefsweep.orchestrator.stages import MakePrompts, Task, publish_records, read_records
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.records import Completion, PreferencePair, Prompt, ScoredCompletion

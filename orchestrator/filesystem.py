@@ -33,6 +33,15 @@ def delete(system: fs.FileSystem, path: str) -> None:
             system.delete_file(path)
 
 
+def num_bytes(system: fs.FileSystem, path: str) -> int:
+    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    info = system.get_file_info(path)
+    if info.type != fs.FileType.Directory:
+        return info.size or 0
+    below = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    return sum(item.size or 0 for item in below)
+
+
 def replace_file(target: Path, scratch: Path, fill: Callable[[str], None]) -> None:
     """Have `fill` write a local file `scratch`, then give it its name: nobody sees half of it."""
     try:

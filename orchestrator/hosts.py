@@ -4,11 +4,13 @@ A host is a Ray actor with its share of CPUs and GPUs. It runs tasks, and shards
 the other; the model of a stage stays loaded from its first shard to its last.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prefsweep.orchestrator.border import set_up_worker
-from prefsweep.orchestrator.stages import ShardStage, Task
+from prefsweep.orchestrator.sharded import ShardStage, run_shard
+from prefsweep.orchestrator.stages import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +48,9 @@ class Hosts:
             self._idle.append(host)
 
     def lost(self, host: Host) -> None:
-        """The host's process has died."""
+        """The host's process has died, or is ended in the middle of its work."""
         self._num_leased -= 1
+        _end(host)
 
     def end_idle(self) -> None:
         """End the idle hosts, and with them their claim on CPUs and GPUs."""
@@ -83,12 +86,21 @@ class _HostActor:
         task.run()
 
     def run_shard(self, stage: ShardStage, index: int) -> None:
-        """Run a shard; what the stage needs is loaded at its first one."""
+        """Make and publish a shard."""
+        self._load(stage)
+        run_shard(stage, self._worker, index)
+
+    def try_prompts(self, stage: ShardStage, index: int, prompt_ids: Sequence[str]) -> None:
+        """Do the work on some prompts of a shard, to see whether this process survives it."""
+        self._load(stage)
+        stage.work(self._worker, index, prompt_ids)
+
+    def _load(self, stage: ShardStage) -> None:
+        """What the stage needs is loaded at its first shard."""
         set_up_worker(self._threads)
         if self._stage != stage.name:
             self.forget()
             self._worker, self._stage = stage.load(), stage.name
-        stage.run(self._worker, index)
 
     def forget(self) -> None:
         """Drop the loaded model."""

@@ -13,26 +13,25 @@ from dataclasses import asdict
 
 import psutil
 
+from prefsweep.orchestrator.changes import PLAN, changes, plan_document
 from prefsweep.orchestrator.cluster import Cluster
 from prefsweep.orchestrator.control import Control
 from prefsweep.orchestrator.drawing import is_drawn, publish_report, report_path
 from prefsweep.orchestrator.entry import DataTask, data_tasks
 from prefsweep.orchestrator.evaluations import EvaluateUntrained
+from prefsweep.orchestrator.quarantine import as_recorded, lifted, quarantine
 from prefsweep.orchestrator.results import read_results
-from prefsweep.orchestrator.stages import (
-    BuildPairs,
-    CheckPrompts,
+from prefsweep.orchestrator.sharded import (
+    SHARDED,
     Generate,
-    MakePolicy,
-    MakeReward,
     Reference,
     Score,
     ShardStage,
-    Task,
     finish_shards,
     num_shards,
 )
-from prefsweep.orchestrator.status import SHARDED, is_finished, trial_status
+from prefsweep.orchestrator.stages import BuildPairs, CheckPrompts, MakePolicy, MakeReward, Task
+from prefsweep.orchestrator.status import is_finished, trial_status
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.trials import mark
 from prefsweep.orchestrator.watch import TrialWatch
@@ -67,7 +66,7 @@ def run_sweep(
     run = Run(sweep, open_cluster, until, restart_errored=restart_errored)
     with run.recorded():
         run.until_whole(_steps)
-    return read_results(sweep, details=False).results
+    return read_results(run.sweep, details=False).results
 
 
 def _steps(run: "Run") -> None:
@@ -84,6 +83,14 @@ def _steps(run: "Run") -> None:
     run.report()
 
 
+class QuarantineError(Exception):
+    """Prompts were found that end whoever takes them, by stage; caught in this file."""
+
+    def __init__(self, killers: dict[str, list[str]]) -> None:
+        super().__init__(killers)
+        self.killers = killers
+
+
 class Run:
     """One run of a sweep: where it takes place, and how far it goes."""
 
@@ -95,7 +102,7 @@ class Run:
         *,
         restart_errored: bool,
     ) -> None:
-        self.sweep, self.until = sweep, until
+        self.sweep, self.until = lifted(sweep) if restart_errored else as_recorded(sweep), until
         if until in DATA_STAGES and until not in sweep.stages:
             raise UsageError(
                 f"--until {until}: the sweep enters with its own data after that; "
@@ -113,10 +120,11 @@ class Run:
 
         Raises LeaseError, having written nothing, while another driver runs the sweep.
         """
-        store, name = self.sweep.store, self.sweep.spec.name
         with self.control:
-            store.delete_abandoned()
-            store.write_json(store.sweep(name, "spec.json"), spec_document(self.sweep))
+            self.sweep.store.delete_abandoned()
+            for line in changes(self.sweep):
+                log.info("%s", line)
+            self._keep_spec()
             self._record(Status.RUNNING)
             try:
                 yield
@@ -137,7 +145,9 @@ class Run:
 
         Whoever finds it puts it aside, so the next pass makes it again.
         """
-        for _ in range(MAX_PASSES):
+        num_passes = 0
+        while num_passes < MAX_PASSES:
+            num_passes += 1
             try:
                 steps(self)
                 damaged = [stage for stage in self.sweep.stages if not self._is_whole(stage)]
@@ -146,6 +156,10 @@ class Run:
                 log.warning("%s: damaged while in use; made again", ", ".join(damaged))
             except DamagedError as error:
                 log.warning("%s", error)
+            except QuarantineError as error:  # each time fewer prompts: it comes to an end
+                num_passes -= 1
+                self.sweep = quarantine(self.sweep, error.killers)
+                self._keep_spec()
             self._restart_errored = False
             self._told.clear()
         raise StoreError(
@@ -192,8 +206,11 @@ class Run:
             self._cluster_for("prompts are checked").run_tasks([CheckPrompts(self.sweep)])
         num, started = num_shards(self.sweep, missing[0].name), time.monotonic()
         log.info("%s: running %d shards", " -> ".join(stage.name for stage in missing), num)
-        self._cluster_for("shards in flight are finished").run_shards(missing, num)
+        cluster = self._cluster_for("shards in flight are finished")
+        killers = cluster.run_shards(missing, num)
         self.control.check()
+        if killers:
+            raise QuarantineError(killers)
         for stage in missing:
             finish_shards(stage, self.sweep, num, time.monotonic() - started)
             self._log_done(stage.name)
@@ -270,6 +287,11 @@ class Run:
         while workers & store.scratch_owners() and time.monotonic() < deadline_s:
             time.sleep(0.1)
             store.delete_abandoned()
+
+    def _keep_spec(self) -> None:
+        store, name = self.sweep.store, self.sweep.spec.name
+        store.write_json(store.sweep(name, "spec.json"), spec_document(self.sweep))
+        store.write_json(store.sweep(name, PLAN), plan_document(self.sweep))
 
     def _mark_interrupted(self) -> None:
         for trial in self.sweep.trials:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prefsweep.orchestrator.changes import changes
 from prefsweep.orchestrator.estimate import estimate
 from prefsweep.orchestrator.estimate_lines import estimate_lines, model_lines
 from prefsweep.orchestrator.status import is_finished, read_status
@@ -27,7 +28,8 @@ def render_plan(sweep: Sweep) -> RenderableType:
         weights = sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights"))
         found = "yes" if is_finished(sweep, trial.trial_id) else "weights" if weights else "new"
         trials.add_row(trial.name, trial.trial_id, found, f"{trial.spec.learning_rate:g}")
-    return Group(stages, Text(), trials, Text(), *map(Text, _lines(sweep)))
+    lines = [*changes(sweep), *_lines(sweep)]
+    return Group(stages, Text(), trials, Text(), *map(Text, lines))
 
 
 def _partly(num_done: int) -> str:

@@ -114,7 +114,15 @@ def _headline(status: SweepStatus) -> Text:
         parts.append(f"{duration(status.elapsed_s)} so far")
     if status.eta_s is not None:
         parts.append(f"{duration(status.eta_s)} to go")
-    return Text.assemble((clean(status.sweep), "bold"), "  ", ", ".join(parts), *_driver(status))
+    counted = (clean(status.sweep), "bold"), "  ", ", ".join(parts)
+    return Text.assemble(*counted, *_driver(status), *_quarantined(status))
+
+
+def _quarantined(status: SweepStatus) -> Iterator[tuple[str, str]]:
+    """The prompts that are left out because they end every worker that takes them."""
+    for stage, prompt_ids in status.quarantined.items():
+        shown = ", ".join(clean(prompt_id) for prompt_id in prompt_ids)
+        yield f"\n{stage}: quarantined prompts {shown}; --restart-errored tries again", "yellow"
 
 
 def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:

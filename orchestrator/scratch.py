@@ -47,6 +47,12 @@ def is_abandoned(name: str) -> bool:
     return owner is not None and started(owner[0]) != owner[1]
 
 
+def is_in_use(name: str) -> bool:
+    """Whether the process that a scratch name belongs to is known to live."""
+    owner = _owner(name)
+    return owner is not None and started(owner[0]) == owner[1]
+
+
 def owners(folder: Path) -> set[int]:
     """Process ids of this machine that something in `folder` belongs to."""
     found = [_owner(item.name) for item in folder.iterdir()] if folder.is_dir() else []

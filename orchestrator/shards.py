@@ -2,25 +2,39 @@
 
 A host has one item in flight; an item whose host dies is handed out again. A shard enters the next
 stage the moment it leaves the one before, and is on storage before it moves on, so the driver holds
-nothing but indices.
+nothing but indices. A shard that goes on killing is tried in parts, to find the prompts that do it.
 """
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefsweep.orchestrator.bisection import Bisection
 from prefsweep.orchestrator.border import stage_error
 from prefsweep.orchestrator.hosts import Host, Hosts
-from prefsweep.orchestrator.stages import ShardStage, Task, is_missing
+from prefsweep.orchestrator.sharded import ShardStage, is_missing
+from prefsweep.orchestrator.stages import Task
 from prefsweep.orchestrator.stopping import POLL_S, polled_stop
 from prefsweep.sweeps.errors import StageError
 
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
-"""Hosts that one item may take with it before the stage gives up."""
+"""Hosts that one item may take with it before it is looked into, or the stage gives up."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some prompts of a shard, tried to see whether they end their worker; nothing is published."""
+
+    shard: int
+    prompt_ids: tuple[str, ...]
+
+
+Item = Any
+"""What a host works on: a task's name, the index of a shard, or a Part."""
 
 
 @dataclass
@@ -28,16 +42,16 @@ class Pool:
     """The items that wait for a stage, and the hosts that work on it."""
 
     name: str
-    start: Callable[[Host, Any], Any]
+    start: Callable[[Host, Item], Any]
     """Starts an item on a host; gives a Ray reference."""
     size: int
     """Hosts to use at most."""
     num_gpus: float
-    waiting: deque[Any] = field(default_factory=deque[Any])
+    waiting: deque[Item] = field(default_factory=deque[Any])
     idle: list[Host] = field(default_factory=list[Host])
-    in_flight: dict[Any, tuple[Any, Host]] = field(default_factory=dict[Any, tuple[Any, Host]])
+    in_flight: dict[Any, tuple[Item, Host]] = field(default_factory=dict[Any, tuple[Any, Host]])
     """Reference -> (item, host)."""
-    deaths: Counter[Any] = field(default_factory=Counter[Any])
+    deaths: Counter[Item] = field(default_factory=Counter[Any])
 
     def dispatch(self, hosts: Hosts) -> None:
         """Give items to idle hosts, and lease more up to `size` while there are items."""
@@ -52,40 +66,118 @@ class Pool:
             hosts.give_back(host)
         self.idle = []
 
+    def abandon(self, hosts: Hosts) -> None:
+        """End the hosts that are in the middle of something."""
+        for _, host in self.in_flight.values():
+            hosts.lost(host)
+        self.in_flight = {}
 
-def run_tasks(tasks: Sequence[Task], hosts: Hosts, num_gpus: dict[str, float]) -> None:
-    """Run tasks side by side. Raises what the first failing one raised."""
-    pools = [
-        Pool(task.name, lambda host, item: host.actor.run_task.remote(item), 1, num_gpus[task.name])
-        for task in tasks
-    ]
-    for pool, task in zip(pools, tasks, strict=True):
-        pool.waiting.append(task)
-    _drain(pools, hosts, lambda position, item: None)
+    def again(self, item: Item, error: Exception) -> None:
+        """Hand out an item again whose host died. Raises StageError if too many did."""
+        label = f"shard {item}" if isinstance(item, int) else "it"
+        self.deaths[item] += 1
+        if self.deaths[item] >= MAX_DEATHS:
+            raise StageError(
+                f"{self.name}: {label} ended {MAX_DEATHS} workers; the last one: {error}"
+            ) from error
+        log.warning("%s: a worker died; %s is handed out again", self.name, label)
+        self.waiting.appendleft(item)
 
 
-def run_shards(pools: Sequence[Pool], stages: Sequence[ShardStage], num: int, hosts: Hosts) -> None:
-    """Send shards 0 to num - 1 through the stages, skipping what is in the store.
+class TaskFlow:
+    """Tasks: each is done once, and that is all."""
 
-    Where the sweep is asked to stop, shards in flight are finished and no more are handed out.
-    Raises what a worker raised, or StageError for a shard that took MAX_DEATHS hosts with it.
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        self._pools = pools
+
+    def done(self, position: int, item: Item) -> None:
+        """Nothing follows."""
+
+    def died(self, position: int, item: Item, error: Exception) -> None:
+        """The task is handed out again."""
+        self._pools[position].again(item, error)
+
+
+class ShardFlow:
+    """Shards on their way through the stages, and the search for prompts that kill.
+
+    `killers` are those that were found, by stage; their shards are left unfinished.
     """
 
-    def enter(position: int, shard: int) -> None:
-        for pool, stage in zip(pools[position:], stages[position:], strict=True):
+    def __init__(self, pools: Sequence[Pool], stages: Sequence[ShardStage]) -> None:
+        self._pools, self._stages = pools, stages
+        self._searches: dict[tuple[int, int], Bisection] = {}
+        self._searched: set[tuple[int, int]] = set()
+        self.killers: dict[str, list[str]] = {}
+
+    def enter(self, position: int, shard: int) -> None:
+        """Queue a shard at the first stage from `position` on that has not made it yet."""
+        for pool, stage in zip(self._pools[position:], self._stages[position:], strict=True):
             if is_missing(stage, shard):
                 pool.waiting.append(shard)
                 return
 
+    def done(self, position: int, item: Item) -> None:
+        """A shard moves on; a part is innocent."""
+        if isinstance(item, Part):
+            self._searches[position, item.shard].survived(item.prompt_ids)
+            self._go_on(position, item.shard)
+        else:
+            self.enter(position + 1, item)
+
+    def died(self, position: int, item: Item, error: Exception) -> None:
+        """A shard is handed out again, or looked into; of a part, smaller ones are tried."""
+        pool = self._pools[position]
+        if isinstance(item, Part):
+            self._searches[position, item.shard].died(item.prompt_ids)
+            self._go_on(position, item.shard)
+        elif pool.deaths[item] + 1 < MAX_DEATHS or (position, item) in self._searched:
+            pool.again(item, error)
+        else:
+            log.warning(
+                "%s: shard %d ended %d workers; looking for the prompts that do it",
+                pool.name,
+                item,
+                MAX_DEATHS,
+            )
+            prompt_ids = self._stages[position].prompt_ids(item)
+            self._searches[position, item] = Bisection(prompt_ids)
+            self._go_on(position, item)
+
+    def _go_on(self, position: int, shard: int) -> None:
+        """Queue what is to be tried next of a shard; at the end, note the guilty."""
+        pool, search = self._pools[position], self._searches[position, shard]
+        pool.waiting.extendleft(Part(shard, group) for group in search.take_waiting())
+        if not search.is_over:
+            return
+        if search.guilty:
+            self.killers.setdefault(pool.name, []).extend(search.guilty)
+        else:  # no prompt does it alone: once more, and then the stage gives up
+            self._searched.add((position, shard))
+            pool.deaths[shard] = 0
+            pool.waiting.append(shard)
+
+
+def run_tasks(tasks: Sequence[Task], hosts: Hosts, num_gpus: Mapping[str, float]) -> None:
+    """Run tasks side by side. Raises what the first failing one raised."""
+    pools = [_task_pool(task, num_gpus[task.name]) for task in tasks]
+    _drain(pools, hosts, TaskFlow(pools))
+
+
+def run_shards(
+    pools: Sequence[Pool], stages: Sequence[ShardStage], num: int, hosts: Hosts
+) -> dict[str, list[str]]:
+    """Send shards 0 to num - 1 through the stages, skipping what is in the store.
+
+    Returns the prompts that end whoever takes them, by stage; all other shards are finished. Where
+    the sweep is asked to stop, shards in flight are finished and no more are handed out. Raises
+    what a worker raised, or StageError for a shard that ends workers though no prompt of it does.
+    """
+    flow, sweep = ShardFlow(pools, stages), stages[0].sweep
     for shard in range(num):
-        enter(0, shard)
-    sweep = stages[0].sweep
-    _drain(
-        pools,
-        hosts,
-        lambda position, shard: enter(position + 1, shard),
-        polled_stop(sweep.store, sweep.spec.name),
-    )
+        flow.enter(0, shard)
+    _drain(pools, hosts, flow, polled_stop(sweep.store, sweep.spec.name))
+    return flow.killers
 
 
 def stage_pool(stage: ShardStage, size: int, num_gpus: float) -> Pool:
@@ -93,58 +185,70 @@ def stage_pool(stage: ShardStage, size: int, num_gpus: float) -> Pool:
     import ray
 
     shared = ray.put(stage)  # sent once, not with every shard
-    return Pool(
-        stage.name,
-        lambda host, index: host.actor.run_shard.remote(shared, index),
-        size,
-        num_gpus,
-    )
+
+    def start(host: Host, item: Item) -> Any:
+        if isinstance(item, Part):
+            return host.actor.try_prompts.remote(shared, item.shard, item.prompt_ids)
+        return host.actor.run_shard.remote(shared, item)
+
+    return Pool(stage.name, start, size, num_gpus)
+
+
+def _task_pool(task: Task, num_gpus: float) -> Pool:
+    def start(host: Host, item: Item) -> Any:
+        return host.actor.run_task.remote(task)
+
+    return Pool(task.name, start, 1, num_gpus, deque([task.name]))
 
 
 def _drain(
     pools: Sequence[Pool],
     hosts: Hosts,
-    done: Callable[[int, Any], None],
+    flow: TaskFlow | ShardFlow,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Work until no pool has anything left; `done(position, item)` may queue more."""
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
-    while any(pool.waiting or pool.in_flight for pool in pools):
+    """Work until no pool has anything left; the flow may queue more."""
+    try:
+        while any(pool.waiting or pool.in_flight for pool in pools):
+            for pool in pools:
+                if should_stop():
+                    pool.waiting.clear()
+                pool.dispatch(hosts)
+                if not pool.waiting:
+                    pool.release(hosts)
+            _take_one(pools, hosts, flow)
+    finally:
         for pool in pools:
-            if should_stop():
-                pool.waiting.clear()
-            pool.dispatch(hosts)
-            if not pool.waiting:
-                pool.release(hosts)
-        owners = {reference: i for i, pool in enumerate(pools) for reference in pool.in_flight}
-        ready, _ = ray.wait(list(owners), num_returns=1, timeout=POLL_S) if owners else ([], [])
-        if not ready:
-            continue
-        position = owners[ready[0]]
-        pool = pools[position]
-        item, host = pool.in_flight.pop(ready[0])
-        try:
-            ray.get(ready[0])
-        except RayTaskError as error:
-            raise stage_error(pool.name, error) from error
-        except RayActorError as error:
-            hosts.lost(host)
-            _requeue(pool, item, error)
-        else:
-            pool.idle.append(host)
-            done(position, item)
-    for pool in pools:
-        pool.release(hosts)
+            pool.abandon(hosts)
+            pool.release(hosts)
 
 
-def _requeue(pool: Pool, item: Any, error: Exception) -> None:
-    label = f"shard {item}" if isinstance(item, int) else "it"
-    pool.deaths[item] += 1
-    if pool.deaths[item] >= MAX_DEATHS:
-        raise StageError(
-            f"{pool.name}: {label} ended {MAX_DEATHS} workers; the last one: {error}"
-        ) from error
-    log.warning("%s: a worker died; %s is handed out again", pool.name, label)
-    pool.waiting.appendleft(item)
+def _take_one(pools: Sequence[Pool], hosts: Hosts, flow: TaskFlow | ShardFlow) -> None:
+    """Wait, not for ever, until something comes back from a host, and pass it on."""
+    import ray
+    from ray.exceptions import (
+        NodeDiedError,
+        OutOfMemoryError,
+        RayActorError,
+        RayTaskError,
+        WorkerCrashedError,
+    )
+
+    owners = {reference: i for i, pool in enumerate(pools) for reference in pool.in_flight}
+    ready, _ = ray.wait(list(owners), num_returns=1, timeout=POLL_S) if owners else ([], [])
+    if not ready:
+        return
+    position = owners[ready[0]]
+    pool = pools[position]
+    item, host = pool.in_flight.pop(ready[0])
+    try:
+        ray.get(ready[0])
+    except RayTaskError as error:
+        hosts.give_back(host)
+        raise stage_error(pool.name, error) from error
+    except (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError) as error:
+        hosts.lost(host)
+        flow.died(position, item, error)
+    else:
+        pool.idle.append(host)
+        flow.done(position, item)

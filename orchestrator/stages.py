@@ -1,7 +1,7 @@
-"""What runs in a worker for each stage: fetch from the store, call `workers`, publish the result.
+"""What a worker does once in a sweep: fetch from the store, call `workers`, publish the result.
 
-Every class here is small, can be pickled, and is run by a Cluster: a `Task` once, a `ShardStage`
-for every shard. Evaluations are in evaluations.py, trials in trials.py.
+Every class here is small, can be pickled, and is run by a Cluster. What is done for every shard is
+in sharded.py, evaluations are in evaluations.py, trials in trials.py.
 """
 
 import time
@@ -12,19 +12,13 @@ from typing import Any, Protocol
 
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.sweeps.errors import ModelError
 from prefsweep.sweeps.records import (
-    Completion,
     PreferencePair,
     Prompt,
     ScoredCompletion,
-    TokenizedPair,
 )
 from prefsweep.sweeps.spec import ClassifierReward, FirstTokens
 from prefsweep.workers import tables
-
-REFERENCE_SHARD_PROMPTS = 64
-"""Prompts whose pairs make one shard of the reference stage."""
 
 
 class Task(Protocol):
@@ -40,22 +34,6 @@ class Task(Protocol):
     def run(self) -> None:
         """Make and publish them."""
         ...
-
-
-class ShardStage(Protocol):
-    """Something workers do for every shard; `load` is called once in every worker."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def sweep(self) -> Sweep: ...
-
-    def shard_path(self, index: int) -> str: ...
-
-    def load(self) -> Any: ...
-
-    def run(self, worker: Any, index: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -176,65 +154,6 @@ class CheckPrompts:
 
 
 @dataclass(frozen=True)
-class Generate:
-    """A shard of prompts -> its completions."""
-
-    sweep: Sweep
-    name: str = "completions"
-
-    def shard_path(self, index: int) -> str:
-        return self.sweep.store.shard("completions", self.sweep.fingerprints.completions, index)
-
-    def load(self) -> Any:
-        from prefsweep.workers.generate import Generator
-        from prefsweep.workers.models import load_policy, load_tokenizer
-
-        source = self.sweep.policy_source()
-        spec = self.sweep.spec
-        generator = Generator(
-            load_policy(source), load_tokenizer(source), spec.generation, spec.policy.chat
-        )
-        return generator, read_records(self.sweep, "prompts", Prompt)
-
-    def run(self, worker: Any, index: int) -> None:
-        started = time.monotonic()
-        generator, prompts = worker
-        spec = self.sweep.spec.generation
-        mine = prompts[index * spec.shard_size : (index + 1) * spec.shard_size]
-        completions = generator.complete(mine, spec.num_completions)
-        publish_shard(self, Completion, completions, index, started)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A shard of completions -> the same with rewards."""
-
-    sweep: Sweep
-    name: str = "scores"
-
-    def shard_path(self, index: int) -> str:
-        return self.sweep.store.shard("scores", self.sweep.fingerprints.scores, index)
-
-    def load(self) -> Any:
-        from prefsweep.workers.score import make_scorer
-
-        reward = self.sweep.spec.reward
-        assert reward is not None, "the spec asks for one where completions are scored"
-        return make_scorer(reward, self.sweep.reward_source(), self.sweep.spec.policy.chat)
-
-    def run(self, worker: Any, index: int) -> None:
-        from prefsweep.workers.score import score_completions
-
-        started = time.monotonic()
-        path = Generate(self.sweep).shard_path(index)
-        with self.sweep.store.staging() as folder:
-            local = self.sweep.store.fetch_shard(path, folder)
-            completions = tables.read_records(Completion, [local])
-        scored = score_completions(worker, completions)
-        publish_shard(self, ScoredCompletion, scored, index, started)
-
-
-@dataclass(frozen=True)
 class BuildPairs:
     """All scored completions -> the preference dataset."""
 
@@ -254,91 +173,10 @@ class BuildPairs:
         publish_records(self.sweep, "pairs", PreferencePair, pairs, started, notes)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A shard of pairs -> token ids with the reference's log-probabilities."""
-
-    sweep: Sweep
-    name: str = "reference"
-
-    def shard_path(self, index: int) -> str:
-        return self.sweep.store.shard("reference", self.sweep.fingerprints.reference, index)
-
-    def load(self) -> Any:
-        from prefsweep.workers.models import load_policy, load_tokenizer
-
-        source = self.sweep.policy_source()
-        by_prompt: dict[str, list[PreferencePair]] = {}
-        for pair in read_records(self.sweep, "pairs", PreferencePair):
-            by_prompt.setdefault(pair.prompt_id, []).append(pair)
-        return load_policy(source), load_tokenizer(source), list(by_prompt.values())
-
-    def run(self, worker: Any, index: int) -> None:
-        from prefsweep.workers.reference import reference_pairs
-
-        started = time.monotonic()
-        model, tokenizer, by_prompt = worker
-        first = index * REFERENCE_SHARD_PROMPTS
-        mine = by_prompt[first : first + REFERENCE_SHARD_PROMPTS]
-        tokenized = reference_pairs(
-            [pair for pairs in mine for pair in pairs],
-            model,
-            tokenizer,
-            self.sweep.spec.training,
-            self.sweep.spec.policy.chat,
-        )
-        publish_shard(self, TokenizedPair, tokenized, index, started)
-
-
-def is_missing(stage: ShardStage, index: int) -> bool:
-    """Whether a shard of a stage is still to be made."""
-    return stage.sweep.store.shard_manifest(stage.shard_path(index)) is None
-
-
-def num_shards(sweep: Sweep, stage: str) -> int:
-    """Shards of a sharded stage whose input is finished."""
-    if stage == "reference":
-        pairs = read_records(sweep, "pairs", PreferencePair)
-        num, size = len({pair.prompt_id for pair in pairs}), REFERENCE_SHARD_PROMPTS
-    elif sweep.entered == "completions":
-        manifest = sweep.store.manifest(sweep.path("completions"))
-        assert manifest is not None
-        return len(manifest.files)
-    else:
-        manifest = sweep.store.manifest(sweep.path("prompts"))
-        assert manifest is not None
-        num, size = manifest.rows, sweep.spec.generation.shard_size
-    return -(-num // size)
-
-
 def read_records(sweep: Sweep, stage: str, record_type: type) -> list[Any]:
     """All records of a finished stage."""
     folder = sweep.store.fetch(sweep.path(stage))
     return tables.read_records(record_type, sorted(folder.glob("*.parquet")))
-
-
-def finish_shards(
-    stage: ShardStage,
-    sweep: Sweep,
-    num: int,
-    seconds: float,
-    notes: dict[str, float] | None = None,
-) -> None:
-    """Publish the manifest over all shards of a stage."""
-    paths = [stage.shard_path(index) for index in range(num)]
-    shards = [sweep.store.shard_manifest(path) for path in paths]
-    rows = sum(shard.rows for shard in shards if shard is not None)
-    if stage.name == "reference":
-        pairs = sweep.store.manifest(sweep.path("pairs"))
-        assert pairs is not None
-        notes = {**(notes or {}), "dropped: prompt fills max_length": float(pairs.rows - rows)}
-    manifest = new_manifest(getattr(sweep.fingerprints, stage.name), rows, seconds, notes)
-    if stage.name == "reference" and rows == 0:
-        raise ModelError(
-            "reference: every prompt fills training.max_length; raise it, or set "
-            "training.max_prompt_length"
-        )
-    sweep.store.publish_shards(sweep.path(stage.name), paths, manifest)
 
 
 def _publish(
@@ -363,16 +201,3 @@ def publish_records(
         output.mkdir()
         tables.write_records(records, record_type, output / f"{stage}.parquet")
         _publish(sweep, stage, output, len(records), started, notes or {})
-
-
-def publish_shard(
-    stage: Any, record_type: type, records: Sequence[Any], index: int, started: float
-) -> None:
-    """Publish records as one shard of a stage."""
-    sweep: Sweep = stage.sweep
-    with sweep.store.staging() as folder:
-        file = folder / "shard.parquet"
-        tables.write_records(records, record_type, file)
-        fingerprint = getattr(sweep.fingerprints, stage.name)
-        manifest = new_manifest(fingerprint, len(records), time.monotonic() - started)
-        sweep.store.publish_shard(stage.shard_path(index), file, manifest)

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from prefsweep.orchestrator.lease import read_holder
-from prefsweep.orchestrator.stages import REFERENCE_SHARD_PROMPTS, Generate, Reference, Score
+from prefsweep.orchestrator.quarantine import as_recorded
+from prefsweep.orchestrator.sharded import REFERENCE_SHARD_PROMPTS, SHARDED
 from prefsweep.orchestrator.store import Manifest, Store, absolute
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.trials import parse_metrics
@@ -24,8 +25,6 @@ from prefsweep.sweeps.records import (
     SweepStatus,
     TrialStatus,
 )
-
-SHARDED = {"completions": Generate, "scores": Score, "reference": Reference}
 
 
 def open_sweep(name: str, storage: str) -> Sweep:
@@ -46,7 +45,9 @@ def open_sweep(name: str, storage: str) -> Sweep:
         )
     try:
         inputs = Inputs(**document["inputs"])
-        return Sweep(validate_spec(document["spec"], where), inputs, absolute(storage))
+        sweep = Sweep(validate_spec(document["spec"], where), inputs, absolute(storage))
+        assert sweep.fingerprints  # which read all of the inputs
+        return sweep
     except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{where} is damaged ({error}); run the sweep's own spec again") from None
 
@@ -70,6 +71,7 @@ class StatusReader:
 
     def read(self) -> SweepStatus:
         """Stages and trials as they are now. Raises StoreError or OSError if the store is away."""
+        self._follow()
         sweep, driver, elapsed = self._sweep, driver_status(self._sweep), None
         stages = [self._stage(name, driver) for name in (*sweep.stages, UNTRAINED)]
         trials = self.trials(sweep.trials)
@@ -78,7 +80,22 @@ class StatusReader:
             elapsed = time.time() - driver.since
         elif driver is not None:
             trials = [_without_driver(trial) for trial in trials]
-        return SweepStatus(sweep.spec.name, stages, trials, elapsed, eta(trials), driver)
+        return SweepStatus(
+            sweep.spec.name,
+            stages,
+            trials,
+            elapsed,
+            eta(trials),
+            driver,
+            sweep.inputs.quarantined,
+        )
+
+    def _follow(self) -> None:
+        """Look at other artefacts once prompts were quarantined."""
+        recorded = as_recorded(self._sweep)
+        if recorded.inputs != self._sweep.inputs:
+            self._sweep = recorded
+            self._trials, self._stages, self._shards = {}, {}, {}
 
     def trials(self, trials: Sequence[Trial]) -> list[TrialStatus]:
         """Where these trials stand; what has ended and has not been touched since is not read."""
@@ -206,7 +223,7 @@ def made_at(manifest: Manifest) -> float:
 def status_document(status: SweepStatus) -> dict[str, Any]:
     """What `status --json` prints."""
     document = asdict(status)
-    keys = ("sweep", "stages", "trials", "elapsed_s", "eta_s", "driver")
+    keys = ("sweep", "stages", "trials", "elapsed_s", "eta_s", "driver", "quarantined")
     return {key: document[key] for key in keys}
 
 

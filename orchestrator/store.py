@@ -7,7 +7,8 @@
         trial.json  metrics.jsonl  status.json
         weights/  checkpoints/step-00040/  evaluations/<fingerprint>/      each with a manifest
     sweeps/<name>/
-        spec.json  plan.json  state.json  report/  wandb/
+        spec.json  plan.json  state.json  lease.json  stop.json  report/  wandb/
+    tmp/  aside/                            half-made and damaged things (`prefsweep gc`)
 
 "Done" means: a valid manifest exists. On a local file system an artefact appears by one rename; on
 an object store its files come first and its manifest last.
@@ -19,8 +20,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ from prefsweep.orchestrator.filesystem import (
     append_line,
     delete,
     locked_file,
+    num_bytes,
     read_file,
     replace_file,
     stamps,
@@ -155,18 +157,17 @@ class Store:
         """What tells whether files have changed, far cheaper than reading them."""
         return self._attempt("", "listed", lambda: stamps(self.fs, [*map(self._full, paths)]))
 
+    def num_bytes(self, path: str) -> int:
+        """Bytes of a file, or of all files below a folder."""
+        return self._attempt(path, "read", lambda: num_bytes(self.fs, self._full(path)))
+
     def delete(self, path: str) -> None:
         """Delete a folder or file if it is there."""
         self._attempt(path, "deleted", lambda: delete(self.fs, self._full(path)))
 
-    @contextmanager
-    def locked(self, path: str) -> Iterator[None]:
+    def locked(self, path: str) -> AbstractContextManager[None]:
         """Alone among processes that lock the same path; on an object store that is not so."""
-        if not self.is_local:
-            yield
-            return
-        with locked_file(Path(self._full(path))):
-            yield
+        return locked_file(Path(self._full(path))) if self.is_local else nullcontext()
 
     # --- artefacts -------------------------------------------------------------------------------
 
@@ -230,10 +231,7 @@ class Store:
         return manifest if self._sizes([path]) == [manifest.files[name].size] else None
 
     def fetch_shard(self, path: str, folder: Path) -> Path:
-        """A verified local copy of one shard in `folder`.
-
-        Raises DamagedError, having put the shard aside, if it is not what was written.
-        """
+        """A verified local copy of a shard. Raises DamagedError, having put a damaged one aside."""
         manifest, local = self.shard_manifest(path), folder / PurePosixPath(path).name
         if manifest is None:
             raise DamagedError(f"{self.display(path)} is missing or damaged; it is made again")
@@ -320,9 +318,8 @@ class Store:
             self.delete(path)
 
     def _condemn(self, path: str, names: list[str]) -> None:
-        """Put files of an artefact aside whose content is not what its manifest says.
+        """Put an artefact aside that has these damaged files; damaged shards go alone.
 
-        Shards go alone, so that only they are made again; else the artefact goes as a whole.
         Raises DamagedError if there are any.
         """
         if not names:
@@ -347,10 +344,8 @@ class Store:
         return downloaded(f"{self.uri}/{path}/{manifest.created}", manifest.files, copy)
 
     def _copy_here(self, path: str, local: Path) -> None:
-        def call() -> None:
-            fs.copy_files(self._full(path), str(local), self.fs, fs.LocalFileSystem())
-
-        self._attempt(path, "read", call)
+        source, here = self._full(path), fs.LocalFileSystem()
+        self._attempt(path, "read", lambda: fs.copy_files(source, str(local), self.fs, here))
 
     def _rename_into_place(self, folder: Path, path: str) -> None:
         """One rename; what stands in the way is as good, or damaged and moved out of the way."""

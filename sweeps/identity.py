@@ -7,8 +7,8 @@ the stage's code, bumped by hand when its output changes.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefsweep.sweeps.entry import ARTEFACTS
@@ -40,6 +40,10 @@ class Inputs:
     reward_corpus: str
     prompts: str
     entry: str = ""
+    quarantined: Mapping[str, Sequence[str]] = field(
+        default_factory=dict[str, list[str]], hash=False
+    )
+    """Stage -> ids of prompts that are left out there, because they kill whoever takes them."""
 
 
 def canonical_json(value: Any) -> str:
@@ -119,17 +123,17 @@ class Fingerprints:
 
     def evaluation(self, trial_id: str) -> str:
         """The fingerprint of one trial's evaluation; "untrained" is the policy before training."""
-        return fingerprint(
-            "evaluation",
-            {
-                "section": _fields(self._spec.evaluation, {"eval_steps", "max_prompts"}),
-                "eval_prompts": self.eval_prompts,
-                "reward": self.reward,
-                "scoring": self._scoring,
-                "policy": self.policy,
-                "trial_id": trial_id,
-            },
-        )
+        return fingerprint("evaluation", self.evaluation_parts() | {"trial_id": trial_id})
+
+    def evaluation_parts(self) -> dict[str, Any]:
+        """What every evaluation's fingerprint is made of, beside the trial."""
+        return {
+            "section": _fields(self._spec.evaluation, {"eval_steps", "max_prompts"}),
+            "eval_prompts": self.eval_prompts,
+            "reward": self.reward,
+            "scoring": self._scoring,
+            "policy": self.policy,
+        }
 
     def _prompts_parts(self) -> dict[str, Any]:
         prompts = self._spec.prompts
@@ -170,6 +174,9 @@ class Fingerprints:
         return self._stage(name, entry=data, **({"split": rule} if name == "pairs" else {}))
 
     def _stage(self, name: str, **parts: Any) -> str:
+        left_out = self._inputs.quarantined.get(name)
+        if left_out:
+            parts["quarantined"] = sorted(left_out)
         self.parts[name] = parts
         return fingerprint(name, parts)
 

@@ -4,6 +4,7 @@ They hold no behaviour and no paths. Log-probabilities are natural logarithms (n
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -254,3 +255,5 @@ class SweepStatus:
     eta_s: float | None = None
     driver: DriverStatus | None = None
     """None where nobody runs the sweep."""
+    quarantined: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """Stage -> ids of prompts that are left out there."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from prefsweep.orchestrator import pipeline
 from prefsweep.orchestrator.cluster import RayCluster
-from prefsweep.orchestrator.stages import Generate, read_records
+from prefsweep.orchestrator.sharded import Generate
+from prefsweep.orchestrator.stages import read_records
 from prefsweep.orchestrator.sweep import resolve
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Completion, Prompt

@@ -1,0 +1,246 @@
+"""What workers do for every shard: completions, scores and reference log-probabilities.
+
+A shard is a fixed part of a stage's prompts, whoever works on it. Every class here is small and can
+be pickled; a Cluster loads what a stage needs once in each worker.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+from prefsweep.orchestrator.stages import read_records
+from prefsweep.orchestrator.store import new_manifest
+from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.sweeps.errors import ModelError
+from prefsweep.sweeps.records import (
+    Completion,
+    PreferencePair,
+    Prompt,
+    ScoredCompletion,
+    TokenizedPair,
+)
+from prefsweep.workers import tables
+
+REFERENCE_SHARD_PROMPTS = 64
+"""Prompts whose pairs make one shard of the reference stage."""
+
+
+class ShardStage(Protocol):
+    """Something workers do for every shard; `load` is called once in every worker.
+
+    `work` makes the records of a shard, of the prompts in `only` alone where they are given;
+    prompts that are quarantined at this stage are left out always.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sweep(self) -> Sweep: ...
+
+    def shard_path(self, index: int) -> str: ...
+
+    @property
+    def record_type(self) -> type: ...
+
+    def prompt_ids(self, index: int) -> list[str]: ...
+
+    def load(self) -> Any: ...
+
+    def work(self, worker: Any, index: int, only: Sequence[str] | None = None) -> list[Any]: ...
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A shard of prompts -> its completions."""
+
+    sweep: Sweep
+    name: str = "completions"
+    record_type: type = Completion
+
+    def shard_path(self, index: int) -> str:
+        return self.sweep.store.shard("completions", self.sweep.fingerprints.completions, index)
+
+    def load(self) -> Any:
+        from prefsweep.workers.generate import Generator
+        from prefsweep.workers.models import load_policy, load_tokenizer
+
+        source = self.sweep.policy_source()
+        spec = self.sweep.spec
+        generator = Generator(
+            load_policy(source), load_tokenizer(source), spec.generation, spec.policy.chat
+        )
+        return generator, read_records(self.sweep, "prompts", Prompt)
+
+    def prompt_ids(self, index: int) -> list[str]:
+        prompts: list[Prompt] = read_records(self.sweep, "prompts", Prompt)
+        return [prompt.prompt_id for prompt in self._mine(prompts, index)]
+
+    def work(self, worker: Any, index: int, only: Sequence[str] | None = None) -> list[Completion]:
+        generator, prompts = worker
+        mine = _wanted(self, self._mine(prompts, index), only)
+        return generator.complete(mine, self.sweep.spec.generation.num_completions)
+
+    def _mine(self, prompts: list[Prompt], index: int) -> list[Prompt]:
+        size = self.sweep.spec.generation.shard_size
+        return prompts[index * size : (index + 1) * size]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A shard of completions -> the same with rewards."""
+
+    sweep: Sweep
+    name: str = "scores"
+    record_type: type = ScoredCompletion
+
+    def shard_path(self, index: int) -> str:
+        return self.sweep.store.shard("scores", self.sweep.fingerprints.scores, index)
+
+    def load(self) -> Any:
+        from prefsweep.workers.score import make_scorer
+
+        reward = self.sweep.spec.reward
+        assert reward is not None, "the spec asks for one where completions are scored"
+        return make_scorer(reward, self.sweep.reward_source(), self.sweep.spec.policy.chat)
+
+    def prompt_ids(self, index: int) -> list[str]:
+        return list(dict.fromkeys(row.prompt_id for row in self._completions(index)))
+
+    def work(
+        self, worker: Any, index: int, only: Sequence[str] | None = None
+    ) -> list[ScoredCompletion]:
+        from prefsweep.workers.score import score_completions
+
+        return score_completions(worker, _wanted(self, self._completions(index), only))
+
+    def _completions(self, index: int) -> list[Completion]:
+        with self.sweep.store.staging() as folder:
+            local = self.sweep.store.fetch_shard(Generate(self.sweep).shard_path(index), folder)
+            return tables.read_records(Completion, [local])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A shard of pairs -> token ids with the reference's log-probabilities."""
+
+    sweep: Sweep
+    name: str = "reference"
+    record_type: type = TokenizedPair
+
+    def shard_path(self, index: int) -> str:
+        return self.sweep.store.shard("reference", self.sweep.fingerprints.reference, index)
+
+    def load(self) -> Any:
+        from prefsweep.workers.models import load_policy, load_tokenizer
+
+        source = self.sweep.policy_source()
+        return load_policy(source), load_tokenizer(source), self._by_prompt()
+
+    def prompt_ids(self, index: int) -> list[str]:
+        return list(self._mine(self._by_prompt(), index))
+
+    def work(
+        self, worker: Any, index: int, only: Sequence[str] | None = None
+    ) -> list[TokenizedPair]:
+        from prefsweep.workers.reference import reference_pairs
+
+        model, tokenizer, by_prompt = worker
+        mine = [pair for pairs in self._mine(by_prompt, index).values() for pair in pairs]
+        spec = self.sweep.spec
+        pairs = _wanted(self, mine, only)
+        return reference_pairs(pairs, model, tokenizer, spec.training, spec.policy.chat)
+
+    def _by_prompt(self) -> dict[str, list[PreferencePair]]:
+        by_prompt: dict[str, list[PreferencePair]] = {}
+        for pair in read_records(self.sweep, "pairs", PreferencePair):
+            by_prompt.setdefault(pair.prompt_id, []).append(pair)
+        return by_prompt
+
+    def _mine(
+        self, by_prompt: dict[str, list[PreferencePair]], index: int
+    ) -> dict[str, list[PreferencePair]]:
+        first = index * REFERENCE_SHARD_PROMPTS
+        return dict(islice(by_prompt.items(), first, first + REFERENCE_SHARD_PROMPTS))
+
+
+SHARDED = {"completions": Generate, "scores": Score, "reference": Reference}
+
+
+def _wanted(stage: ShardStage, rows: list[Any], only: Sequence[str] | None) -> list[Any]:
+    left_out = stage.sweep.inputs.quarantined.get(stage.name, ())
+    return [
+        row
+        for row in rows
+        if row.prompt_id not in left_out and (only is None or row.prompt_id in only)
+    ]
+
+
+def run_shard(stage: ShardStage, worker: Any, index: int) -> None:
+    """Make a shard and publish it."""
+    started = time.monotonic()
+    records = stage.work(worker, index)
+    publish_shard(stage, stage.record_type, records, index, started)
+
+
+def is_missing(stage: ShardStage, index: int) -> bool:
+    """Whether a shard of a stage is still to be made."""
+    return stage.sweep.store.shard_manifest(stage.shard_path(index)) is None
+
+
+def num_shards(sweep: Sweep, stage: str) -> int:
+    """Shards of a sharded stage whose input is finished."""
+    if stage == "reference":
+        pairs = read_records(sweep, "pairs", PreferencePair)
+        num, size = len({pair.prompt_id for pair in pairs}), REFERENCE_SHARD_PROMPTS
+    elif sweep.entered == "completions":
+        manifest = sweep.store.manifest(sweep.path("completions"))
+        assert manifest is not None
+        return len(manifest.files)
+    else:
+        manifest = sweep.store.manifest(sweep.path("prompts"))
+        assert manifest is not None
+        num, size = manifest.rows, sweep.spec.generation.shard_size
+    return -(-num // size)
+
+
+def finish_shards(
+    stage: ShardStage,
+    sweep: Sweep,
+    num: int,
+    seconds: float,
+    notes: dict[str, float] | None = None,
+) -> None:
+    """Publish the manifest over all shards of a stage."""
+    paths = [stage.shard_path(index) for index in range(num)]
+    shards = [sweep.store.shard_manifest(path) for path in paths]
+    rows = sum(shard.rows for shard in shards if shard is not None)
+    left_out = sweep.inputs.quarantined.get(stage.name, ())
+    if left_out:
+        notes = {**(notes or {}), "quarantined prompts": float(len(left_out))}
+    if stage.name == "reference":
+        pairs: list[PreferencePair] = read_records(sweep, "pairs", PreferencePair)
+        num_dropped = sum(pair.prompt_id not in left_out for pair in pairs) - rows
+        notes = {**(notes or {}), "dropped: prompt fills max_length": float(num_dropped)}
+    manifest = new_manifest(getattr(sweep.fingerprints, stage.name), rows, seconds, notes)
+    if stage.name == "reference" and rows == 0:
+        raise ModelError(
+            "reference: every prompt fills training.max_length; raise it, or set "
+            "training.max_prompt_length"
+        )
+    sweep.store.publish_shards(sweep.path(stage.name), paths, manifest)
+
+
+def publish_shard(
+    stage: Any, record_type: type, records: Sequence[Any], index: int, started: float
+) -> None:
+    """Publish records as one shard of a stage."""
+    sweep: Sweep = stage.sweep
+    with sweep.store.staging() as folder:
+        file = folder / "shard.parquet"
+        tables.write_records(records, record_type, file)
+        fingerprint = getattr(sweep.fingerprints, stage.name)
+        manifest = new_manifest(fingerprint, len(records), time.monotonic() - started)
+        sweep.store.publish_shard(stage.shard_path(index), file, manifest)

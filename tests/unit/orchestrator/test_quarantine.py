@@ -1,0 +1,178 @@
+"""Prompts that end their worker: found by halves, left out, and never mixed in silently."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefsweep.orchestrator.bisection import MAX_LONE_DEATHS, Bisection
+from prefsweep.orchestrator.pipeline import spec_document
+from prefsweep.orchestrator.quarantine import as_recorded, lifted, num_quarantined, quarantine
+from prefsweep.orchestrator.sharded import Generate, Score
+from prefsweep.orchestrator.shards import MAX_DEATHS, Part, Pool, ShardFlow
+from prefsweep.orchestrator.status import open_sweep
+from prefsweep.orchestrator.store import new_manifest
+from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.sweeps.errors import StageError
+from tests.integration.small import small_sweep
+
+PROMPTS = [f"p{number}" for number in range(16)]
+
+
+def search(killers: set[str], prompts: Sequence[str] = PROMPTS) -> tuple[list[str], int]:
+    """The guilty that a bisection finds, and how many workers it costs."""
+    bisection, num_deaths = Bisection(prompts), 0
+    while not bisection.is_over:
+        for group in bisection.take_waiting():
+            if killers & set(group):
+                bisection.died(group)
+                num_deaths += 1
+            else:
+                bisection.survived(group)
+    return bisection.guilty, num_deaths
+
+
+@pytest.mark.parametrize("killers", [{"p0"}, {"p15"}, {"p3", "p4"}, {"p0", "p9", "p15"}, set()])
+def test_exactly_the_prompts_that_kill_are_found(killers: set[str]) -> None:
+    guilty, num_deaths = search(killers)
+    assert set(guilty) == killers
+    assert num_deaths <= len(killers) * (3 + MAX_LONE_DEATHS)  # halves of 8, 4, 2, then alone
+    assert len(guilty) == len(set(guilty))
+
+
+def test_one_death_alone_is_no_proof() -> None:
+    bisection = Bisection(["a"])
+    bisection.died(("a",))
+    assert bisection.take_waiting() == [("a",), ("a",)]
+    bisection.survived(("a",))
+    assert bisection.is_over and bisection.guilty == []
+
+
+@dataclass
+class FakeStage:
+    """A stage whose shards are done when `made` says so."""
+
+    name: str
+    sweep: Any
+    made: set[int]
+
+    def prompt_ids(self, index: int) -> list[str]:
+        return PROMPTS[index * 4 : index * 4 + 4]
+
+
+def drive(
+    monkeypatch: pytest.MonkeyPatch, killers: dict[str, set[str]], *, together: bool = False
+) -> tuple[ShardFlow, list[FakeStage], int]:
+    """Send four shards of four prompts through two stages whose workers die of `killers`.
+
+    `together`: they die only of a whole shard that has one. Returns the deaths, too.
+    """
+    stages = [FakeStage("completions", None, set()), FakeStage("scores", None, set())]
+    monkeypatch.setattr(
+        "prefsweep.orchestrator.shards.is_missing", lambda stage, index: index not in stage.made
+    )
+    pools = [Pool(stage.name, lambda host, item: None, 1, 0.0) for stage in stages]
+    flow = ShardFlow(pools, stages)  # pyright: ignore[reportArgumentType]
+    for shard in range(4):
+        flow.enter(0, shard)
+    num_deaths = 0
+    while any(pool.waiting for pool in pools):
+        for position, pool in enumerate(pools):
+            if not pool.waiting:
+                continue
+            item = pool.waiting.popleft()
+            is_part = isinstance(item, Part)
+            prompts = item.prompt_ids if is_part else stages[position].prompt_ids(item)
+            if killers.get(pool.name, set()) & set(prompts) and not (together and is_part):
+                num_deaths += 1
+                flow.died(position, item, RuntimeError("killed"))
+                continue
+            if not is_part:
+                stages[position].made.add(item)
+            flow.done(position, item)
+    return flow, stages, num_deaths
+
+
+def test_a_shard_that_kills_is_looked_into_and_the_rest_completes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killers = {"completions": {"p5"}, "scores": {"p12", "p15"}}
+    flow, stages, num_deaths = drive(monkeypatch, killers)
+    assert {stage: set(found) for stage, found in flow.killers.items()} == killers
+    assert stages[0].made == {0, 2, 3}
+    assert stages[1].made == {0, 2}
+    assert num_deaths <= 2 * MAX_DEATHS + 3 * (1 + MAX_LONE_DEATHS)
+
+
+def test_a_shard_that_kills_though_no_prompt_does_ends_the_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(StageError, match=r"completions: shard 1 ended 3 workers.*killed"):
+        drive(monkeypatch, {"completions": {"p5"}}, together=True)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return small_sweep(tmp_path)
+
+
+def test_the_fingerprints_say_what_was_left_out_from_its_stage_on(sweep: Sweep) -> None:
+    without = replace(sweep.inputs, quarantined={"scores": ["b", "a"]})
+    other = Sweep(sweep.spec, without, sweep.storage)
+    assert other.path("completions") == sweep.path("completions")
+    for stage in ("scores", "pairs", "reference"):
+        assert other.path(stage) != sweep.path(stage)
+    assert {t.trial_id for t in other.trials}.isdisjoint({t.trial_id for t in sweep.trials})
+    assert other.fingerprints.parts["scores"]["quarantined"] == ["a", "b"]
+    assert "quarantined" not in sweep.fingerprints.parts["scores"]
+
+
+def test_finished_shards_are_taken_over(sweep: Sweep, tmp_path: Path) -> None:
+    file = tmp_path / "shard"
+    for stage in (Generate(sweep), Score(sweep)):
+        for index in (0, 3):
+            file.write_text(f"{stage.name} {index}")
+            sweep.store.publish_shard(stage.shard_path(index), file, new_manifest("f", 1, 0.0))
+    after = quarantine(sweep, {"completions": ["p"]})
+    after = quarantine(after, {"completions": ["o"], "scores": ["q"]})
+    assert after.inputs.quarantined == {"completions": ["o", "p"], "scores": ["q"]}
+    assert num_quarantined(after) == 3
+    for stage in (Generate(after), Score(after)):
+        there = [sweep.store.shard_manifest(stage.shard_path(i)) is not None for i in range(4)]
+        assert there == [True, False, False, True]
+        folder = sweep.store.fetch_shard(stage.shard_path(3), tmp_path)
+        assert folder.read_text() == f"{stage.name} 3"
+
+
+def record(sweep: Sweep) -> None:
+    path = sweep.store.sweep(sweep.spec.name, "spec.json")
+    sweep.store.write_json(path, spec_document(sweep))
+
+
+def test_a_later_run_leaves_the_same_prompts_out_until_it_restarts_what_failed(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    assert as_recorded(sweep) == sweep
+    after = quarantine(sweep, {"scores": ["p"]})
+    record(after)
+    assert as_recorded(sweep).trials == after.trials
+    assert open_sweep("small", sweep.storage).trials == after.trials
+    assert lifted(after).trials == sweep.trials
+
+
+@pytest.mark.parametrize(
+    ("override", "num"), [("generation.seed=7", 0), ("pairs.min_margin=0.1", 1), ("seeds=[4]", 1)]
+)
+def test_only_where_the_same_would_be_met_again(
+    sweep: Sweep, tmp_path: Path, override: str, num: int
+) -> None:
+    record(quarantine(sweep, {"scores": ["p"]}))
+    assert num_quarantined(as_recorded(small_sweep(tmp_path, override))) == num
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"inputs": {"quarantined": 1}}'])
+def test_a_record_that_cannot_be_read_leaves_nothing_out(sweep: Sweep, data: bytes) -> None:
+    sweep.store.write(sweep.store.sweep("small", "spec.json"), data)
+    assert num_quarantined(as_recorded(sweep)) == 0

@@ -1,0 +1,86 @@
+"""What no sweep of a store refers to any more, with its size; and its removal, when asked for.
+
+A sweep refers to what its spec.json says now: artefacts, trials, and its evaluations of them. Where
+a spec.json cannot be read nobody knows what its sweep refers to, so nothing is deleted at all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prefsweep.orchestrator.lease import read_holder
+from prefsweep.orchestrator.scratch import is_abandoned, is_in_use
+from prefsweep.orchestrator.status import open_sweep
+from prefsweep.orchestrator.store import ASIDE, Store
+from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
+from prefsweep.sweeps.errors import StoreError, UsageError
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that can go."""
+
+    path: str
+    what: str
+    num_bytes: int
+
+
+def find_garbage(store: Store) -> list[Garbage]:
+    """Everything that no sweep refers to. Raises StoreError if a sweep cannot be read."""
+    sweeps = [_read(store, name) for name in store.names("sweeps")]
+    found = [*_unused(store, sweeps), *_leftovers(store)]
+    return [Garbage(path, what, store.num_bytes(path)) for path, what in found]
+
+
+def delete_garbage(store: Store, garbage: list[Garbage]) -> None:
+    """Delete it, but for what a sweep has come to refer to meanwhile."""
+    still = {item.path for item in find_garbage(store)}
+    for item in garbage:
+        if item.path in still:
+            store.delete(item.path)
+
+
+def _read(store: Store, name: str) -> Sweep:
+    try:
+        return open_sweep(name, store.uri)
+    except UsageError as error:
+        folder = store.display(store.sweep(name))
+        raise StoreError(
+            f"gc: sweep {name!r} cannot be read, so what it refers to is not known ({error}). "
+            f"Run its spec again, or delete {folder}; nothing was deleted"
+        ) from None
+
+
+def _unused(store: Store, sweeps: list[Sweep]) -> Iterator[tuple[str, str]]:
+    """Artefacts, trials and evaluations."""
+    used = {path for sweep in sweeps for path in _references(sweep)}
+    for name in store.names("artifacts"):
+        if f"artifacts/{name}" not in used:
+            yield f"artifacts/{name}", "artefact"
+    for trial_id in store.names("trials"):
+        if store.trial(trial_id) not in used:
+            yield store.trial(trial_id), "trial"
+            continue
+        for fingerprint in store.names(store.trial(trial_id, "evaluations")):
+            path = store.evaluation(trial_id, fingerprint)
+            if path not in used:
+                yield path, "evaluation"
+
+
+def _references(sweep: Sweep) -> Iterator[str]:
+    for stage in sweep.fingerprints.parts:
+        yield sweep.path(stage)
+    yield sweep.evaluation_path(UNTRAINED)
+    for trial in sweep.trials:
+        yield sweep.store.trial(trial.trial_id)
+        yield sweep.evaluation_path(trial.trial_id)
+
+
+def _leftovers(store: Store) -> Iterator[tuple[str, str]]:
+    """Damaged things, and what processes left half-made: of other machines, if no driver lives."""
+    for name in store.names(ASIDE):
+        yield f"{ASIDE}/{name}", "damaged"
+    holders = [read_holder(store, name) for name in store.names("sweeps")]
+    is_quiet = all(holder is None or not holder.seems_alive for holder in holders)
+    for name in store.names("tmp"):
+        if is_abandoned(name) or (is_quiet and not is_in_use(name)):
+            yield f"tmp/{name}", "half-made"

@@ -6,15 +6,18 @@ Work that is finished is found in the store and not done again, so running is al
 import logging
 import os
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import psutil
 
 from prefsweep.orchestrator.changes import PLAN, changes, plan_document
 from prefsweep.orchestrator.cluster import Cluster
+from prefsweep.orchestrator.command import typed_command
 from prefsweep.orchestrator.control import Control
 from prefsweep.orchestrator.drawing import is_drawn, publish_report, report_path
 from prefsweep.orchestrator.entry import DataTask, data_tasks
@@ -350,8 +353,16 @@ class Run:
         started = now if status == Status.RUNNING else before.get("started", now)
         first = before.get("first_started", before.get("started", now))
         state = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-        state["first_started"] = first
+        state |= {"first_started": first, "commands": _commands(before, status)}
         self.sweep.store.write_json(path, {"status": status, "updated": now, **state})
+
+
+def _commands(before: Mapping[str, Any], status: Status) -> list[str]:
+    """The commands that drivers of this sweep were started with, in order, each once."""
+    commands: list[str] = before.get("commands", [])
+    command = typed_command(sys.argv)
+    new = status == Status.RUNNING and command and command not in commands
+    return [*commands, command] if new else commands
 
 
 def spec_document(sweep: Sweep) -> dict[str, object]:

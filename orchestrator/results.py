@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from prefsweep.orchestrator.histograms import read_data_facts
 from prefsweep.orchestrator.status import trial_status
@@ -40,6 +41,7 @@ def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
         environment=_environments(manifest for manifest in made.values() if manifest is not None),
         data=read_data_facts(sweep) if details else DataFacts(),
         missing=missing if untrained is not None else [*missing, UNTRAINED],
+        commands=_state(sweep).get("commands", []),
     )
 
 
@@ -137,8 +139,12 @@ def _stages(made: Mapping[str, Manifest | None], began: float | None) -> list[St
 
 def _began(sweep: Sweep) -> float | None:
     """When the first run of this sweep began, seconds since the epoch."""
-    state = sweep.store.read_json(sweep.store.sweep(sweep.spec.name, "state.json")) or {}
-    return state.get("first_started")
+    return _state(sweep).get("first_started")
+
+
+def _state(sweep: Sweep) -> dict[str, Any]:
+    """What the sweep's drivers have written of themselves."""
+    return sweep.store.read_object(sweep.store.sweep(sweep.spec.name, "state.json"))
 
 
 def _is_older(manifest: Manifest | None, began: float | None) -> bool:

@@ -121,12 +121,14 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a stage or trial failed: one line, the remote traceback, and what to do about it."""
+    """Why a stage or trial failed: one line, the remote traceback, what to do about it, and where
+    the trial's own log is."""
 
     kind: Literal["deterministic", "transient", "out_of_memory"]
     message: str
     traceback: str = ""
     advice: str = ""
+    log_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,10 @@ class SweepResults:
     data: DataFacts = field(default_factory=DataFacts)
     missing: list[str] = field(default_factory=list[str])
     """Stages that are not finished."""
+    commands: list[str] = field(default_factory=list[str])
+    """What was typed to run the sweep, its overrides with it."""
+    quarantined: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    """Stage -> id and text of the prompts that it leaves out, because they end their workers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,12 @@ def failures(results: SweepResults) -> list[dict[str, Any]]:
                 "message": without_terminal_codes(failure.message),
                 "advice": failure.advice,
                 "traceback": without_terminal_codes(failure.traceback),
-                "log_path": "",
+                "logs": [],
             },
         )
         told["trials"].append({"id": result.trial_id, "name": result.name})
+        if failure.log_path:
+            told["logs"].append(failure.log_path)
     return list(groups.values())
 
 

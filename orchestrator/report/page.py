@@ -79,6 +79,7 @@ def page_html(results: SweepResults, pooled: Pooled | None = None) -> str:
         missing=results.missing,
         stages=stage_rows(results),
         dropped=dropped(results),
+        quarantined=results.quarantined,
         data_plots=of_data,
         cost=cost(results),
         provenance=provenance(results),

@@ -13,7 +13,7 @@ from prefsweep.sweeps.spec import SweepSpec
 def provenance(results: SweepResults) -> dict[str, Any]:
     """What the template's last section needs."""
     return {
-        "command": "",
+        "commands": results.commands,
         "spec": json.dumps(results.spec, indent=2, ensure_ascii=False, default=str),
         "changed": [
             {"field": field, "value": json.dumps(value, ensure_ascii=False, default=str)}

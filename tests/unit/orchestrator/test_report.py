@@ -209,7 +209,7 @@ def test_names_and_errors_are_text_everywhere() -> None:
     evil = "<img src=x onerror=alert(1)>\"'%{x}"
     results = sweep_results()
     index = next(i for i, r in enumerate(results.results) if r.failure is not None)
-    failure = Failure("deterministic", evil, traceback=f"\x1b[31m{evil}\x1b[0m", advice=evil)
+    failure = Failure("deterministic", evil, f"\x1b[31m{evil}\x1b[0m", evil, log_path=evil)
     results.results[index] = replace(results.results[index], name=evil, failure=failure)
     results.results[1] = replace(results.results[1], name=evil)
     stages = [replace(results.stages[0], name=evil, notes={evil: 1.5})]
@@ -218,7 +218,8 @@ def test_names_and_errors_are_text_everywhere() -> None:
     )
     shown = page(hostile)
     assert not [tag for tag, _ in shown.tags if tag == "img"]
-    assert shown.text.count(evil) >= 8
+    assert f"Log: {evil}" in shown.text
+    assert shown.text.count(evil) >= 9
     assert "\x1b" not in page_html(hostile)
     for figure in shown.data["figures"].values():
         assert "<img" not in json.dumps(figure)

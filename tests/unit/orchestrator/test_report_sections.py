@@ -161,6 +161,15 @@ def test_table_has_columns_for_what_the_grid_varies() -> None:
     assert table["rows"][1]["id"] == results.results[1].trial_id
 
 
+def test_page_shows_the_commands_and_the_quarantined_prompts_as_text() -> None:
+    command = "prefsweep run quickstart 'grid=<b>'"
+    quarantined = {"completions": {"ab12": "<script>bad</script> prompt"}}
+    shown = page(replace(sweep_results(), commands=[command], quarantined=quarantined))
+    assert command in shown.text
+    assert "completions ab12 <script>bad</script> prompt" in shown.text
+    assert "Quarantined prompts" not in page(sweep_results()).text
+
+
 # --- pooled over seeds ---------------------------------------------------------------------------
 
 

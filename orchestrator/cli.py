@@ -1,7 +1,7 @@
 """The command line. Heavy imports wait until a command needs them.
 
-Exit codes: 0 all is well; 1 finished with failed trials, or a stage failed; 2 the spec, the command
-or the input is wrong; 130 interrupted (run the same command to resume).
+Exit codes: 0 all is well; 1 finished with failed trials or quarantined prompts, or a stage failed;
+2 the spec, the command or the input is wrong; 130 interrupted (run the same command to resume).
 """
 
 import json

@@ -38,7 +38,7 @@ class Control:
         self._asked_at_s = 0.0
         self._told, self._passed_on = False, False
         self._nothing_to_lose = False
-        self.finishing = "what runs now is finished"
+        self.finishing = "finishing what runs now"
         """What a stop waits for, said to the user."""
         self._wake, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="run-control", daemon=True)
@@ -126,7 +126,9 @@ class Control:
             self._asked, self._passed_on = "prefsweep stop", True
         if self._asked and not self._told:
             self._told = True
-            log.warning("%s: stopping; %s. Once more stops at once", self._asked, self.finishing)
+            log.warning(
+                "%s: stopping; %s (Ctrl-C from now on stops at once)", self._asked, self.finishing
+            )
         if self._asked and not self._passed_on:
             request_stop(self._store, self._name)
             self._passed_on = True

@@ -161,6 +161,7 @@ def read_holder(store: Store, name: str) -> Holder | None:
     document = store.read_json(store.sweep(name, LEASE))
     try:
         found = Holder(**document)
-        return replace(found, since=float(found.since), heartbeat=float(found.heartbeat))
-    except (TypeError, ValueError):
+        found = replace(found, since=float(found.since), heartbeat=float(found.heartbeat))
+        return found if str(found) else None  # a time that no calendar has is none
+    except (TypeError, ValueError, OverflowError, OSError):
         return None

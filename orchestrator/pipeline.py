@@ -191,7 +191,7 @@ class Run:
         if missing:
             names = ", ".join(task.name for task in missing)
             log.info("%s: running", names)
-            self._cluster_for(f"{names}: waited for").run_tasks(missing)
+            self._cluster_for(f"finishing {names} first").run_tasks(missing)
             for task in missing:
                 self._log_done(task.name)
             self.control.check()
@@ -206,10 +206,12 @@ class Run:
         if not missing:
             return
         if missing[0].name == self._first_sharded():
-            self._cluster_for("prompts are checked").run_tasks([CheckPrompts(self.sweep)])
+            self._cluster_for("finishing the check of the prompts first").run_tasks(
+                [CheckPrompts(self.sweep)]
+            )
         num, started = num_shards(self.sweep, missing[0].name), time.monotonic()
         log.info("%s: running %d shards", " -> ".join(stage.name for stage in missing), num)
-        cluster = self._cluster_for("shards in flight are finished")
+        cluster = self._cluster_for("finishing the shards in flight first")
         killers = cluster.run_shards(missing, num)
         self.control.check()
         if killers:
@@ -255,7 +257,7 @@ class Run:
         Raises KeyboardInterrupt if a stop was asked for.
         """
         if self._cluster is None:
-            self.control.finishing = "Ray is being started"
+            self.control.finishing = "waiting until Ray has started"
             try:
                 self._cluster = self._open_cluster()
             except SystemExit:  # what Ray makes of SIGTERM while it starts

@@ -308,14 +308,17 @@ class Store:
         An object store cannot rename: there an artefact loses its manifest, and a file goes.
         """
         if self.is_local:
-            aside = Path(self._full(f"{ASIDE}/{path.replace('/', '~')}.{uuid.uuid4().hex[:8]}"))
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # another process was first
-                Path(self._full(path)).rename(aside)
+            self._attempt(path, "put aside", lambda: self._move_aside(path))
         elif self._sizes([path]) == [None]:
             self.delete(f"{path}/{MANIFEST}")
         else:
             self.delete(path)
+
+    def _move_aside(self, path: str) -> None:
+        aside = Path(self._full(f"{ASIDE}/{path.replace('/', '~')}.{uuid.uuid4().hex[:8]}"))
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process was first
+            Path(self._full(path)).rename(aside)
 
     def _condemn(self, path: str, names: list[str]) -> None:
         """Put an artefact aside that has these damaged files; damaged shards go alone.

@@ -52,10 +52,10 @@ def test_the_first_signal_asks_for_a_stop_at_the_next_safe_point(
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), Control(store, "mine") as control:
         control.check()
-        control.finishing = "shards in flight are finished"
+        control.finishing = "finishing the shards in flight first"
         send(number)
         wait_until(lambda: stop_requested(store, "mine"))  # so that all workers hear of it
-        assert "shards in flight are finished. Once more stops at once" in caplog.text
+        assert "stopping; finishing the shards in flight first (Ctrl-C from now on" in caplog.text
         control.check()
         raise AssertionError("the safe point lets the run go on")
     assert signal.getsignal(number) is before

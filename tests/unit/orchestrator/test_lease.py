@@ -184,6 +184,14 @@ def test_a_lease_that_cannot_be_read_holds_nobody_up(store: Store, content: byte
     assert json.loads(store.read(store.sweep("mine", "lease.json")) or b"")["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("since", [1e18, -1e18, "yesterday", None])
+def test_a_lease_with_an_impossible_time_holds_nobody_up(store: Store, since: object) -> None:
+    taken_elsewhere(store)
+    change(store, since=since)
+    assert read_holder(store, "mine") is None
+    Lease(store, "mine").acquire()
+
+
 def compete(root: str, ready: Any, results: Any) -> None:
     lease = Lease(Store(root), "mine")
     ready.wait()

@@ -14,13 +14,19 @@ from types import FrameType
 from typing import Any
 
 from prefsweep.orchestrator.lease import HEARTBEAT_S, Lease
-from prefsweep.orchestrator.stopping import clear_stop, request_stop, stop_requested
+from prefsweep.orchestrator.stopping import (
+    clear_stop,
+    polled_stop,
+    request_stop,
+    stop_requested,
+)
 from prefsweep.orchestrator.store import Store
 from prefsweep.sweeps.errors import LeaseError, StoreError
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0
+TICK_S = 0.2
+"""How soon a signal is told to the user and to the workers: its handler takes no lock."""
 SAME_SIGNAL_S = 0.3
 """Two signals closer than that are one: some tools send it to a process and to its group."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -40,22 +46,22 @@ class Control:
         self._nothing_to_lose = False
         self.finishing = "finishing what runs now"
         """What a stop waits for, said to the user."""
-        self._wake, self._over = threading.Event(), threading.Event()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="run-control", daemon=True)
         self._handlers: dict[int, Any] = {}
+        self._is_asked_elsewhere = polled_stop(store, name)
 
     def __enter__(self) -> "Control":
         self._lease.acquire()
         clear_stop(self._store, self._name)
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self._handlers = {n: signal.getsignal(n) or signal.SIG_DFL for n in SIGNALS}
         self.handle_signals()
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        self._wake.set()
         self._thread.join()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -97,7 +103,6 @@ class Control:
             return
         ends = self._lost is not None or bool(self._asked) or self._nothing_to_lose
         self._asked, self._asked_at_s = signal.Signals(number).name, now_s
-        self._wake.set()
         if ends:
             for again, handler in self._handlers.items():  # the next one also ends the cleaning up
                 signal.signal(again, handler)
@@ -105,9 +110,7 @@ class Control:
 
     def _watch(self) -> None:
         beat_at_s = time.monotonic() + HEARTBEAT_S
-        while not self._over.is_set():
-            self._wake.wait(POLL_S)
-            self._wake.clear()
+        while not self._over.wait(TICK_S):
             try:
                 self._pass_on_request()
                 if time.monotonic() >= beat_at_s:
@@ -122,7 +125,7 @@ class Control:
 
     def _pass_on_request(self) -> None:
         """Whoever asked: the store knows, so that all workers hear, and the user is told."""
-        if not self._asked and stop_requested(self._store, self._name):
+        if not self._asked and self._is_asked_elsewhere():
             self._asked, self._passed_on = "prefsweep stop", True
         if self._asked and not self._told:
             self._told = True

@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_module, "POLL_S", 0.02)
+    monkeypatch.setattr(control_module, "TICK_S", 0.02)
     monkeypatch.setattr(control_module, "HEARTBEAT_S", 0.05)
 
 

@@ -105,7 +105,9 @@ def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
         members = with_metrics(family, "reward_mean")
         # Families are moved apart so that intervals at the same beta can be told apart.
         shift = 1.035 ** (index - (len(families) - 1) / 2)
-        data += family_traces(family, members, [beta_of(m) * shift for m in members], label=False)
+        traces = family_traces(family, members, [beta_of(m) * shift for m in members], label=False)
+        _tell_betas(traces, members)
+        data += traces
     betas = sorted({beta_of(result) for result in comparison.finished})
     layout = plot_layout("beta (log scale)")
     layout["xaxis"] |= {"type": "log", "showgrid": False}
@@ -136,6 +138,14 @@ def _spread_labels(data: Sequence[Trace], *, width: float, height: float) -> Non
         of_trace = [next(places) for _ in trace["x"]]
         if "text" in trace:
             trace["textposition"] = of_trace
+
+
+def _tell_betas(traces: Sequence[Trace], members: Sequence[TrialResult]) -> None:
+    """Give points that were moved apart their betas as text, which the plot's table reads."""
+    betas = {member.trial_id: number(beta_of(member)) for member in members}
+    for trace in traces:
+        if "ids" in trace:
+            trace["text"] = [betas[ids.split(" ")[0]] for ids in trace["ids"]]
 
 
 def _scatter(families: Sequence[Family], x: str, *, label: bool) -> list[Trace]:
@@ -174,7 +184,7 @@ def _trend(family: Family, x: Sequence[float], rewards: Sequence[float]) -> Trac
         "type": "scatter",
         "mode": "lines",
         "meta": family.key,
-        "name": plain(family.label),
+        "name": plain(f"{family.label} (trend)"),
         "x": rounded(ends),
         "y": rounded([fit.intercept + fit.slope * end for end in ends]),
         "line": {"color": family.colour, "width": 1.5, "dash": "dash"},

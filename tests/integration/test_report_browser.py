@@ -92,11 +92,13 @@ def test_paper_is_light_and_has_no_controls(open_page: Open) -> None:
 
 def test_a_plot_can_be_read_as_a_table(open_page: Open) -> None:
     shown = open_page(sweep_results())
-    for plot in ("reward-kl", "reward-box-f0", "curve-loss", "data-rewards"):
+    for plot in ("reward-kl", "reward-box-f0", "curve-loss"):
         details = shown.page.locator(f"details[data-plot={plot}]")
-        if details.count():
-            details.locator("summary").click()
-            expect(details.locator("tbody tr").first).to_be_visible()
+        details.locator("summary").click()
+        expect(details.locator("tbody tr").first).to_be_visible()
+    shown.page.locator("details[data-plot=reward-beta] summary").click()
+    betas = shown.page.locator("details[data-plot=reward-beta] td:nth-child(2)").all_inner_texts()
+    assert set(betas) == {"0.05", "0.1", "0.2", "0.5", "1"}, "not those moved apart"
     names = shown.page.locator("details[data-plot=reward-kl] tbody th").all_inner_texts()
     finished = [r.name for r in sweep_results().results if r.status is Status.SUCCEEDED]
     assert sorted(names) == sorted(finished)

@@ -77,7 +77,8 @@ function rowOf(trace, index, isBox) {
   const head = row.appendChild(make("th"));
   head.scope = "row";
   head.append(isolated(name));
-  const x = trace.x[index];
+  // Points that were moved apart have where they belong as their text.
+  const x = trace.mode === "markers" && trace.text ? trace.text[index] : trace.x[index];
   for (const text of [typeof x === "number" ? shown(x) : x, ...numbers]) row.append(make("td", "number", text));
   return row;
 }

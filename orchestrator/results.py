@@ -42,7 +42,22 @@ def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
         data=read_data_facts(sweep) if details else DataFacts(),
         missing=missing if untrained is not None else [*missing, UNTRAINED],
         commands=_state(sweep).get("commands", []),
+        quarantined=_quarantined(sweep),
     )
+
+
+def _quarantined(sweep: Sweep) -> dict[str, dict[str, str]]:
+    """The prompts that the sweep leaves out, with their texts where it has them."""
+    left_out, texts = sweep.inputs.quarantined, dict[str, str]()
+    if left_out and "prompts" in sweep.stages and sweep.store.manifest(sweep.path("prompts")):
+        columns = sweep.store.read_columns(sweep.path("prompts"), ("prompt_id", "text"))
+        texts = dict(
+            zip(*(columns[name].to_pylist() for name in ("prompt_id", "text")), strict=True)
+        )
+    return {
+        stage: {prompt_id: texts.get(prompt_id, "") for prompt_id in prompt_ids}
+        for stage, prompt_ids in left_out.items()
+    }
 
 
 def _stage_names(sweep: Sweep) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from prefsweep.orchestrator.cluster import InlineCluster, RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.quarantine import as_recorded
+from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.stages import read_records
 from prefsweep.orchestrator.status import open_sweep, read_status
 from prefsweep.orchestrator.sweep import Sweep
@@ -59,6 +60,7 @@ def test_a_prompt_that_kills_its_workers_is_left_out_and_the_rest_completes(
     assert pairs and killer not in {pair.prompt_id for pair in pairs}
     assert sweep.store.manifest(sweep.path("scores")) is None  # never taken for what has it
     assert read_status(left_out).quarantined == {"scores": [killer]}
+    assert read_results(left_out).quarantined == {"scores": {killer: prompts[-1]}}
     assert sweep.store.names("tmp") == []
 
     def no_cluster() -> InlineCluster:

@@ -8,13 +8,17 @@ from pyarrow import fs
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.workers.locations import expand
 
+_KEYED = ("s3", "gs", "gcs")
+"""Schemes in which what stands before an @ is a key; in others it is a user or a container."""
+
 
 def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of a folder or URI, and the root there. Raises UsageError.
 
     A password in a URI is refused and not repeated: the URI reaches files, workers and logs.
     """
-    if "@" in urlsplit(uri).netloc:
+    address = urlsplit(uri)
+    if address.password is not None or (address.username and address.scheme in _KEYED):
         raise UsageError(
             "--storage has a user or a password in it, which would end in files and logs; give "
             "them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"

@@ -19,6 +19,10 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from typer.main import get_command
+
+from prefsweep.orchestrator.cli import app
+from prefsweep.sweeps.running import ResourcesSpec
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -255,3 +259,24 @@ def test_the_launcher_takes_its_file() -> None:
     assert len(starts) == 2
     assert all(command.startswith("RAY_AUTH_MODE=token ") for command in starts)
     assert not any("dashboard-host" in command for command in starts)  # stays on localhost
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_links_to_files_that_exist_and_to_all_of_this_folder() -> None:
+    page = (DOCKER / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)#]+)\)", page)
+    assert all((DOCKER / target).exists() for target in targets)
+    assert {path.name for path in DOCKER.iterdir() if path.is_file()} <= {*targets, "README.md"}
+
+
+def test_the_page_names_commands_and_fields_that_exist() -> None:
+    page = (DOCKER / "README.md").read_text()
+    known = set(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    shown = set(re.findall(r"prefsweep (run|status|doctor)\b", page))
+    assert shown <= known
+    placement = page.partition("## Placement")[2].partition("\n## ")[0]
+    fields = set(re.findall(r"`((?:num|gpus|cpus|threads)_\w+)`", placement))
+    assert fields >= {"num_generators", "gpus_per_trial"}
+    assert fields <= set(ResourcesSpec.model_fields)

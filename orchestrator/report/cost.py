@@ -13,7 +13,7 @@ MAX_BARS = 24
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Seconds of work of one stage or trial: `first` of training or the stage, then evaluation."""
+    """Seconds of work of one stage or trial: of the stage or training, and of evaluation."""
 
     name: str
     seconds: float

@@ -18,6 +18,7 @@ from rich.markup import escape
 from prefsweep.sweeps.errors import ClusterError, SweepError, UsageError
 
 if TYPE_CHECKING:
+    from prefsweep.orchestrator.pipeline import Errored
     from prefsweep.orchestrator.sweep import Sweep
 
 app = typer.Typer(
@@ -43,8 +44,13 @@ Address = Annotated[
 Until = Annotated[str, typer.Option(help="Last stage to run.")]
 Inline = Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")]
 Restart = Annotated[
-    bool, typer.Option("--restart-errored", help="Run trials again that failed for good.")
+    bool, typer.Option("--restart-errored", help="Run all failed trials again, from scratch.")
 ]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume-errored", help="Run all failed trials on from their newest checkpoint."),
+]
+Skip = Annotated[bool, typer.Option("--skip-errored", help="Leave all failed trials as they are.")]
 DEFAULT_STORAGE = "./runs"
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM; typer turns a KeyboardInterrupt into it."""
@@ -60,13 +66,16 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan only.")] = False,
     inline: Inline = False,
     restart_errored: Restart = False,
+    resume_errored: Resume = False,
+    skip_errored: Skip = False,
 ) -> None:
     """Run a sweep, or what is missing of it."""
+    errored = _errored(restart=restart_errored, resume=resume_errored, skip=skip_errored)
     sweep = _resolve(spec, overrides or [], storage)
     if dry_run:
         _print_plan(sweep)
         return
-    _run(sweep, address=address, until=until, inline=inline, restart_errored=restart_errored)
+    _run(sweep, address=address, until=until, inline=inline, errored=errored)
 
 
 @app.command()
@@ -82,12 +91,15 @@ def resume(
     address: Address = None,
     inline: Inline = False,
     restart_errored: Restart = False,
+    resume_errored: Resume = False,
+    skip_errored: Skip = False,
 ) -> None:
     """Go on with a sweep from the spec that the store has of it."""
     from prefsweep.orchestrator.status import open_sweep
 
+    errored = _errored(restart=restart_errored, resume=resume_errored, skip=skip_errored)
     sweep = open_sweep(name, storage)
-    _run(sweep, address=address, until="report", inline=inline, restart_errored=restart_errored)
+    _run(sweep, address=address, until="report", inline=inline, errored=errored)
 
 
 @app.command()
@@ -282,8 +294,17 @@ def _resolve(spec: str, overrides: list[str], storage: str) -> "Sweep":
     return resolve(load_spec(spec, overrides), storage)
 
 
+def _errored(*, restart: bool, resume: bool, skip: bool) -> "Errored":
+    """What the three flags say of failed trials. Raises UsageError."""
+    if restart + resume + skip > 1:
+        raise UsageError(
+            "--restart-errored, --resume-errored and --skip-errored exclude each other; give one"
+        )
+    return "restart" if restart else "resume" if resume else "skip" if skip else "retry"
+
+
 def _run(
-    sweep: "Sweep", *, address: str | None, until: str, inline: bool, restart_errored: bool
+    sweep: "Sweep", *, address: str | None, until: str, inline: bool, errored: "Errored"
 ) -> None:
     from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster
     from prefsweep.orchestrator.drawing import report_path
@@ -305,7 +326,7 @@ def _run(
 
     try:
         with LiveView(StatusReader(sweep).read, console):
-            results = run_sweep(sweep, open_cluster, until=until, restart_errored=restart_errored)
+            results = run_sweep(sweep, open_cluster, until=until, errored=errored)
     except KeyboardInterrupt:
         errors.print(
             "interrupted; run the same command again to resume, or "

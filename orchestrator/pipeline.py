@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -36,7 +36,7 @@ from prefsweep.orchestrator.sharded import (
 from prefsweep.orchestrator.stages import BuildPairs, CheckPrompts, MakePolicy, MakeReward, Task
 from prefsweep.orchestrator.status import is_finished, trial_status
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
-from prefsweep.orchestrator.trials import mark
+from prefsweep.orchestrator.trials import mark, restart_from_scratch
 from prefsweep.orchestrator.watch import TrialWatch
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 from prefsweep.sweeps.records import Status, TrialResult
@@ -46,6 +46,14 @@ log = logging.getLogger(__name__)
 DATA_STAGES = ("prompts", "completions", "scores", "pairs", "reference")
 """Those that a sweep has from where it enters with its own data."""
 AFTER_DATA = ("untrained", "trials", "report")
+Errored = Literal["retry", "restart", "resume", "skip"]
+"""What becomes of failed trials: those whose failure may pass are retried; or all of them restart
+from scratch, or resume from their newest checkpoint, or are left."""
+_LEFT: Mapping[Errored, str] = {
+    "retry": "trial %s failed and would again; --restart-errored runs it again from scratch, "
+    "--resume-errored from its newest checkpoint",
+    "skip": "trial %s failed and is left (--skip-errored)",
+}
 STAGES = ("policy", "reward", *DATA_STAGES, *AFTER_DATA)
 """The stages in order; `--until` takes one of them."""
 MAX_PASSES = 5
@@ -59,14 +67,14 @@ def run_sweep(
     open_cluster: Callable[[], Cluster],
     *,
     until: str = "report",
-    restart_errored: bool = False,
+    errored: Errored = "retry",
 ) -> list[TrialResult]:
     """Run what is missing of a sweep, up to and with stage `until`; returns the results so far,
     without curves and samples.
 
     A cluster is opened when the first thing has to run, and closed at the end.
     """
-    run = Run(sweep, open_cluster, until, restart_errored=restart_errored)
+    run = Run(sweep, open_cluster, until, errored=errored)
     with run.recorded():
         run.until_whole(_steps)
     return read_results(run.sweep, details=False).results
@@ -103,9 +111,12 @@ class Run:
         open_cluster: Callable[[], Cluster],
         until: str,
         *,
-        restart_errored: bool,
+        errored: Errored = "retry",
     ) -> None:
-        self.sweep, self.until = lifted(sweep) if restart_errored else as_recorded(sweep), until
+        self.sweep, self.until = (
+            lifted(sweep) if errored == "restart" else as_recorded(sweep),
+            until,
+        )
         if until in DATA_STAGES and until not in sweep.stages:
             raise UsageError(
                 f"--until {until}: the sweep enters with its own data after that; "
@@ -113,7 +124,7 @@ class Run:
             )
         self._open_cluster = open_cluster
         self._cluster: Cluster | None = None
-        self._restart_errored = restart_errored
+        self._errored = errored
         self._told = set[str]()
         self.control = Control(sweep.store, sweep.spec.name)
 
@@ -163,7 +174,8 @@ class Run:
                 num_passes -= 1
                 self.sweep = quarantine(self.sweep, error.killers)
                 self._keep_spec()
-            self._restart_errored = False
+            if self._errored != "skip":  # what was asked of failed trials was done in this pass
+                self._errored = "retry"
             self._told.clear()
         raise StoreError(
             f"{self.sweep.store.uri}: things in it were found damaged {MAX_PASSES} times in a row; "
@@ -304,16 +316,21 @@ class Run:
                 mark(self.sweep, trial, Status.INTERRUPTED)
 
     def _unfinished(self) -> list[Trial]:
-        """Trials without weights or evaluation; a deterministic failure waits to be asked for."""
+        """Trials without weights or evaluation, but for failed ones that are to be left."""
         todo: list[Trial] = []
         for trial in self.sweep.trials:
             if is_finished(self.sweep, trial.trial_id):
                 continue
-            failure = trial_status(self.sweep, trial).failure
-            waits = failure is not None and failure.kind == "deterministic"
-            if waits and not self._restart_errored:
-                log.info("trial %s failed before; --restart-errored runs it again", trial.name)
-                continue
+            status = trial_status(self.sweep, trial)
+            if status.status == Status.FAILED:
+                kind = "deterministic" if status.failure is None else status.failure.kind
+                if self._errored == "skip" or (
+                    self._errored == "retry" and kind == "deterministic"
+                ):
+                    log.info(_LEFT[self._errored], trial.name)
+                    continue
+                if self._errored == "restart":
+                    restart_from_scratch(self.sweep, trial)
             todo.append(trial)
         return todo
 

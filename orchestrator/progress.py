@@ -223,7 +223,9 @@ def _failures(
     for trial in failed[:MAX_FAILURES]:
         if trial.failure is not None:
             advice = f" ({trial.failure.advice})" if trial.failure.advice else ""
-            text = encodable(f"{trial.name}: {trial.failure.message}{advice}", options.encoding)
+            where = f" Its log: {trial.failure.log_path}" if trial.failure.log_path else ""
+            message = f"{trial.name}: {trial.failure.message}{advice}{where}"
+            text = encodable(message, options.encoding)
             line = Text.assemble((f"{marks[trial.status]} ", _STYLES[trial.status]), clean(text))
             yield line
     if len(failed) > MAX_FAILURES:

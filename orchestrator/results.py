@@ -9,7 +9,7 @@ from prefsweep.orchestrator.histograms import read_data_facts
 from prefsweep.orchestrator.status import trial_status
 from prefsweep.orchestrator.store import Manifest, environment
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
-from prefsweep.orchestrator.trials import parse_metrics
+from prefsweep.orchestrator.trial_log import parse_metrics
 from prefsweep.sweeps.records import (
     DataFacts,
     EvaluationSample,

@@ -12,13 +12,18 @@ from prefsweep.orchestrator.quarantine import as_recorded
 from prefsweep.orchestrator.sharded import REFERENCE_SHARD_PROMPTS, SHARDED
 from prefsweep.orchestrator.store import Manifest, Store, absolute
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
-from prefsweep.orchestrator.trials import parse_metrics
+from prefsweep.orchestrator.trial_log import (
+    parse_metrics,
+    read_count,
+    read_document,
+    read_failure,
+    read_status_field,
+)
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.identity import Inputs
 from prefsweep.sweeps.load import validate_spec
 from prefsweep.sweeps.records import (
     DriverStatus,
-    Failure,
     Metrics,
     StageStatus,
     Status,
@@ -167,10 +172,10 @@ def is_finished(sweep: Sweep, trial_id: str) -> bool:
 def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
     """Where one trial stands; finished artefacts count for more than what status.json says."""
     store, trial_id = sweep.store, trial.trial_id
-    document = _whole(store.read_object(store.trial(trial_id, "status.json")))
+    document = _whole(read_document(sweep, trial))
     metrics: Metrics = newest_metrics(store.read(store.trial(trial_id, "metrics.jsonl")))
-    failure = document.get("failure")
-    status = Status(document.get("status", Status.PENDING))
+    failure = read_failure(document.get("failure"))
+    status = read_status_field(document)
     if is_finished(sweep, trial_id):
         status, failure = Status.SUCCEEDED, None
         metrics |= store.read_object(f"{sweep.evaluation_path(trial_id)}/metrics.json")
@@ -185,21 +190,16 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
         max_steps=document.get("max_steps"),
         seconds=_seconds(document, status),
         metrics=metrics,
-        failure=None if failure is None else Failure(**failure),
+        failure=failure,
+        attempts=read_count(document, "attempts"),
+        halvings=read_count(document, "halvings"),
     )
 
 
 def _whole(document: dict[str, Any]) -> dict[str, Any]:
-    """A trial's status.json, or nothing where a field is not what was ever written."""
+    """A trial's status.json, or nothing where a number is not what was ever written."""
     numbers = (document.get(name) for name in ("started", "updated", "max_steps"))
-    failure = document.get("failure")
-    try:
-        Status(document.get("status", Status.PENDING))
-        if failure is not None:
-            Failure(**failure)
-        is_whole = all(number is None or isinstance(number, int | float) for number in numbers)
-    except (TypeError, ValueError):
-        is_whole = False
+    is_whole = all(number is None or isinstance(number, int | float) for number in numbers)
     return document if is_whole and ("started" not in document or "updated" in document) else {}
 
 

@@ -4,7 +4,7 @@
         manifest.json                       sizes and SHA-256 of the files; written last
         shard-00000.parquet(.json)          sharded stages: every shard has its own small manifest
     trials/<trial_id>/
-        trial.json  metrics.jsonl  status.json
+        trial.json  metrics.jsonl  status.json  trial.log
         weights/  checkpoints/step-00040/  evaluations/<fingerprint>/      each with a manifest
     sweeps/<name>/
         spec.json  plan.json  state.json  lease.json  stop.json  report/  wandb/

@@ -1,140 +1,210 @@
 """One trial from start to end, wherever it runs: train, publish, evaluate, publish, record.
 
-Whatever happens ends in the trial's status.json; an exception never leaves this file except for a
-worker that dies.
+Whatever happens ends in the trial's status.json. What may pass is tried again here, from the newest
+checkpoint; an exception leaves this file only where a fresh process has to go on.
 """
 
-import json
+import logging
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prefsweep.orchestrator.evaluations import evaluate_and_publish
+from prefsweep.orchestrator.checkpoints import (
+    delete_checkpoints,
+    newest_checkpoint,
+    newest_step,
+    publish_checkpoint,
+)
+from prefsweep.orchestrator.evaluations import evaluate_and_publish, evaluate_fitting
+from prefsweep.orchestrator.failures import (
+    DIED,
+    classify,
+    delay_s,
+    is_broken_device,
+    pause,
+)
 from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.store import new_manifest
+from prefsweep.orchestrator.outputs import TrialOutput
+from prefsweep.orchestrator.stopping import polled_stop
+from prefsweep.orchestrator.store import Store, new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.sweeps.errors import DamagedError, StoreError, SweepError
+from prefsweep.orchestrator.trial_log import TrialLog as TrialLog
+from prefsweep.orchestrator.trial_log import mark as mark
+from prefsweep.orchestrator.trial_log import parse_metrics as parse_metrics
+from prefsweep.sweeps.errors import DamagedError, OutOfMemory, StopRequested, StoreError
 from prefsweep.sweeps.records import Failure, Metrics, Status
 
-KEPT_CHECKPOINTS = 2
+log = logging.getLogger(__name__)
 
 
-def run_trial(kept: Kept, trial: Trial) -> None:
-    """Do what is missing of a trial: weights, then evaluation. Records failures, raises none."""
-    sweep = kept.sweep
-    log = TrialLog(sweep, trial)
-    log.write(Status.RUNNING)
-    try:
-        _train_and_evaluate(kept, trial, log)
-    except Exception as error:  # the trial's border: a failure is data, and others go on
-        log.write(Status.FAILED, classify(error))
-    else:
-        log.write(Status.SUCCEEDED)
-    finally:
-        _release_memory()
+@dataclass(frozen=True)
+class Place:
+    """Where a trial runs."""
+
+    gpus: float = 0.0
+    """Its share of a GPU; below one it may be given more in another launch."""
+    is_worker: bool = False
+    """A process of its own: another takes over where this one is of no use any more."""
 
 
-def mark(sweep: Sweep, trial: Trial, status: Status, failure: Failure | None = None) -> None:
-    """Record, from outside the trial, where it stands now; what it wrote itself is kept."""
-    path = sweep.store.trial(trial.trial_id, "status.json")
-    document = sweep.store.read_json(path) or {"name": trial.name, "started": time.time()}
-    document |= {
-        "status": status,
-        "updated": time.time(),
-        "failure": None if failure is None else asdict(failure),
-    }
-    sweep.store.write_json(path, document)
+class BrokenWorkerError(RuntimeError):
+    """This process cannot go on (its GPU context is lost); a fresh one can."""
 
 
-class TrialLog:
-    """The trial's two files that grow: metrics.jsonl, the truth of its curves, and status.json."""
+def run_trial(kept: Kept, trial: Trial, place: Place = Place()) -> None:
+    """Do what is missing of a trial: weights, then evaluation. Records failures, raises none.
 
-    def __init__(self, sweep: Sweep, trial: Trial) -> None:
-        self._store, self._trial = sweep.store, trial
-        self._started, self._step = time.time(), 0.0
-        self._max_steps: float | None = None
-
-    def restart(self, step: int, max_steps: float | None) -> None:
-        """Keep the lines up to `step`, from where training goes on."""
-        path = self._store.trial(self._trial.trial_id, "metrics.jsonl")
-        kept = [r for r in parse_metrics(self._store.read(path)) if r["step"] <= step]
-        self._store.write(path, b"".join(_line(record) for record in kept))
-        self._step, self._max_steps = float(step), max_steps
-
-    def report(self, record: dict[str, float]) -> None:
-        """Append one line of metrics."""
-        path = self._store.trial(self._trial.trial_id, "metrics.jsonl")
-        self._store.append(path, _line(record))
-        self._step = record["step"]
-
-    def write(self, status: Status, failure: Failure | None = None) -> None:
-        """Record where the trial stands."""
-        document = {
-            "status": status,
-            "name": self._trial.name,
-            "started": self._started,
-            "updated": time.time(),
-            "step": self._step,
-            "max_steps": self._max_steps,
-            "failure": None if failure is None else asdict(failure),
-        }
-        self._store.write_json(self._store.trial(self._trial.trial_id, "status.json"), document)
+    It is tried again as `retries` says. A stop request ends it as interrupted; wanting more of a
+    GPU, as pending. Raises BrokenWorkerError in a worker that has to be replaced, and StoreError if
+    the outcome cannot be written down.
+    """
+    runner = _Runner(kept, trial, place)
+    with TrialOutput(kept.sweep, trial, prints=place.is_worker) as output:
+        runner.run(output)
 
 
-def classify(error: BaseException) -> Failure:
-    """Whether retrying can help: memory and storage may be better next time, a NaN will not."""
-    import torch
+class _Runner:
+    """The attempts of one trial in one process."""
 
-    message = (
-        f"{type(error).__name__}: {error}" if not isinstance(error, SweepError) else str(error)
-    )
-    remote = "".join(traceback.format_exception(error))
-    if isinstance(error, torch.OutOfMemoryError):
-        advice = (
-            "lower training.per_device_train_batch_size (and raise gradient_accumulation_steps), "
-            "or give the trial more of a GPU (resources.gpus_per_trial)"
+    def __init__(self, kept: Kept, trial: Trial, place: Place) -> None:
+        self._kept, self._trial, self._place = kept, trial, place
+        self._sweep, self._retries = kept.sweep, kept.sweep.spec.retries
+        self._log = TrialLog(kept.sweep, trial)
+        self._should_stop = _lenient(polled_stop(kept.sweep.store, kept.sweep.spec.name))
+
+    def run(self, output: TrialOutput) -> None:
+        """Attempts, until one of them, or a stop request, settles it."""
+        if self._log.found == Status.RUNNING and not self._goes_on_after_death(output):
+            return
+        while True:
+            if self._should_stop():
+                self._write(Status.INTERRUPTED)
+                return
+            error = self._attempt(output)
+            if error is None:
+                return
+            failure = replace(self._classified(error), log_path=output.path)
+            output.note(failure.traceback)
+            status = self._what_next(error, failure)
+            del error  # with its traceback go the tensors of its frames
+            _release_memory()
+            if status != Status.RUNNING:
+                self._write(status, failure)
+                return
+            self._wait(failure)
+
+    def _attempt(self, output: TrialOutput) -> Exception | None:
+        """One attempt; its error, if it has not settled the trial."""
+        state = self._log
+        try:
+            state.begin(_reached(self._sweep, self._trial))
+            output.note(f"attempt {state.attempts}, micro-batch halved {state.halvings} times")
+            self._train_and_evaluate(output)
+        except StopRequested as stop:
+            output.note(str(stop))
+            self._write(Status.INTERRUPTED)
+        except Exception as error:  # the trial's border: a failure is data, and others go on
+            return error
+        else:
+            self._write(Status.SUCCEEDED)
+            output.note("succeeded")
+        finally:
+            _release_memory()
+        return None
+
+    def _train_and_evaluate(self, output: TrialOutput) -> None:
+        sweep, trial = self._sweep, self._trial
+        if not _has_whole_weights(sweep, trial):
+            _train(self._kept, trial, self._log, self._should_stop, output)
+        delete_checkpoints(sweep, trial)
+        if sweep.store.manifest(sweep.evaluation_path(trial.trial_id)) is None:
+            _evaluate(self._kept, trial, self._should_stop)
+
+    def _what_next(self, error: Exception, failure: Failure) -> Status:
+        """RUNNING: again here; PENDING: again with a larger share of the GPU; FAILED."""
+        state = self._log
+        if failure.kind == "out_of_memory":
+            if isinstance(error, OutOfMemory) and error.can_halve:
+                state.halvings += 1
+                state.fruitless = 0  # a smaller batch is another chance
+                return Status.RUNNING
+            if 0 < self._place.gpus < 1:
+                state.larger_shares += 1
+                return Status.PENDING
+            return Status.FAILED
+        if failure.kind == "deterministic" or state.fruitless >= self._retries.max_attempts:
+            return Status.FAILED
+        if isinstance(error, DamagedError):  # a stage before the trials has to make it again
+            return Status.FAILED
+        if self._place.is_worker and is_broken_device(error):
+            self._write(Status.RUNNING, failure)  # as if the process had died
+            raise BrokenWorkerError(failure.message) from None
+        return Status.RUNNING
+
+    def _wait(self, failure: Failure) -> None:
+        state = self._log
+        if failure.kind == "out_of_memory":
+            log.warning(
+                "trial %s: %s; again with half of that in a forward pass",
+                self._trial.name,
+                failure.message,
+            )
+            return
+        seconds = delay_s(self._retries, state.fruitless)
+        log.warning(
+            "trial %s: attempt %d failed (%s); again in %.1f s",
+            self._trial.name,
+            state.attempts,
+            failure.message,
+            seconds,
         )
-        return Failure("out_of_memory", message, remote, advice)
-    if isinstance(error, StoreError | ConnectionError | TimeoutError) or (
-        isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    ):
-        return Failure("transient", message, remote, "run the same command again")
-    advice = "mend the cause, then run again with --restart-errored"
-    return Failure("deterministic", message, remote, advice)
+        state.last_failure = failure
+        pause(seconds, self._should_stop)
+
+    def _goes_on_after_death(self, output: TrialOutput) -> bool:
+        """The process that had the trial died: whether this one takes over, after a while."""
+        state = self._log
+        came_further = _reached(self._sweep, self._trial) > state.reached
+        if state.fruitless < self._retries.max_attempts or came_further:
+            output.note(f"attempt {state.attempts} ended with its process")
+            if not came_further:
+                pause(delay_s(self._retries, max(1, state.fruitless)), self._should_stop)
+            return True
+        failure = replace(state.last_failure or DIED, log_path=output.path)
+        self._write(Status.FAILED, failure)
+        return False
+
+    def _classified(self, error: Exception) -> Failure:
+        return classify(error, self._sweep.store.display(""))
+
+    def _write(self, status: Status, failure: Failure | None = None) -> None:
+        """The outcome must be known: while storage fails, it is written again."""
+        for num_failed in range(1, self._retries.max_attempts + 1):
+            try:
+                self._log.write(status, failure)
+                return
+            except (StoreError, OSError):
+                if num_failed == self._retries.max_attempts:
+                    raise
+                pause(delay_s(self._retries, num_failed), lambda: False)
 
 
-def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; a half-written last line is left out."""
-    records: list[dict[str, float]] = []
-    for line in (data or b"").decode(errors="replace").split("\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
+def restart_from_scratch(sweep: Sweep, trial: Trial) -> None:
+    """Drop what a failed trial has made and what is remembered of it."""
+    for part in ("checkpoints", "weights", "evaluations", "metrics.jsonl", "status.json"):
+        sweep.store.delete(sweep.store.trial(trial.trial_id, part))
 
 
-def _train_and_evaluate(kept: Kept, trial: Trial, log: TrialLog) -> None:
-    """Do what is missing; weights that turn out to be damaged when they are read are made again."""
-    store = kept.sweep.store
-    weights = store.trial(trial.trial_id, "weights")
-    while store.manifest(kept.sweep.evaluation_path(trial.trial_id)) is None:
-        if store.manifest(weights) is None:
-            _train(kept, trial, log)
-        try:
-            _evaluate(kept, trial)
-        except DamagedError:
-            if store.manifest(weights) is not None:  # something else was put aside
-                raise
-
-
-def _train(kept: Kept, trial: Trial, log: TrialLog) -> None:
+def _train(
+    kept: Kept,
+    trial: Trial,
+    state: TrialLog,
+    should_stop: Callable[[], bool],
+    output: TrialOutput,
+) -> None:
     from prefsweep.workers.batches import max_steps
     from prefsweep.workers.train import Hooks, train
 
@@ -145,98 +215,95 @@ def _train(kept: Kept, trial: Trial, log: TrialLog) -> None:
         "parts": sweep.fingerprints.trial_parts(trial.spec),
     }
     store.write_json(store.trial(trial.trial_id, "trial.json"), document)
-    step, checkpoint = newest_checkpoint(sweep, trial)
-    log.restart(step, max_steps(sweep.spec.training, kept.pairs))
-    log.write(Status.RUNNING)
+    checkpoint = newest_checkpoint(sweep, trial)
+    step, metrics = (0, b"") if checkpoint is None else (checkpoint.step, checkpoint.metrics)
+    state.restart(step, metrics, max_steps(sweep.spec.training, kept.pairs))
+    state.write(Status.RUNNING)
+    output.note(f"training from step {step}")
 
     def report(record: dict[str, float]) -> None:
-        log.report(record)
-        log.write(Status.RUNNING)
+        state.report(record)
+        state.write(Status.RUNNING)
+
+    def publish(step: int, folder: Path) -> None:
+        publish_checkpoint(sweep, trial, step, folder, state.metrics)
+        output.note(f"checkpoint of step {step} published")
+        output.upload()
 
     def on_step(step: int, model: Any) -> None:
         every = sweep.spec.evaluation.eval_steps
         if every is not None and step % every == 0:
-            metrics = _evaluate_now(kept, model)
-            numbers = {f"eval/{k}": v for k, v in metrics.items() if v is not None}
-            log.report({"step": float(step), **numbers})
+            numbers = {
+                f"eval/{k}": v for k, v in _evaluate_now(kept, model).items() if v is not None
+            }
+            state.report({"step": float(step), **numbers})
 
     hooks = Hooks(
         report=report,
-        publish=lambda step, folder: _publish_checkpoint(sweep, trial, step, folder),
+        publish=publish,
         on_step=on_step,
-        resume_from=checkpoint,
+        resume_from=None if checkpoint is None else checkpoint.folder,
+        should_stop=should_stop,
+        halvings=state.halvings,
     )
     with store.staging() as folder:
-        output = folder / "weights"
+        weights = folder / "weights"
         notes = train(
             trial.spec,
             sweep.spec.training,
             kept.policy(),
             kept.tokenizer,
             kept.pairs,
-            output,
+            weights,
             hooks,
         )
+        if state.halvings:  # such weights differ from others by rounding
+            notes["halvings"] = float(state.halvings)
         manifest = new_manifest(trial.trial_id, 1, time.monotonic() - started, notes)
-        store.publish(store.trial(trial.trial_id, "weights"), output, manifest)
-    store.delete(store.trial(trial.trial_id, "checkpoints"))
+        store.publish(store.trial(trial.trial_id, "weights"), weights, manifest)
 
 
-def newest_checkpoint(sweep: Sweep, trial: Trial) -> tuple[int, Path | None]:
-    """Step and local folder of the newest checkpoint that is whole; (0, None) if there is none."""
-    store = sweep.store
-    for name in reversed(store.names(store.trial(trial.trial_id, "checkpoints"))):
+def _has_whole_weights(sweep: Sweep, trial: Trial) -> bool:
+    """Whether the trained weights are there, to the last byte; damaged ones are taken away."""
+    path = sweep.store.trial(trial.trial_id, "weights")
+    if sweep.store.manifest(path) is not None:
         try:
-            folder = store.fetch(store.trial(trial.trial_id, "checkpoints", name))
-        except StoreError:
-            continue
-        return int(name.removeprefix("step-")), folder
-    return 0, None
+            Store(sweep.storage).fetch(path)
+            return True
+        except StoreError as error:
+            log.warning("trial %s is trained again: %s", trial.name, error)
+    sweep.store.delete(path)
+    return False
 
 
-def _publish_checkpoint(sweep: Sweep, trial: Trial, step: int, folder: Path) -> None:
-    import shutil
-
-    store = sweep.store
-    with store.staging() as staging:
-        copy = staging / "checkpoint"
-        # training_args.bin is a pickle that nothing needs
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("training_args.bin"))
-        manifest = new_manifest(trial.trial_id, step, 0.0)
-        store.publish(
-            store.trial(trial.trial_id, "checkpoints", f"step-{step:06d}"), copy, manifest
-        )
-    for old in store.names(store.trial(trial.trial_id, "checkpoints"))[:-KEPT_CHECKPOINTS]:
-        store.delete(store.trial(trial.trial_id, "checkpoints", old))
+def _reached(sweep: Sweep, trial: Trial) -> int:
+    """How far the trial is in the store, as a number that only grows: the step of its newest
+    checkpoint, and beyond all steps once it has weights."""
+    if sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights")) is not None:
+        return 10**9
+    return newest_step(sweep, trial)
 
 
-def _evaluate(kept: Kept, trial: Trial) -> None:
+def _evaluate(kept: Kept, trial: Trial, should_stop: Callable[[], bool]) -> None:
     from prefsweep.workers.models import load_trained
 
     store = kept.sweep.store
     weights = store.fetch(store.trial(trial.trial_id, "weights"))
     policy = load_trained(kept.sweep.policy_source(), weights, kept.policy)
-    evaluate_and_publish(kept, trial.trial_id, policy, _reference_of(kept, policy), trial.spec.beta)
+    reference = _reference_of(kept, policy)
+    evaluate_and_publish(
+        kept, trial.trial_id, policy, reference, trial.spec.beta, should_stop=should_stop
+    )
 
 
 def _evaluate_now(kept: Kept, model: Any) -> Metrics:
     """An evaluation on the way; leaves the trainer's mode and tokenizer as they were."""
-    from prefsweep.workers.evaluate import evaluate
-
-    spec, tokenizer = kept.sweep.spec, kept.tokenizer
+    tokenizer = kept.tokenizer
     padding_side, tokenizer.padding_side = tokenizer.padding_side, "left"
     was_training = model.training
     model.eval()
     try:
-        return evaluate(
-            model,
-            _reference_of(kept, model),
-            tokenizer,
-            kept.eval_prompts,
-            kept.scorer,
-            spec.evaluation,
-            spec.policy.chat,
-        )[0]
+        return evaluate_fitting(kept, model, _reference_of(kept, model))[0]
     finally:
         model.train(was_training)
         tokenizer.padding_side = padding_side
@@ -258,15 +325,19 @@ def _reference_of(kept: Kept, policy: Any) -> Any:
     return lambda: nullcontext(reference)
 
 
-def _line(record: dict[str, float]) -> bytes:
-    return json.dumps(record).encode() + b"\n"
+def _lenient(should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """A request that cannot be read for the moment was not made."""
+
+    def asked() -> bool:
+        try:
+            return should_stop()
+        except StoreError:
+            return False
+
+    return asked
 
 
 def _release_memory() -> None:
-    import gc
+    from prefsweep.workers.memory import release_memory
 
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()

@@ -1,41 +1,78 @@
 """Trials -> Ray Tune. Tune schedules; the store remembers.
 
 Every launch is a fresh Tuner over what is unfinished. A trial's own failure is recorded by
-`run_trial` and never reaches Tune; what Tune sees are workers that die.
+`run_trial` and never reaches Tune; what Tune sees are workers that die. It mends those itself, but
+gives up as a whole when Ray kills a worker for memory, or loses a node in some ways: then what is
+unfinished is launched again, as long as launches get further.
 """
 
 import logging
+import re
 import tempfile
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefsweep.orchestrator.border import set_up_worker
+from prefsweep.orchestrator.checkpoints import newest_step
+from prefsweep.orchestrator.failures import AGAIN, delay_s, pause, worker_killed_for_memory
 from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.secrets import keep_from_tune
+from prefsweep.orchestrator.stopping import polled_stop
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.trials import mark, run_trial
+from prefsweep.orchestrator.trial_log import TrialLog, mark, read_document, read_status_field
+from prefsweep.orchestrator.trials import Place, run_trial
 from prefsweep.sweeps.records import Failure, Status
+from prefsweep.workers.losses import mixes_rows
+
+if TYPE_CHECKING:
+    from ray import tune
 
 log = logging.getLogger(__name__)
 
-MAX_LAUNCHES = 3
-MAX_WORKER_DEATHS = 2
-"""Deaths of a trial's worker that Tune itself mends within a launch."""
+KILLED_FOR_MEMORY = "low on memory"
+"""What Ray says of a worker that its memory monitor killed."""
+_PID = re.compile(r"\bpid=(\d+)")
 
 
 def tune_trials(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> None:
-    """Run all trials to an end; each is succeeded or failed in the store afterwards."""
-    unfinished, error = list(trials), ""
-    for _ in range(MAX_LAUNCHES):
+    """Run all trials to an end; each is succeeded, failed or interrupted in the store afterwards.
+
+    A launch that gets no trial any further counts, and `retries.max_attempts` of them in a row are
+    the end. After a stop request nothing is launched any more.
+    """
+    retries, should_stop = sweep.spec.retries, polled_stop(sweep.store, sweep.spec.name)
+    unfinished, fruitless, error = list(trials), 0, ""
+    while True:
+        before = [_progress(sweep, trial) for trial in unfinished]
         error = _launch(sweep, unfinished, gpus_per_trial)
+        fruitless += 1
+        if before != [_progress(sweep, trial) for trial in unfinished]:
+            fruitless = 0
         unfinished = [trial for trial in unfinished if not _has_ended(sweep, trial)]
-        if not unfinished:
+        if not unfinished or should_stop():
+            break
+        if fruitless >= retries.max_attempts:
+            _give_up(sweep, unfinished, f"{fruitless} launches in a row got no further. {error}")
             return
-        log.warning("%d trials did not come to an end and are launched again", len(unfinished))
+        log.warning(
+            "%d trials did not come to an end and are launched again. %s", len(unfinished), error
+        )
+        _blame(sweep, unfinished, error)
+        if fruitless:
+            pause(delay_s(retries, fruitless), should_stop)
     for trial in unfinished:
-        message = f"it did not come to an end in {MAX_LAUNCHES} launches. {error}".strip()
-        failure = Failure("transient", message, "", "run the same command again")
-        mark(sweep, trial, Status.FAILED, failure)
+        mark(sweep, trial, Status.INTERRUPTED)
+
+
+def shares(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> dict[str, float]:
+    """Trial id -> its share of a GPU: doubled, up to a whole one, as often as it was too little."""
+    share: dict[str, float] = {}
+    for trial in trials:
+        doublings = TrialLog(sweep, trial).larger_shares
+        larger = min(1.0, gpus_per_trial * 2**doublings)
+        share[trial.trial_id] = larger if 0 < gpus_per_trial < 1 else gpus_per_trial
+    return share
 
 
 def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> str:
@@ -44,34 +81,102 @@ def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> str
 
     keep_from_tune()
     by_id = {trial.trial_id: trial for trial in trials}
-    threads = sweep.spec.resources.threads_per_worker
+    gpus = shares(sweep, trials, gpus_per_trial)
+    resources, retries = sweep.spec.resources, sweep.spec.retries
     kept = Kept(sweep)  # each worker has its own, for all its trials
 
     def trainable(config: dict[str, Any]) -> dict[str, int]:
-        set_up_worker(threads)
-        run_trial(kept, by_id[config["trial_id"]])
+        set_up_worker(resources.threads_per_worker)
+        trial_id = config["trial_id"]
+        run_trial(kept, by_id[trial_id], Place(gpus[trial_id], is_worker=True))
         return {"ended": 1}
 
-    resources = {"CPU": sweep.spec.resources.cpus_per_worker, "GPU": gpus_per_trial}
+    def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        share = gpus[config["trial_id"]]
+        gpu = {"GPU": share} if share else {}
+        return tune.PlacementGroupFactory([{"CPU": float(resources.cpus_per_worker), **gpu}])
+
     with tempfile.TemporaryDirectory(prefix="prefsweep-tune-") as folder:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
+            tune.with_resources(trainable, bundle),
             param_space={"trial_id": tune.grid_search(list(by_id))},
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
                 name=sweep.spec.name,
                 storage_path=folder,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
+                # run_trial gives up first, and says why
+                failure_config=tune.FailureConfig(max_failures=retries.max_attempts + 1),
+                callbacks=[_watchdog(retries.max_stall_s)],
             ),
         )
         try:
             errors = tuner.fit().errors
-        except RuntimeError as error:  # Tune gives up as a whole when Ray kills a worker for memory
+        except Exception as error:  # Tune has given up as a whole; the store knows what is left
+            log.debug("Tune gave up", exc_info=True)
             return str(error)
     return str(errors[0]) if errors else ""
 
 
+def _watchdog(max_stall_s: float) -> "tune.Callback":
+    """Ends a launch in which trials wait and none runs: the cluster has no place for them now."""
+    from ray import tune
+
+    class Watchdog(tune.Callback):
+        def __init__(self) -> None:
+            self._last_running_s = time.monotonic()
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            if any(trial.status == "RUNNING" for trial in trials):
+                self._last_running_s = time.monotonic()
+            elif time.monotonic() - self._last_running_s > max_stall_s:
+                raise RuntimeError(
+                    f"for {max_stall_s:g} s no trial has found a place in the cluster: it has lost "
+                    "nodes, or others use it"
+                )
+
+    return Watchdog()
+
+
+def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> None:
+    """Who was killed for memory is given half the batch; who fell with it is not to blame."""
+    aborted = KILLED_FOR_MEMORY in error
+    pids = {int(pid) for pid in _PID.findall(error)} if aborted else set[int]()
+    for trial in trials:
+        document = read_document(sweep, trial)
+        if not aborted or read_status_field(document) != Status.RUNNING:
+            continue
+        state, failure = TrialLog(sweep, trial), None
+        if _pid(document) in pids:
+            failure = worker_killed_for_memory(error)
+            state.last_failure = failure
+            state.halvings += not mixes_rows(trial.spec)
+            log.warning("trial %s: %s", trial.name, failure.message)
+        else:
+            state.fruitless = max(0, state.fruitless - 1)
+        state.write(Status.PENDING)
+
+
+def _pid(document: dict[str, Any]) -> int | None:
+    worker = document.get("worker")
+    return worker.get("pid") if isinstance(worker, dict) else None
+
+
+def _progress(sweep: Sweep, trial: Trial) -> tuple[object, ...]:
+    """Changes when a launch has got the trial any further."""
+    document = read_document(sweep, trial)
+    weights = sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights"))
+    settings = (document.get("halvings"), document.get("larger_shares"))
+    return _has_ended(sweep, trial), weights is not None, newest_step(sweep, trial), settings
+
+
 def _has_ended(sweep: Sweep, trial: Trial) -> bool:
-    status = sweep.store.read_json(sweep.store.trial(trial.trial_id, "status.json")) or {}
-    return status.get("status") in (Status.SUCCEEDED, Status.FAILED)
+    status = read_status_field(read_document(sweep, trial))
+    return status in (Status.SUCCEEDED, Status.FAILED)
+
+
+def _give_up(sweep: Sweep, trials: Sequence[Trial], message: str) -> None:
+    for trial in trials:
+        last = TrialLog(sweep, trial).last_failure
+        failure = last or Failure("transient", message.strip(), "", AGAIN)
+        mark(sweep, trial, Status.FAILED, failure)

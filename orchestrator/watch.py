@@ -15,7 +15,7 @@ from prefsweep.orchestrator.results import read_result, read_results
 from prefsweep.orchestrator.status import StatusReader
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.tracking import WandbMirror
-from prefsweep.orchestrator.trials import parse_metrics
+from prefsweep.orchestrator.trial_log import parse_metrics
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.records import Status, TrialResult
 

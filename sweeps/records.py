@@ -238,6 +238,10 @@ class TrialStatus:
     seconds: float | None = None
     metrics: Metrics = field(default_factory=dict[str, float | None])
     failure: Failure | None = None
+    attempts: int = 0
+    """How often it was begun."""
+    halvings: int = 0
+    """How often its micro-batch was halved, because it did not fit the memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,21 @@ class ResourcesSpec(Section):
     """Price of one GPU for an hour, in your currency; plan and doctor then tell the cost."""
 
 
+class RetriesSpec(Section):
+    """How failures are met that may pass: of a worker, a node or the storage."""
+
+    max_attempts: int = Field(default=6, ge=1)
+    """Attempts of a trial in a row that come no further (no newer checkpoint) before it has failed;
+    with what is left to run, the same number of launches."""
+    base_delay_s: float = Field(default=3.0, ge=0)
+    """Seconds to wait after the first; doubled after each, less up to a half at random."""
+    max_delay_s: float = Field(default=300.0, ge=0)
+    """Longest wait."""
+    max_stall_s: float = Field(default=600.0, gt=0)
+    """Seconds without a running trial, while some wait for a place in the cluster, after which the
+    launch is given up."""
+
+
 class WandbSpec(Section):
     """Weights & Biases."""
 

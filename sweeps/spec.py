@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from prefsweep.sweeps.entry import EntrySpec as EntrySpec
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, as_tuple, expand
 from prefsweep.sweeps.running import ResourcesSpec as ResourcesSpec
+from prefsweep.sweeps.running import RetriesSpec as RetriesSpec
 from prefsweep.sweeps.running import TrackingSpec as TrackingSpec
 from prefsweep.sweeps.running import WandbSpec as WandbSpec
 from prefsweep.sweeps.sampling import GenerationSpec as GenerationSpec
@@ -310,6 +311,8 @@ class SweepSpec(Section):
     """Evaluation of every trial and of the untrained policy."""
     resources: ResourcesSpec = ResourcesSpec()
     """Placement; never part of an identity."""
+    retries: RetriesSpec = RetriesSpec()
+    """Failures that may pass; never part of an identity."""
     tracking: TrackingSpec = TrackingSpec()
     """Where metrics go beside the store."""
 

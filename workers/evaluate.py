@@ -20,10 +20,13 @@ from peft import PeftModel
 from scipy import stats
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefsweep.sweeps.errors import TrialError
 from prefsweep.sweeps.records import EvaluationSample, Metrics, Prompt, TokenizedPair
 from prefsweep.sweeps.spec import ChatSpec, EvaluationSpec
 from prefsweep.workers.chat import scored_text
 from prefsweep.workers.forward import (
+    WHOLE,
+    Batching,
     batches,
     completion_ids,
     completion_logits,
@@ -48,18 +51,25 @@ def evaluate(
     scorer: Scorer | None,
     spec: EvaluationSpec,
     chat: ChatSpec | None = None,
+    batching: Batching = WHOLE,
 ) -> tuple[Metrics, list[EvaluationSample]]:
-    """Metrics of the policy's samples for `prompts`, and the samples."""
-    drawn = Generator(policy, tokenizer, spec, chat).sample(prompts, spec.num_samples)
+    """Metrics of the policy's samples for `prompts`, and the samples.
+
+    Raises TrialError if the policy's numbers are not finite.
+    """
+    sampling = spec.model_copy(update={"batch_size": max(1, spec.batch_size >> batching.halvings)})
+    generator = Generator(policy, tokenizer, sampling, chat, batching.before_each)
+    drawn = generator.sample(prompts, spec.num_samples)
     rewards: list[float] | list[None] = [None] * len(drawn)
     if scorer is not None:
         rewards = finite_scores(scorer, [s.prompt.text for s in drawn], [s.text for s in drawn])
     samples = [
         _sample(draw, reward, *values)
         for draw, reward, values in zip(
-            drawn, rewards, divergences(policy, reference, drawn), strict=True
+            drawn, rewards, divergences(policy, reference, drawn, batching), strict=True
         )
     ]
+    _check_finite(samples)
     special = set(tokenizer.all_special_ids)
     words = [[i for i in s.completion_ids if i not in special] for s in drawn]
     reward_tokenizer = getattr(scorer, "tokenizer", tokenizer)
@@ -80,13 +90,17 @@ def evaluate(
 
 @torch.inference_mode()
 def divergences(
-    policy: Policy, reference: Reference, samples: Sequence[Sample]
+    policy: Policy,
+    reference: Reference,
+    samples: Sequence[Sample],
+    batching: Batching = WHOLE,
 ) -> list[tuple[float, float, float]]:
     """(kl, predictive_entropy, ref_logp) of every sample, in order, as the module defines them."""
     sequences = [(tuple(s.prompt_ids), tuple(s.completion_ids)) for s in samples]
     values: dict[tuple[Ids, Ids], tuple[float, float, float]] = {}
     packed: bool | None = None
-    for batch in batches(sequences):
+    for batch in batches(sequences, batching.halvings):
+        batching.before_each()
         packed = packs_exactly(policy, batch) if packed is None else packed
         logits = completion_logits(policy, batch, packed=packed)
         with reference() as model:
@@ -115,6 +129,16 @@ def _position_values(
     return torch.stack([kl_N, entropy_N, ref_logp_NV.gather(1, labels_N[:, None])[:, 0]], 1)
 
 
+def _check_finite(samples: Sequence[EvaluationSample]) -> None:
+    for sample in samples:
+        if not all(map(math.isfinite, (sample.kl, sample.predictive_entropy, sample.ref_logp))):
+            raise TrialError(
+                f"the policy gives values that are not finite (kl {sample.kl}, entropy "
+                f"{sample.predictive_entropy}) for the prompt {sample.prompt[:60]!r}; "
+                "its weights or those of the reference are damaged, or were trained to overflow"
+            )
+
+
 def sample_metrics(samples: Sequence[EvaluationSample]) -> Metrics:
     """The metrics that are functions of the samples' own numbers."""
     num_tokens = sum(s.num_tokens for s in samples)
@@ -130,7 +154,12 @@ def sample_metrics(samples: Sequence[EvaluationSample]) -> Metrics:
     }
 
 
-def margin_metrics(policy: Policy, pairs: Sequence[TokenizedPair], beta: float) -> Metrics:
+def margin_metrics(
+    policy: Policy,
+    pairs: Sequence[TokenizedPair],
+    beta: float,
+    batching: Batching = WHOLE,
+) -> Metrics:
     """Mean of beta x (chosen - rejected log-ratio) over the test pairs, and how often it is > 0."""
     test = [pair for pair in pairs if pair.split == "test"]
     if not test:
@@ -140,7 +169,7 @@ def margin_metrics(policy: Policy, pairs: Sequence[TokenizedPair], beta: float) 
         for pair in test
         for ids in (pair.chosen_ids, pair.rejected_ids)
     )
-    logps = token_logps(policy, list(sequences))
+    logps = token_logps(policy, list(sequences), batching)
 
     def log_ratio(pair: TokenizedPair, ids: list[int], ref: list[float]) -> float:
         return math.fsum(logps[tuple(pair.prompt_ids), tuple(ids)]) - math.fsum(ref)

@@ -8,7 +8,8 @@ Shapes: N completion tokens of a batch, in its order; V tokens of the vocabulary
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,8 +32,23 @@ TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 """Largest difference of a token's log-probability, packed or not, in fp32 and in half precision."""
 
 
-def batches(sequences: Sequences) -> Iterator[list[tuple[Ids, Ids]]]:
-    """Distinct sequences in parts of about BATCH_TOKENS; the parts depend on the sequences alone.
+@dataclass(frozen=True)
+class Batching:
+    """How an evaluation is cut into passes."""
+
+    halvings: int = 0
+    """How often to halve them, because they did not fit the memory."""
+    before_each: Callable[[], None] = lambda: None
+    """Called before each; what it raises ends the evaluation."""
+
+
+WHOLE = Batching()
+"""Nothing halved, nothing called."""
+
+
+def batches(sequences: Sequences, halvings: int = 0) -> Iterator[list[tuple[Ids, Ids]]]:
+    """Distinct sequences in parts of about BATCH_TOKENS; the parts depend on the sequences alone,
+    and on the `halvings` of these tokens.
 
     A prompt's completions follow one another, prompts from short to long.
     """
@@ -40,7 +56,7 @@ def batches(sequences: Sequences) -> Iterator[list[tuple[Ids, Ids]]]:
     num_tokens = 0
     for prompt_ids, completion_ids in sorted(set(sequences), key=lambda s: (len(s[0]), s)):
         size = len(prompt_ids) + len(completion_ids)
-        if batch and num_tokens + size > BATCH_TOKENS:
+        if batch and num_tokens + size > BATCH_TOKENS >> halvings:
             yield batch
             batch, num_tokens = [], 0
         batch.append((prompt_ids, completion_ids))
@@ -50,11 +66,14 @@ def batches(sequences: Sequences) -> Iterator[list[tuple[Ids, Ids]]]:
 
 
 @torch.no_grad()
-def token_logps(model: Model, sequences: Sequences) -> dict[tuple[Ids, Ids], list[float]]:
+def token_logps(
+    model: Model, sequences: Sequences, batching: Batching = WHOLE
+) -> dict[tuple[Ids, Ids], list[float]]:
     """Sequence -> log-probability of every completion token, fp32, nats."""
     logps: dict[tuple[Ids, Ids], list[float]] = {}
     packed: bool | None = None
-    for batch in batches(sequences):
+    for batch in batches(sequences, batching.halvings):
+        batching.before_each()
         packed = packs_exactly(model, batch) if packed is None else packed
         parts = _batch_logps(model, batch, packed=packed).split([len(c) for _, c in batch])
         logps |= dict(zip(batch, (part.tolist() for part in parts), strict=True))

@@ -5,7 +5,7 @@ seed, prompt and sample, so the number of workers and their order change nothing
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class Sample:
 
 
 class Generator:
-    """Samples completions from one policy."""
+    """Samples completions from one policy; `before_batch` is called before each batch."""
 
     def __init__(
         self,
@@ -52,7 +52,9 @@ class Generator:
         tokenizer: PreTrainedTokenizerBase,
         spec: Sampling,
         chat: ChatSpec | None = None,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> None:
+        self._before_batch = before_batch
         self._model = model
         self._tokenizer = tokenizer
         self._spec = spec
@@ -70,6 +72,7 @@ class Generator:
         by_length = sorted(range(len(prompts)), key=lambda i: len(self._ids(prompts[i])))
         samples: dict[int, list[Sample]] = {}
         for start in range(0, len(prompts), self._spec.batch_size):
+            self._before_batch()
             batch = by_length[start : start + self._spec.batch_size]
             drawn = self._sample_batch([prompts[i] for i in batch], num_completions)
             samples |= dict(zip(batch, drawn, strict=True))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefsweep.orchestrator.cluster import InlineCluster, RayCluster
-from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.pipeline import Errored, run_sweep
 from prefsweep.orchestrator.quarantine import as_recorded
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.stages import read_records
@@ -19,11 +19,11 @@ from .small import small_sweep
 ROOT = Path(__file__).parents[2]
 
 
-def run(sweep: Sweep, *, restart_errored: bool = False) -> Sweep:
+def run(sweep: Sweep, *, errored: Errored = "retry") -> Sweep:
     def on_ray() -> RayCluster:
         return RayCluster(sweep.spec.resources, num_cpus=2)
 
-    run_sweep(sweep, on_ray, until="pairs", restart_errored=restart_errored)
+    run_sweep(sweep, on_ray, until="pairs", errored=errored)
     return open_sweep("small", sweep.storage)
 
 
@@ -74,7 +74,7 @@ def test_a_prompt_that_kills_its_workers_is_left_out_and_the_rest_completes(
         sweep,
         lambda: InlineCluster(sweep.spec.resources),
         until="pairs",
-        restart_errored=True,
+        errored="restart",
     )
     whole = open_sweep("small", sweep.storage)
     assert whole.inputs.quarantined == {}

@@ -153,6 +153,10 @@ def test_a_failed_trial_is_told_and_is_not_run_again_unasked(
     assert "trials: 0 to run" in out and "--restart-errored runs it again" in out
     assert prefsweep(monkeypatch, *words, "--restart-errored") == 1
     assert "trials: 1 to run, 1 found in the store" in capsys.readouterr().out
+    assert prefsweep(monkeypatch, *words, "--skip-errored") == 1
+    assert "is left (--skip-errored)" in capsys.readouterr().out
+    assert prefsweep(monkeypatch, *words, "--skip-errored", "--resume-errored") == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_an_unknown_sweep_is_answered_with_the_known_ones(

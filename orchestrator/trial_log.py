@@ -1,0 +1,169 @@
+"""A trial's two files that tell of it: metrics.jsonl, the truth of its curves, and status.json.
+
+status.json also remembers, over workers and launches, how often the trial was tried and what it
+was given less or more of. Both are read back leniently: a damaged one is what is left of it.
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from dataclasses import asdict, fields
+from typing import Any
+
+from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.sweeps.records import Failure, Status
+
+
+class TrialLog:
+    """Both files of one trial, as who works on it writes them."""
+
+    def __init__(self, sweep: Sweep, trial: Trial) -> None:
+        self._store, self._trial = sweep.store, trial
+        found = read_document(sweep, trial)
+        self.found = read_status_field(found)
+        """The status before this process came to the trial."""
+        self.attempts = read_count(found, "attempts")
+        self.fruitless = read_count(found, "fruitless")
+        """Attempts in a row, the present one included, that came no further."""
+        self.halvings = read_count(found, "halvings")
+        self.larger_shares = read_count(found, "larger_shares")
+        """How often its share of the GPU was doubled."""
+        self.last_failure = read_failure(found.get("last_failure"))
+        self._reached = read_count(found, "reached")
+        self._started = time.time()
+        self._step, self._max_steps = float(read_count(found, "step")), found.get("max_steps")
+        self._lines: list[bytes] = []
+
+    @property
+    def reached(self) -> int:
+        """What was there in the store when the last attempt began."""
+        return self._reached
+
+    @property
+    def metrics(self) -> bytes:
+        """All lines of metrics.jsonl so far."""
+        return b"".join(self._lines)
+
+    def begin(self, reached: int) -> None:
+        """Another attempt begins, from what is `reached` in the store (a number that grows)."""
+        if reached > self._reached:
+            self.fruitless = 0
+        self._reached = reached
+        self.attempts += 1
+        self.fruitless += 1
+        self.write(Status.RUNNING)
+
+    def restart(self, step: int, metrics: bytes, max_steps: float | None) -> None:
+        """Go on after `step` with the lines a checkpoint holds."""
+        self._lines = [_line(record) for record in parse_metrics(metrics) if record["step"] <= step]
+        self._store.write(self._metrics_path(), self.metrics)
+        self._step, self._max_steps = float(step), max_steps
+
+    def report(self, record: dict[str, float]) -> None:
+        """Append one line of metrics."""
+        self._lines.append(_line(record))
+        self._step = record["step"]
+        if self._store.is_local:
+            self._store.append(self._metrics_path(), self._lines[-1])
+        else:  # no append there, and no need to read what is known
+            self._store.write(self._metrics_path(), self.metrics)
+
+    def write(self, status: Status, failure: Failure | None = None) -> None:
+        """Record where the trial stands."""
+        if failure is not None:
+            self.last_failure = failure
+        last = self.last_failure
+        document = {
+            "status": status,
+            "name": self._trial.name,
+            "started": self._started,
+            "updated": time.time(),
+            "step": self._step,
+            "max_steps": self._max_steps,
+            "failure": None if failure is None else asdict(failure),
+            "last_failure": None if last is None else asdict(last),
+            "attempts": self.attempts,
+            "fruitless": self.fruitless,
+            "halvings": self.halvings,
+            "larger_shares": self.larger_shares,
+            "reached": self._reached,
+            "worker": {"host": socket.gethostname(), "pid": os.getpid()},
+        }
+        self._store.write_json(status_path(self._store, self._trial), document)
+
+    def _metrics_path(self) -> str:
+        return self._store.trial(self._trial.trial_id, "metrics.jsonl")
+
+
+def mark(sweep: Sweep, trial: Trial, status: Status, failure: Failure | None = None) -> None:
+    """Record, from outside the trial, where it stands now; what it wrote itself is kept.
+
+    Pending is a fresh start: failures in a row are counted anew.
+    """
+    document = {"name": trial.name, "started": time.time()} | read_document(sweep, trial)
+    told = None if failure is None else asdict(failure)
+    document |= {"status": status, "updated": time.time(), "failure": told}
+    if told is not None:
+        document["last_failure"] = told
+    if status == Status.PENDING:
+        document["fruitless"] = 0
+    sweep.store.write_json(status_path(sweep.store, trial), document)
+
+
+def read_document(sweep: Sweep, trial: Trial) -> dict[str, Any]:
+    """status.json; empty if there is none or it is damaged."""
+    document = sweep.store.read_json(status_path(sweep.store, trial))
+    return document if isinstance(document, dict) else {}
+
+
+def read_status_field(document: dict[str, Any]) -> Status:
+    """The status in a status.json; pending where it has none that is known."""
+    try:
+        return Status(document.get("status", Status.PENDING))
+    except ValueError:
+        return Status.PENDING
+
+
+def read_failure(value: Any) -> Failure | None:
+    """A failure as status.json holds it; None if there is none."""
+    known = {field.name for field in fields(Failure)}
+    try:
+        return Failure(**{key: item for key, item in value.items() if key in known})
+    except (AttributeError, TypeError):
+        return None
+
+
+def read_count(document: dict[str, Any], key: str) -> int:
+    """A count in a status.json; 0 where it has none."""
+    value: Any = document.get(key)
+    return int(value) if _is_number(value) and math.isfinite(value) else 0
+
+
+def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; half-written and garbled lines are left out."""
+    records: list[dict[str, float]] = []
+    for line in (data or b"").decode(errors="replace").split("\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(record, dict) or not all(map(_is_number, record.values())):
+            continue
+        if "step" in record and math.isfinite(record["step"]):
+            records.append(record)
+    return records
+
+
+def status_path(store: Any, trial: Trial) -> str:
+    """Path of a trial's status.json."""
+    return store.trial(trial.trial_id, "status.json")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _line(record: dict[str, float]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

@@ -1,0 +1,115 @@
+"""What an exception means for a trial, and when it is tried again."""
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefsweep.orchestrator.failures import (
+    classify,
+    delay_s,
+    is_broken_device,
+    pause,
+    worker_killed_for_memory,
+)
+from prefsweep.sweeps.errors import DataError, OutOfMemory, StoreError, TrialError
+from prefsweep.sweeps.running import RetriesSpec
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (OutOfMemory("step 3 does not fit"), "out_of_memory"),
+        (StoreError("it cannot be read"), "transient"),
+        (ConnectionResetError("reset by peer"), "transient"),
+        (TimeoutError("no answer"), "transient"),
+        (OSError(5, "Input/output error"), "transient"),
+        (OSError(28, "No space left on device"), "transient"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "transient"),
+        (TrialError("the loss is nan at step 3"), "deterministic"),
+        (DataError("no training pair is left"), "deterministic"),
+        (ValueError("bad"), "deterministic"),
+        (FileNotFoundError(2, "No such file"), "deterministic"),
+        (RuntimeError("shapes do not fit"), "deterministic"),
+        (KeyError("reward"), "deterministic"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_an_exception_is_transient_out_of_memory_or_deterministic(
+    error: Exception, kind: str
+) -> None:
+    failure = classify(error)
+    assert failure.kind == kind
+    assert failure.advice and "\n" not in failure.advice
+    assert str(error) in failure.traceback
+
+
+def test_a_full_disk_is_told_with_the_folder_to_make_room_in() -> None:
+    wrapped = StoreError("weights cannot be written")
+    wrapped.__cause__ = OSError(28, "No space left on device")
+    assert "make room where /runs is" in classify(wrapped, "/runs").advice
+
+
+SAVE = """
+import sys, torch
+from safetensors.torch import save_file
+from prefsweep.orchestrator.failures import classify
+tensors = {"w": torch.zeros(1_000_000)}
+save = {"torch": torch.save, "safetensors": save_file}[sys.argv[1]]
+try:
+    save(tensors, sys.argv[2])
+except Exception as error:
+    failure = classify(error, "/runs")
+    print(failure.kind, "make room where /runs is" in failure.advice, type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("library", ["torch", "safetensors"])
+def test_a_file_that_libraries_cannot_write_is_transient(tmp_path: Path, library: str) -> None:
+    """Neither raises an OSError: a process with a file-size limit shows what they do."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    run = subprocess.run(
+        [sys.executable, "-c", SAVE, library, str(tmp_path / "file")],
+        preexec_fn=limited,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.startswith("transient"), run.stdout
+
+
+def test_only_a_lost_gpu_makes_a_process_useless() -> None:
+    assert is_broken_device(RuntimeError("CUDA error: unspecified launch failure"))
+    assert not is_broken_device(RuntimeError("shapes do not fit"))
+
+
+def test_what_ray_says_of_a_killed_worker_is_told() -> None:
+    failure = worker_killed_for_memory("2 worker(s) were killed\nMemory on the node ...")
+    assert failure.kind == "out_of_memory"
+    assert failure.message == "Ray killed its worker for memory: 2 worker(s) were killed"
+    assert "resources.cpus_per_worker" in failure.advice
+
+
+def test_waits_double_up_to_a_cap_and_half_of_them_is_random() -> None:
+    retries = RetriesSpec(base_delay_s=2, max_delay_s=10)
+    longest = [delay_s(retries, failed, jitter=1.0) for failed in (1, 2, 3, 4, 5, 1000)]
+    assert longest == [2, 4, 8, 10, 10, 10]
+    assert delay_s(retries, 3, jitter=0.0) == 4
+    assert all(4 <= delay_s(retries, 3) <= 8 for _ in range(50))
+
+
+def test_a_wait_ends_when_a_stop_is_asked_for() -> None:
+    answers = iter([False, True])
+    pause(10_000, lambda: next(answers))

@@ -40,6 +40,7 @@ def load_policy(source: ModelSource, on: str | None = None) -> PreTrainedModel:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"policy {source.path}: {error}") from error
+    _check_finite(model, f"policy {source.path}")
     _fuse_activations(model)
     return model.to(on or device()).eval()  # pyright: ignore[reportArgumentType]
 
@@ -50,6 +51,19 @@ def _fuse_activations(model: PreTrainedModel) -> None:
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
                 setattr(module, name, GELUTanh())
+
+
+def _check_finite(model: PreTrainedModel, name: str) -> None:
+    """Raises ModelError for NaN or infinity in the weights: some inputs would never meet them."""
+    for key, weights in model.named_parameters():
+        low, high = torch.aminmax(weights.detach()) if weights.numel() else (weights, weights)
+        if weights.numel() and not (torch.isfinite(low) and torch.isfinite(high)):
+            rows = weights.detach().reshape(len(weights) if weights.dim() else 1, -1)
+            bad = (~torch.isfinite(rows)).any(1).nonzero().flatten().tolist()
+            raise ModelError(
+                f"{name}: the weights {key} are not finite in {len(bad)} of {len(rows)} rows, the "
+                f"first is row {bad[0]}; download or train the model again"
+            )
 
 
 def save_policy(model: PreTrainedModel, folder: Path) -> None:
@@ -122,6 +136,7 @@ def load_classifier(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTok
         tokenizer = AutoTokenizer.from_pretrained(source.path, **arguments)
     except (OSError, ValueError) as error:
         raise ModelError(f"reward classifier {source.path}: {error}") from error
+    _check_finite(model, f"reward classifier {source.path}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -41,7 +41,7 @@ class Hosts:
     def give_back(self, host: Host) -> None:
         """The host is idle again; it forgets what it has loaded."""
         self._num_leased -= 1
-        if (self._num_leased + len(self._idle) + 1) * self._num_cpus > self._cluster_cpus:
+        if (self._num_leased + len(self._idle) + 1) * self._num_cpus > self._present_cpus():
             _end(host)  # another one waits for its CPUs
         else:
             host.actor.forget.remote()
@@ -57,6 +57,12 @@ class Hosts:
         for host in self._idle:
             _end(host)
         self._idle = []
+
+    def _present_cpus(self) -> float:
+        """CPUs that the cluster has left: nodes may have been lost."""
+        import ray
+
+        return min(self._cluster_cpus, ray.cluster_resources().get("CPU", 0.0))
 
     def _start(self, num_gpus: float) -> Host:
         import ray

@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STORAGE ?= ./runs
 SWEEP ?= quickstart
+FUZZ := tests/unit/workers/test_damaged_files.py tests/unit/sweeps/test_load.py
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo dataset train smollm2 test lint types format bench clean
+.PHONY: help install demo dataset train smollm2 test test-faults lint types format bench clean
 
 help:  ## Show these lines
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED)  ## Make .venv with prefsweep and its tools
 
@@ -35,6 +36,10 @@ smollm2: install  ## Run a sweep of the real SmolLM2-135M-Instruct (a package br
 
 test: lint types  ## Lint, type check and test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-faults: install  ## Kill, starve and damage real runs, and fuzz the readers at length
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults tests/integration/faults
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --hypothesis-profile=long $(FUZZ)
 
 lint: install  ## Check style
 	$(BIN)/ruff check .

@@ -1,5 +1,9 @@
-"""`make bench`: run the benchmarks, or those that are named, print a table and write JSON."""
+"""`make bench`: run the benchmarks, or those that are named, print a table and write JSON.
 
+`chaos [--seeds 10]` is a soak that takes its time and runs only when it is named.
+"""
+
+import argparse
 import json
 import os
 import platform
@@ -13,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefsweep.orchestrator.border import set_up_worker
-from tests.benchmarks import generation, grid, overhead, profile, scale, trial
+from tests.benchmarks import chaos, generation, grid, overhead, profile, scale, trial
 
 BENCHMARKS = {
     "trial": trial.run,
@@ -23,11 +27,16 @@ BENCHMARKS = {
     "overhead": overhead.run,
     "scale": scale.run,
 }
+SOAK = "chaos"
 OUTPUT = Path("benchmarks.json")
 
 
-def main(names: list[str]) -> None:
-    """Run the named benchmarks (none: all) on all cores of this machine."""
+def main(names: list[str], num_seeds: int = chaos.NUM_SEEDS) -> None:
+    """Run the named benchmarks (none: all but the soak) on all cores of this machine."""
+    if names == [SOAK]:
+        with tempfile.TemporaryDirectory() as folder:
+            chaos.run(Path(folder), num_seeds)
+        return
     unknown = sorted(set(names) - set(BENCHMARKS))
     if unknown:
         sys.exit(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(BENCHMARKS)}")
@@ -61,4 +70,8 @@ def _number(row: dict[str, Any], name: str, form: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"{', '.join(BENCHMARKS)}, or {SOAK} alone")
+    parser.add_argument("--seeds", type=int, default=chaos.NUM_SEEDS, help="of the soak")
+    arguments = parser.parse_args()
+    main(arguments.names, arguments.seeds)

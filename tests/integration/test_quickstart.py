@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_the_second_run_finds_everything(storage: Path) -> None:
     output = prefsweep("run", "quickstart", "--storage", str(storage))
     assert "trials: 0 to run, 12 found in the store" in output
     assert "running" not in output
+
+
+def test_one_alpha_more_runs_its_trial_and_no_other(
+    storage: Path, rows: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(storage, tmp_path / "store")
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("trials/*/weights/*")}
+    output = prefsweep("run", "quickstart", "grid.2.alpha=[0.3,0.5,0.7]", "--storage", str(copy))
+    assert "trials: 1 to run, 12 found in the store" in output
+    assert "trial 1/1 alpha_divergence0.5-beta0.1 succeeded" in output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(copy.glob("trials/*"))) == 13
+    text = (copy / "sweeps/quickstart/report/trials.csv").read_text()
+    longer = {row["name"]: row for row in csv.DictReader(text.splitlines())}
+    assert set(longer) == set(rows) | {"alpha_divergence0.5-beta0.1"}
+    assert {name: longer[name] for name in rows} == rows
 
 
 def test_every_trial_has_an_offline_run_for_wandb_and_the_sweep_has_one(storage: Path) -> None:

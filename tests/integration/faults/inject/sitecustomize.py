@@ -1,0 +1,141 @@
+"""Faults in real processes: every Python process with this folder on PYTHONPATH reads it at start.
+
+PREFSWEEP_TEST_FAULTS names a folder with faults.json, a list of `harness.Fault`s. A fault waits at
+a point (a function of the product, wrapped when its module is imported) and does what it says to
+the first processes that come there. PREFSWEEP_TEST_CLOCK_S sets this process's wall clock forward,
+PREFSWEEP_TEST_STORAGE makes `fsspec+flaky://` a file system (flaky_storage.py).
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+STAGES, SHARDED = "prefsweep.orchestrator.stages", "prefsweep.orchestrator.sharded"
+POINTS = {
+    "policy": (STAGES, "MakePolicy.run"),
+    "reward": (STAGES, "MakeReward.run"),
+    "prompts": (STAGES, "MakePrompts.run"),
+    "completions": (SHARDED, "Generate.work"),
+    "scores": (SHARDED, "Score.work"),
+    "pairs": (STAGES, "BuildPairs.run"),
+    "reference": (SHARDED, "Reference.work"),
+    "untrained": ("prefsweep.orchestrator.evaluations", "EvaluateUntrained.run"),
+    "training": ("prefsweep.workers.train", "PreparedDPOTrainer.training_step"),
+    "checkpoint": ("torch", "save"),
+    "evaluation": ("prefsweep.workers.evaluate", "margin_metrics"),
+    "report": ("prefsweep.orchestrator.drawing", "publish_report"),
+    "generating": ("prefsweep.workers.generate", "Generator.complete"),
+}
+HALF_A_CHECKPOINT = "scheduler.pt"
+"""The trainer saves it after the optimizer and before the rest."""
+
+
+class Faults:
+    """The faults of this process's test, at their points."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.faults = json.loads((self.folder / "faults.json").read_text())
+        self.passed = [0] * len(self.faults)
+        self.importing = set()
+
+    def find_spec(self, name, path=None, target=None):
+        """Part of `sys.meta_path`: modules with points are wrapped once they are imported."""
+        points = [f["at"] for f in self.faults if POINTS[f["at"]][0] == name]
+        if not points or name in self.importing:
+            return None
+        self.importing.add(name)
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.loader is not None
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            for point in dict.fromkeys(points):
+                self.wrap(module, point)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+    def wrap(self, module, point):
+        """Let everybody who calls the point meet its faults first."""
+        *owners, name = POINTS[point][1].split(".")
+        owner = functools.reduce(getattr, owners, module)
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def wrapped(*args, **kwargs):
+            if point != "checkpoint" or str(args[1]).endswith(HALF_A_CHECKPOINT):
+                for index, fault in enumerate(self.faults):
+                    if fault["at"] == point and self.is_due(index, fault, args):
+                        getattr(self, fault["do"])(fault, args)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    def is_due(self, index, fault, args):
+        """Whether it is this call, of this process."""
+        text = fault["text"]
+        if text and not any(text in prompt.text for prompt in args[1]):
+            return False
+        self.passed[index] += 1
+        return self.passed[index] > fault["after"] and self.claim(index, fault["times"])
+
+    def claim(self, index, times):
+        for number in range(times):
+            try:
+                os.close(os.open(self.folder / f"claim-{index}-{number}", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            return True
+        return False
+
+    # --- what a fault does -----------------------------------------------------------------------
+
+    def hold(self, fault, args):
+        """Wait here, to be killed from outside or let go."""
+        (self.folder / f"held-{fault['at']}-{os.getpid()}").touch()
+        while not (self.folder / "go").exists():
+            time.sleep(0.02)
+
+    def die(self, fault, args):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def run_out_of_cuda_memory(self, fault, args):
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def fill_memory(self, fault, args):
+        """Take so many bytes, and wait for whoever minds."""
+        taken = []
+        for _ in range(fault["bytes"] // 2**26):
+            taken.append(b"x" * 2**26)
+            time.sleep(0.01)
+        time.sleep(90)
+
+    def limit_files(self, fault, args):
+        """From here on no file can be larger, as if the disk were full."""
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], hard))
+
+    def break_weights(self, fault, args):
+        """NaN in every tenth row of the trial's embeddings, which every batch reads some of."""
+        args[1].get_input_embeddings().weight.data[::10] = float("nan")
+
+
+if os.environ.get("PREFSWEEP_TEST_FAULTS"):
+    sys.meta_path.insert(0, Faults(os.environ["PREFSWEEP_TEST_FAULTS"]))
+if os.environ.get("PREFSWEEP_TEST_STORAGE"):
+    import fsspec
+
+    fsspec.register_implementation("flaky", "flaky_storage.FlakyFileSystem")
+if os.environ.get("PREFSWEEP_TEST_CLOCK_S"):
+    _time, _ahead_s = time.time, float(os.environ["PREFSWEEP_TEST_CLOCK_S"])
+    time.time = lambda: _time() + _ahead_s

@@ -25,9 +25,9 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
         )
     try:
         if "://" in uri:
-            return fs.FileSystem.from_uri(uri)
+            return _open_uri(uri)
         return fs.LocalFileSystem(), absolute(uri)
-    except (pa.ArrowException, OSError, ValueError, UsageError) as error:
+    except (pa.ArrowException, OSError, ValueError, ImportError, UsageError) as error:
         raise UsageError(f"--storage {uri} cannot be opened: {error}") from None
 
 
@@ -44,3 +44,16 @@ def inside(root: str, path: str) -> str:
             "are not '..'"
         )
     return f"{root}/{path}"
+
+
+def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    """What pyarrow knows is its own; of the rest, what fsspec has a package for."""
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid as error:
+        if "Unrecognized filesystem" not in str(error):
+            raise
+    from fsspec.core import url_to_fs
+
+    system, path = url_to_fs(uri)
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), path.rstrip("/")

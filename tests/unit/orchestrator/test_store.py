@@ -105,6 +105,21 @@ def test_any_pyarrow_file_system_is_a_store(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(store)).manifest("artifacts/x") is not None
 
 
+def test_what_pyarrow_does_not_know_is_opened_by_fsspec(tmp_path: Path) -> None:
+    store = Store("memory://prefsweep-tests/a-store")
+    artefact = tmp_path / "artefact"
+    artefact.mkdir()
+    (artefact / "file").write_bytes(b"content")
+    store.publish("artifacts/one", artefact, new_manifest("f", 1, 0.0))
+    again = Store("memory://prefsweep-tests/a-store")
+    assert (again.fetch("artifacts/one") / "file").read_bytes() == b"content"
+    assert again.names("artifacts") == ["one"]
+    again.delete("artifacts/one")
+    assert store.manifest("artifacts/one") is None
+    with pytest.raises(UsageError, match="nosuch://place cannot be opened"):
+        Store("nosuch://place")
+
+
 def test_a_storage_that_cannot_be_opened_is_named() -> None:
     with pytest.raises(UsageError, match=r"--storage nosuch://bucket cannot be opened"):
         Store("nosuch://bucket")

@@ -306,7 +306,7 @@ def _errored(*, restart: bool, resume: bool, skip: bool) -> "Errored":
 def _run(
     sweep: "Sweep", *, address: str | None, until: str, inline: bool, errored: "Errored"
 ) -> None:
-    from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster
+    from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster, attach
     from prefsweep.orchestrator.drawing import report_path
     from prefsweep.orchestrator.live import LiveView, log_handler
     from prefsweep.orchestrator.pipeline import STAGES, run_sweep
@@ -322,7 +322,10 @@ def _run(
 
     def open_cluster() -> Cluster:
         resources = sweep.spec.resources
-        return InlineCluster(resources) if inline else RayCluster(resources, address)
+        if inline:
+            return InlineCluster(resources)
+        where = address or os.environ.get("RAY_ADDRESS")
+        return attach(sweep, where) if where else RayCluster(resources)
 
     try:
         with LiveView(StatusReader(sweep).read, console):

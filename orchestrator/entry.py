@@ -88,7 +88,7 @@ class MakeEvalPrompts:
         from prefsweep.workers.entry import held_out_prompts, prompts_of_test_split
         from prefsweep.workers.locations import ModelSource
 
-        started, spec, notes = time.monotonic(), self.sweep.spec, dict[str, float]()
+        started, spec, notes = time.monotonic(), self.sweep.located, dict[str, float]()
         texts = _prompts_of_data(self.sweep)
         if spec.prompts is None:
             prompts = prompts_of_test_split(texts, spec.pairs, spec.evaluation.max_prompts)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefsweep.orchestrator.border import set_up_worker
+from prefsweep.orchestrator.border import hide_gpus_of_others, set_up_worker
 from prefsweep.orchestrator.sharded import ShardStage, run_shard
 from prefsweep.orchestrator.stages import Task
 
@@ -24,8 +24,8 @@ class Host:
 class Hosts:
     """The hosts of a run: leased to a stage, given back, leased again."""
 
-    def __init__(self, *, num_cpus: float, cluster_cpus: float, threads: int) -> None:
-        self._num_cpus, self._cluster_cpus, self._threads = num_cpus, cluster_cpus, threads
+    def __init__(self, *, num_cpus: float, threads: int) -> None:
+        self._num_cpus, self._threads = num_cpus, threads
         self._idle: list[Host] = []
         self._num_leased = 0
 
@@ -59,10 +59,10 @@ class Hosts:
         self._idle = []
 
     def _present_cpus(self) -> float:
-        """CPUs that the cluster has left: nodes may have been lost."""
+        """CPUs that the cluster has now: nodes may have been lost, or have joined."""
         import ray
 
-        return min(self._cluster_cpus, ray.cluster_resources().get("CPU", 0.0))
+        return ray.cluster_resources().get("CPU", 0.0)
 
     def _start(self, num_gpus: float) -> Host:
         import ray
@@ -82,6 +82,7 @@ class _HostActor:
     """What runs in the worker process."""
 
     def __init__(self, threads: int) -> None:
+        hide_gpus_of_others()
         self._threads = threads
         self._stage = ""
         self._worker: Any = None

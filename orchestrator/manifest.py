@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from prefsweep.orchestrator.border import node
+
 MANIFEST = "manifest.json"
 
 
@@ -46,7 +48,7 @@ def new_manifest(
         files={},
         notes=dict(notes or {}),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment=environment(),
+        environment=environment() | node(),
     )
 
 

@@ -57,7 +57,7 @@ def _lines(sweep: Sweep) -> Iterator[str]:
     now = environment()
     for manifest in manifests:
         for name, version in (manifest.environment if manifest else {}).items():
-            if name != "host" and now.get(name) != version:
+            if name not in ("host", "node") and now.get(name) != version:
                 yield (
                     f"warning: trials in the store were made with {name} {version}, "
                     f"this is {now.get(name)}; their numbers may differ slightly"

@@ -174,6 +174,8 @@ def _environments(manifests: Iterable[Manifest]) -> dict[str, str]:
     values: dict[str, list[str]] = {}
     for recorded in [manifest.environment for manifest in manifests] or [environment()]:
         for name, value in recorded.items():
+            if name == "node":  # tells nobody anything after the cluster's end
+                continue
             known = values.setdefault(name, [])
             if value not in known:
                 known.append(value)

@@ -44,8 +44,8 @@ class Pool:
     name: str
     start: Callable[[Host, Item], Any]
     """Starts an item on a host; gives a Ray reference."""
-    size: int
-    """Hosts to use at most."""
+    size: Callable[[], int]
+    """Hosts to use at most, now: a cluster may have grown."""
     num_gpus: float
     waiting: deque[Item] = field(default_factory=deque[Any])
     idle: list[Host] = field(default_factory=list[Host])
@@ -55,7 +55,7 @@ class Pool:
 
     def dispatch(self, hosts: Hosts) -> None:
         """Give items to idle hosts, and lease more up to `size` while there are items."""
-        while self.waiting and (self.idle or len(self.in_flight) < self.size):
+        while self.waiting and (self.idle or len(self.in_flight) < self.size()):
             host = self.idle.pop() if self.idle else hosts.lease(self.num_gpus)
             item = self.waiting.popleft()
             self.in_flight[self.start(host, item)] = (item, host)
@@ -180,7 +180,7 @@ def run_shards(
     return flow.killers
 
 
-def stage_pool(stage: ShardStage, size: int, num_gpus: float) -> Pool:
+def stage_pool(stage: ShardStage, size: Callable[[], int], num_gpus: float) -> Pool:
     """The pool of a sharded stage."""
     import ray
 
@@ -198,7 +198,7 @@ def _task_pool(task: Task, num_gpus: float) -> Pool:
     def start(host: Host, item: Item) -> Any:
         return host.actor.run_task.remote(task)
 
-    return Pool(task.name, start, 1, num_gpus, deque([task.name]))
+    return Pool(task.name, start, lambda: 1, num_gpus, deque([task.name]))
 
 
 def _drain(

@@ -52,7 +52,7 @@ class MakePolicy:
         from prefsweep.workers.models import load_policy, load_tokenizer, save_policy
         from prefsweep.workers.sft import train_policy
 
-        spec, started = self.sweep.spec.policy, time.monotonic()
+        spec, started = self.sweep.located.policy, time.monotonic()
         with self.sweep.store.staging() as folder:
             base, output = folder / "base", folder / "policy"
             if spec.model.startswith(BUILTIN):
@@ -82,7 +82,7 @@ class MakeReward:
         from prefsweep.workers.models import load_classifier
         from prefsweep.workers.sft import train_classifier
 
-        spec, started = self.sweep.spec.reward, time.monotonic()
+        spec, started = self.sweep.located.reward, time.monotonic()
         assert isinstance(spec, ClassifierReward)
         with self.sweep.store.staging() as folder:
             base, output = folder / "base", folder / "reward"
@@ -119,7 +119,7 @@ class MakePrompts:
         from prefsweep.workers.locations import ModelSource
         from prefsweep.workers.prompts import make_prompts
 
-        started, spec = time.monotonic(), self.sweep.spec.prompts
+        started, spec = time.monotonic(), self.sweep.located.prompts
         assert spec is not None
         source = self.sweep.policy_source() if self.needs_policy() else ModelSource("")
         for stage, prompts in zip(

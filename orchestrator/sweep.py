@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from prefsweep.orchestrator.inputs import stored_inputs
 from prefsweep.orchestrator.store import Store, absolute
 from prefsweep.sweeps.entry import ARTEFACTS
 from prefsweep.sweeps.errors import UsageError
@@ -47,6 +48,12 @@ class Sweep:
     def store(self) -> Store:
         """The store that holds everything."""
         return Store(self.storage)
+
+    @cached_property
+    def located(self) -> SweepSpec:
+        """The spec to read files and models by: the driver's own ones are taken from the store
+        where a driver that attached to a cluster has put them there."""
+        return stored_inputs(self.store, self.spec, self.inputs)
 
     @cached_property
     def fingerprints(self) -> Fingerprints:
@@ -94,13 +101,13 @@ class Sweep:
     def policy_source(self) -> ModelSource:
         """Where workers load the policy from."""
         if not self.made["policy"]:
-            return model_source(self.spec.policy)
+            return model_source(self.located.policy)
         folder = self.store.fetch(self.path("policy"))
         return ModelSource(path=str(folder), dtype=self.spec.policy.dtype)
 
     def reward_source(self) -> ModelSource | None:
         """Where workers load the reward classifier from; None for other rewards."""
-        reward = self.spec.reward
+        reward = self.located.reward
         if not isinstance(reward, ClassifierReward):
             return None
         if not self.made["reward"]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefsweep.orchestrator.border import set_up_worker
+from prefsweep.orchestrator.border import hide_gpus_of_others, set_up_worker
 from prefsweep.orchestrator.checkpoints import newest_step
 from prefsweep.orchestrator.failures import AGAIN, delay_s, pause, worker_killed_for_memory
 from prefsweep.orchestrator.kept import Kept
@@ -35,7 +35,9 @@ KILLED_FOR_MEMORY = "low on memory"
 _PID = re.compile(r"\bpid=(\d+)")
 
 
-def tune_trials(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> None:
+def tune_trials(
+    sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float, memory: float = 0.0
+) -> None:
     """Run all trials to an end; each is succeeded, failed or interrupted in the store afterwards.
 
     A launch that gets no trial any further counts, and `retries.max_attempts` of them in a row are
@@ -45,7 +47,7 @@ def tune_trials(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) ->
     unfinished, fruitless, error = list(trials), 0, ""
     while True:
         before = [_progress(sweep, trial) for trial in unfinished]
-        error = _launch(sweep, unfinished, gpus_per_trial)
+        error = _launch(sweep, unfinished, gpus_per_trial, memory)
         fruitless += 1
         if before != [_progress(sweep, trial) for trial in unfinished]:
             fruitless = 0
@@ -75,7 +77,7 @@ def shares(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> dict
     return share
 
 
-def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> str:
+def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float, memory: float) -> str:
     """One Tuner over `trials`; returns what went wrong with it, or ""."""
     from ray import tune
 
@@ -86,15 +88,16 @@ def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> str
     kept = Kept(sweep)  # each worker has its own, for all its trials
 
     def trainable(config: dict[str, Any]) -> dict[str, int]:
+        hide_gpus_of_others()
         set_up_worker(resources.threads_per_worker)
         trial_id = config["trial_id"]
         run_trial(kept, by_id[trial_id], Place(gpus[trial_id], is_worker=True))
         return {"ended": 1}
 
     def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        share = gpus[config["trial_id"]]
-        gpu = {"GPU": share} if share else {}
-        return tune.PlacementGroupFactory([{"CPU": float(resources.cpus_per_worker), **gpu}])
+        share = {"GPU": gpus[config["trial_id"]], "memory": memory}
+        asked = {name: amount for name, amount in share.items() if amount}
+        return tune.PlacementGroupFactory([{"CPU": float(resources.cpus_per_worker), **asked}])
 
     with tempfile.TemporaryDirectory(prefix="prefsweep-tune-") as folder:
         tuner = tune.Tuner(

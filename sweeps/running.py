@@ -8,7 +8,7 @@ from prefsweep.sweeps.grid import as_tuple
 from prefsweep.sweeps.texts import Section
 
 Count = Annotated[int, Field(ge=1)] | Literal["auto"]
-Share = Annotated[float, Field(ge=0)] | Literal["auto"]
+Share = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
 
 
 class ResourcesSpec(Section):
@@ -27,7 +27,8 @@ class ResourcesSpec(Section):
     gpus_per_reference_worker: Share = "auto"
     """GPUs of a reference actor."""
     gpus_per_trial: Share = "auto"
-    """GPUs of a trial; fractions share one."""
+    """GPUs of a trial; fractions share one. auto measures a trial's memory and shares accordingly.
+    """
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores reserved for every actor, task and trial."""
     threads_per_worker: int = Field(default=1, ge=1)
@@ -35,6 +36,8 @@ class ResourcesSpec(Section):
     there are."""
     gpu_hour_price: float | None = Field(default=None, ge=0)
     """Price of one GPU for an hour, in your currency; plan and doctor then tell the cost."""
+    wait_for_nodes_s: float = Field(default=0.0, ge=0)
+    """Seconds to wait for an autoscaler to bring nodes, where no worker fits on those there are."""
 
 
 class RetriesSpec(Section):

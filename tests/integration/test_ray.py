@@ -118,9 +118,9 @@ def test_an_error_in_a_worker_comes_back_as_it_was_raised(tmp_path: Path) -> Non
 
 
 def test_more_gpus_than_there_are_is_refused(tmp_path: Path) -> None:
-    sweep = small_sweep(tmp_path, "resources.gpus_per_generator=2")
+    sweep = small_sweep(tmp_path, "resources.gpus_per_generator=1")
     with pytest.raises(
-        ClusterError, match=r"resources.gpus_per_generator=2, but the cluster has 0 GPUs"
+        ClusterError, match=r"resources.gpus_per_generator=1, but the cluster has 0 GPUs"
     ):
         run_on_ray(sweep, until="completions")
 

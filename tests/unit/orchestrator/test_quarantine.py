@@ -73,7 +73,7 @@ def drive(
     monkeypatch.setattr(
         "prefsweep.orchestrator.shards.is_missing", lambda stage, index: index not in stage.made
     )
-    pools = [Pool(stage.name, lambda host, item: None, 1, 0.0) for stage in stages]
+    pools = [Pool(stage.name, lambda host, item: None, lambda: 1, 0.0) for stage in stages]
     flow = ShardFlow(pools, stages)  # pyright: ignore[reportArgumentType]
     for shard in range(4):
         flow.enter(0, shard)

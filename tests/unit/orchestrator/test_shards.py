@@ -95,7 +95,7 @@ def test_after_a_stop_what_is_in_flight_is_finished_and_nothing_is_handed_out() 
         task.finish = lambda: finished.append(item)
         return task
 
-    pools = [Pool("scores", start, 2, 0.0)]  # pyright: ignore[reportArgumentType]
+    pools = [Pool("scores", start, lambda: 2, 0.0)]  # pyright: ignore[reportArgumentType]
     pools[0].waiting.extend(range(10))
     hosts = FakeHosts()
     drain(pools, hosts, TaskFlow(pools), lambda: len(finished) >= 3)  # pyright: ignore

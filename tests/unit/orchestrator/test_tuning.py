@@ -33,7 +33,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def play(monkeypatch: pytest.MonkeyPatch, launched: list[list[str]], *steps: Step) -> None:
     """Each launch plays the next of `steps`, the last one for ever."""
 
-    def launch(sweep: Sweep, trials: list[Trial], gpus_per_trial: float) -> str:
+    def launch(sweep: Sweep, trials: list[Trial], gpus_per_trial: float, memory: float) -> str:
         launched.append([trial.name for trial in trials])
         return steps[min(len(launched), len(steps)) - 1](sweep, trials)
 

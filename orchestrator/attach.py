@@ -1,0 +1,123 @@
+"""How this process gets a Ray: one of its own on this machine, or a cluster that is running.
+
+What reaches the workers of a cluster is a folder (`parcel`) and settings by name. No secret does:
+what lies in a runtime_env ends in files and dashboards, so HF_TOKEN, AWS keys and the like are set
+where the nodes are started.
+"""
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from prefsweep.orchestrator.parcel import make_parcel
+from prefsweep.sweeps.errors import ClusterError
+from prefsweep.sweeps.spec import SweepSpec
+
+WORKER_ENV = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
+}
+FORWARDED = ("HF_", "TRANSFORMERS_", "WANDB_")
+"""Beginnings of the names of settings that workers get from the driver."""
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH")
+_PLACE = re.compile(r"_(HOME|CACHE|DIR|PATH|FILE)$")
+
+
+def start_ray(threads: int, num_cpus: int | None, num_gpus: int | None = None) -> ModuleType:
+    """A Ray on this machine that ends with this process; its workers inherit our environment."""
+    # inherited, not in a runtime_env: workers start a second sooner
+    with _environment(worker_environment(threads, {})):
+        own = {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
+        return _init("local", None, own)
+
+
+def attach_ray(address: str, spec: SweepSpec) -> ModuleType:
+    """Join the cluster at `address`, with what its workers need to run our code.
+
+    Raises ClusterError.
+    """
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"--address {address}: the Ray client is not supported. Run on a node of the cluster "
+            "with --address auto, or send the sweep there: "
+            "prefsweep submit SPEC --address http://HEAD:8265"
+        )
+    environment = worker_environment(spec.resources.threads_per_worker, os.environ)
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours takes the place of its
+    with tempfile.TemporaryDirectory(prefix="prefsweep-parcel-") as folder:
+        make_parcel(Path(folder), spec)
+        runtime_env = {"env_vars": environment, "working_dir": folder}
+        return _init(address, runtime_env, {})
+
+
+def worker_environment(threads: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of workers: ours, and of `environ` the settings that are neither secret nor
+    say where something lies on this machine."""
+    settings = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(FORWARDED)
+        and not _SECRET.search(name)
+        and not _PLACE.search(name)
+        and "@" not in value  # a URL with a password
+    }
+    return {**settings, **WORKER_ENV, "OMP_NUM_THREADS": str(threads)}
+
+
+def _init(
+    address: str, runtime_env: dict[str, object] | None, own: Mapping[str, Any]
+) -> ModuleType:
+    """Ray, joined at `address`; `own` is for a Ray that is started here ("local")."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours to handle
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=runtime_env,
+            ignore_reinit_error=False,
+            **own,
+        )
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(_explained(address, str(error))) from None
+    return ray
+
+
+def _explained(address: str, message: str) -> str:
+    where = "this machine" if address == "local" else address
+    if "Version mismatch" in message:
+        return (
+            f"Ray at {where} and this environment differ. {' '.join(message.split())} "
+            "Install the same versions here, or start prefsweep in the cluster's own environment "
+            "(prefsweep submit does)"
+        )
+    return f"Ray at {where}: {message}"
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables that processes started in the block inherit."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+        os.environ.update(before)

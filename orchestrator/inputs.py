@@ -1,0 +1,107 @@
+"""The local files and folders that a spec names, for processes that do not see the driver's disk.
+
+A driver that attaches to a cluster puts them into the store, content-addressed like everything
+else; workers read them from there. `submit` sends them along with the job instead. Data that the
+sweep enters with is read by the driver alone.
+"""
+
+import shutil
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from prefsweep.orchestrator.store import Store, new_manifest
+from prefsweep.sweeps.identity import Inputs
+from prefsweep.sweeps.spec import SweepSpec
+from prefsweep.workers.locations import BUILTIN, PACKAGE
+
+_SOURCES: Mapping[str, str] = {
+    "policy.model": "policy",
+    "policy.sft.corpus.path": "policy_corpus",
+    "policy.sft.corpus.dataset": "policy_corpus",
+    "reward.model": "reward",
+    "reward.train.corpus.path": "reward_corpus",
+    "reward.train.corpus.dataset": "reward_corpus",
+    "prompts.path": "prompts",
+    "prompts.dataset": "prompts",
+    "entry.path": "entry",
+    "entry.dataset": "entry",
+}
+"""Fields that may name something local -> the member of `Inputs` that identifies its content."""
+
+
+def local_inputs(spec: SweepSpec) -> dict[str, Path]:
+    """Dotted field -> the file or folder it names, for those that are on this disk."""
+    named = {field: _get(spec, field) for field in _SOURCES}
+    paths = {
+        field: Path(value).expanduser()
+        for field, value in named.items()
+        if isinstance(value, str) and not value.startswith((BUILTIN, PACKAGE))
+    }
+    return {field: path for field, path in paths.items() if path.exists()}
+
+
+def with_inputs(spec: SweepSpec, paths: Mapping[str, str]) -> SweepSpec:
+    """The spec with other paths in some of its fields."""
+    for field, path in paths.items():
+        spec = _replace(spec, field.split("."), path)
+    return spec
+
+
+def store_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
+    """Put what workers will read from this disk into the store; returns the fields it is for."""
+    local = {f: path for f, path in local_inputs(spec).items() if not f.startswith("entry.")}
+    for field, source in local.items():
+        identity = getattr(inputs, _SOURCES[field])
+        path = _path(store, identity, source)
+        if store.manifest(path) is None:
+            with store.staging() as folder:
+                target = folder / "input"
+                target.mkdir()
+                copy(source, _inside(target, source))
+                store.publish(path, target, new_manifest(identity, 1, 0.0))
+    return list(local)
+
+
+def stored_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> SweepSpec:
+    """The spec with local copies of what `store_inputs` has put into the store."""
+    paths: dict[str, str] = {}
+    for field, member in _SOURCES.items():
+        value = _get(spec, field)
+        if not isinstance(value, str) or value.startswith((BUILTIN, PACKAGE)):
+            continue
+        path = _path(store, getattr(inputs, member), Path(value))
+        if store.manifest(path) is not None:
+            paths[field] = str(_inside(store.fetch(path), Path(value)))
+    return with_inputs(spec, paths)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all that is in it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _path(store: Store, identity: str, named: Path) -> str:
+    return store.artifact("input", sha256(f"{identity}{named.suffix}".encode()).hexdigest())
+
+
+def _inside(folder: Path, named: Path) -> Path:
+    """Where an input lies in its artefact: under one name, so that equal content is kept once."""
+    return folder / f"content{named.suffix}"
+
+
+def _get(section: Any, field: str) -> Any:
+    for name in field.split("."):
+        section = getattr(section, name, None)
+    return section
+
+
+def _replace(section: Any, names: list[str], value: str) -> Any:
+    name, rest = names[0], names[1:]
+    new = _replace(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: new})

@@ -1,0 +1,189 @@
+"""A real Ray cluster on this machine, in processes of its own, whose side has no prefsweep.
+
+Its Python has our dependencies (links to what is installed here) but neither the checkout nor an
+installed prefsweep, and every node starts in an empty folder.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+DEADLINE_S = 240
+
+
+class RayNodes:
+    """The nodes that were started; use `ray_nodes` to have them ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.python = dependencies_only(folder / "python")
+        self.port, self.dashboard_port = free_port(), free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        # Ray's sockets need a short path
+        self.temp = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+
+    def start(
+        self,
+        name: str,
+        *,
+        dashboard: bool = False,
+        python: str | None = None,
+        hidden: Path | None = None,
+    ) -> None:
+        """Start a node of one CPU; the first one is the head.
+
+        `python` is another one than the cluster's, and in place of the folder `hidden` the node
+        has one of its own (for which one has to be root).
+        """
+        words = ["--address", self.address]
+        if not self.processes:
+            words = ["--head", "--port", str(self.port), "--temp-dir", str(self.temp)]
+            words += ["--include-dashboard", str(dashboard).lower()]
+            words += ["--dashboard-port", str(self.dashboard_port)]
+        words += ["--num-cpus", "1", "--block", "--disable-usage-stats"]
+        words += ["--object-store-memory", str(80 * 2**20)]
+        command = [python or self.python, "-m", "ray.scripts.scripts", "start", *words]
+        if hidden is not None:
+            script = 'mount -t tmpfs none "$0" && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", script, str(hidden), *command]
+        home = self.folder / name
+        home.mkdir()
+        with (home / "log.txt").open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                cwd=home,
+                env=self._environment(),
+                stdout=log,
+                stderr=log,
+            )
+
+    def wait(self, num: int) -> None:
+        """Wait until there are `num` nodes."""
+        deadline = time.monotonic() + DEADLINE_S
+        while self._num_alive() != num:
+            ended = any(process.poll() is not None for process in self.processes.values())
+            assert not ended and time.monotonic() < deadline, self.logs()
+            time.sleep(0.5)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for a node and all its processes, as if its machine had gone."""
+        process = self.processes.pop(name)
+        end(process, signal.SIGKILL)
+
+    def close(self) -> None:
+        for process in reversed(self.processes.values()):
+            end(process, signal.SIGKILL)
+        shutil.rmtree(self.temp, ignore_errors=True)
+
+    def logs(self) -> str:
+        return "\n".join(file.read_text() for file in self.folder.glob("*/log.txt"))
+
+    def _num_alive(self) -> int:
+        code = (
+            "import sys; from ray._raylet import GcsClient; "
+            "c = GcsClient(address=sys.argv[1]); "
+            "print(sum(n.state == 0 for n in c.get_all_node_info().values()))"
+        )
+        run = subprocess.run(
+            [self.python, "-c", code, self.address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=self._environment(),
+        )
+        return int(run.stdout) if run.returncode == 0 else 0
+
+    def _environment(self) -> dict[str, str]:
+        hidden = ("HF_", "WANDB_", "RAY_", "PYTHON", "VIRTUAL_ENV", "AWS_")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+        paths = [str(Path(self.python).parent), kept["PATH"]]
+        return kept | {
+            "PATH": os.pathsep.join(paths),
+            "RAY_AUTH_MODE": "token",
+            "RAY_raylet_start_wait_time_s": "180",
+        }
+
+
+@contextmanager
+def ray_nodes(folder: Path) -> Iterator[RayNodes]:
+    """Nodes to be started, all of them ended in the end."""
+    nodes = RayNodes(folder)
+    try:
+        yield nodes
+    finally:
+        nodes.close()
+
+
+def dependencies_only(folder: Path, pretended: Mapping[str, str] | None = None) -> str:
+    """A Python with everything that is installed here except prefsweep.
+
+    `pretended` are versions that it says it has of packages.
+    """
+    venv.create(folder, symlinks=True)
+    (target,) = folder.glob("lib/python*/site-packages")
+    for item in Path(sysconfig.get_path("purelib")).iterdir():
+        if "prefsweep" not in item.name:
+            (target / item.name).symlink_to(item)
+    for package, version in (pretended or {}).items():
+        next(target.glob(f"{package}-*.dist-info")).unlink()
+        info = target / f"{package}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: {package}\nVersion: {version}\n")
+    python = str(folder / "bin" / "python")
+    command = [python, "-E", "-c", "import ray, pydantic, prefsweep.sweeps"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert "No module named 'prefsweep'" in run.stderr, run.stderr
+    return python
+
+
+def end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a process and all below it, and wait for their end."""
+    try:
+        parent = psutil.Process(process.pid)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        try:
+            member.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    psutil.wait_procs(family, timeout=10)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def prefsweep(
+    *words: str, cwd: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """The command as a process of its own, started in another folder."""
+    settings = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "token"} | dict(environment or {})
+    modules = [str(cwd), os.environ.get("PYTHONPATH", "")]
+    settings["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefsweep.orchestrator.cli", *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | settings,
+    )

@@ -1,0 +1,70 @@
+"""`run --address` on a cluster of three nodes, none of which has prefsweep or the driver's disk."""
+
+import json
+from pathlib import Path
+
+from prefsweep.orchestrator.sharded import Generate, Score
+from prefsweep.orchestrator.status import open_sweep
+from prefsweep.orchestrator.sweep import Sweep
+
+from .ray_cluster import RayNodes, prefsweep
+from .small import OVERRIDES
+
+SECRETS = {
+    "HF_TOKEN": "hf_tokenthatmaynottravel",
+    "WANDB_API_KEY": "wandbkeythatmaynottravel",
+    "AWS_SECRET_ACCESS_KEY": "awskeythatmaynottravel",
+}
+REWARD = """
+from pathlib import Path
+
+def length(prompts: list[str], completions: list[str]) -> list[float]:
+    assert "HF_HUB_OFFLINE" in __import__("os").environ, "settings of the driver are forwarded"
+    return [float(len(text)) for text in completions]
+"""
+
+
+def users_folder(folder: Path) -> list[str]:
+    """A user's own files beside the spec; returns the overrides that name them."""
+    (folder / "my_reward.py").write_text(REWARD, encoding="utf-8")
+    lines = [json.dumps({"text": f"{n} is the film"}) for n in range(30)]
+    (folder / "my_prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return [
+        "reward={type: callable, function: my_reward:length}",
+        "prompts={type: file, path: my_prompts.jsonl, take: {first_tokens: 6}, num_train: 12, "
+        "num_eval: 4}",
+    ]
+
+
+def nodes_of(sweep: Sweep) -> set[str]:
+    """Ids of the nodes on which shards and trials of a sweep were made."""
+    store = sweep.store
+    shards = [stage(sweep).shard_path(index) for stage in (Generate, Score) for index in range(4)]
+    made = [store.shard_manifest(path) for path in shards]
+    made += [store.manifest(store.trial(trial.trial_id, "weights")) for trial in sweep.trials]
+    return {manifest.environment["node"] for manifest in made if manifest is not None}
+
+
+def test_a_sweep_runs_on_all_nodes_of_a_cluster_that_has_nothing_of_ours(
+    three_nodes: RayNodes, tmp_path: Path
+) -> None:
+    overrides = [o for o in OVERRIDES if not o.startswith(("prompts.", "reward."))]
+    run = prefsweep(
+        *("run", "quickstart", *overrides, *users_folder(tmp_path)),
+        *("--address", three_nodes.address, "--storage", "store"),
+        cwd=tmp_path,
+        environment=SECRETS,
+    )
+    output = run.communicate(timeout=400)[0]
+    assert run.returncode == 0, output
+    sweep = open_sweep("small", str(tmp_path / "store"))
+    assert len(nodes_of(sweep)) == 3
+    for secret in SECRETS.values():
+        assert not holding(secret, three_nodes.temp), secret
+        assert not holding(secret, tmp_path / "store"), secret
+
+
+def holding(text: str, folder: Path) -> list[Path]:
+    """The files below a folder that hold a text."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    return [file for file in files if text.encode() in file.read_bytes()]

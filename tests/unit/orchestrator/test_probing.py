@@ -1,0 +1,74 @@
+"""From a trial's memory to its share: of a GPU by a probe's numbers, of a node by an estimate."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefsweep.orchestrator.placement import NodeSize
+from prefsweep.orchestrator.probing import (
+    PROCESS_BYTES,
+    ProbeTrial,
+    cpu_memory,
+    policy_size,
+    reserved_memory,
+    trial_share,
+)
+from prefsweep.orchestrator.sweep import resolve
+from prefsweep.sweeps.load import load_spec
+from prefsweep.workers.probe import GpuMemory
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("peak_gib", "free_gib", "share"),
+    [
+        (60, 80, 1),  # one fits
+        (30, 80, 1 / 2),
+        (20, 80, 1 / 2),  # three would fit, of a third each; halves are simpler and safe
+        (17, 80, 1 / 4),
+        (2, 80, 1 / 8),  # forty would fit
+        (17, 40, 1 / 2),  # others have the other half of the card
+        (90, 80, 1),  # does not fit: alone, with the micro-batch halved as it goes
+    ],
+)
+def test_a_share_leaves_room_for_all_trials_on_the_card(
+    peak_gib: int, free_gib: int, share: float
+) -> None:
+    memory = GpuMemory(peak_gib * GIB, free_gib * GIB, 80 * GIB)
+    assert trial_share(memory) == share
+
+
+def test_a_probe_is_kept_by_model_batch_and_gpu(tmp_path: Path) -> None:
+    def path(gpu: str, *overrides: str) -> str:
+        sweep = resolve(load_spec("quickstart", list(overrides)), str(tmp_path))
+        return ProbeTrial(sweep, sweep.trials[0].spec, gpu).path
+
+    same = path("H100")
+    assert path("H100", "name=another", "evaluation.num_samples=3") == same
+    assert path("H100", "training.max_steps=7") == same
+    assert path("A100") != same
+    assert path("H100", "training.per_device_train_batch_size=2") != same
+    assert path("H100", "policy.sft.seed=5") != same
+
+
+def test_memory_on_the_cpu_grows_with_weights_and_batch(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 1000)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 500}))
+    batch = ["training.per_device_train_batch_size=4", "training.max_length=100"]
+    spec = load_spec("quickstart", ["policy.sft=null", f"policy.model={tmp_path}", *batch])
+    sweep = resolve(spec, str(tmp_path / "store"))
+    assert policy_size(sweep) == (1000, 500)
+    logits = 2 * 4 * 100 * 2 * 500 * 4
+    copies = 2 if spec.training.lora else 5
+    assert cpu_memory(spec, 1000, 500) == PROCESS_BYTES + copies * 1000 + logits
+    assert cpu_memory(spec, 0, 0) == 0.0, "a hub model whose weights are elsewhere"
+
+
+def test_memory_is_reserved_only_where_it_is_short() -> None:
+    roomy, narrow = NodeSize(cpus=8, memory=32 * GIB), NodeSize(cpus=8, memory=6 * GIB)
+    assert reserved_memory(2.0 * GIB, [roomy], 1) == 0.0
+    assert reserved_memory(2.0 * GIB, [roomy, narrow], 1) == 2.0 * GIB
+    assert reserved_memory(2.0 * GIB, [roomy, narrow], 4) == 0.0
+    assert reserved_memory(9.0 * GIB, [narrow], 1) == 6.0 * GIB, "alone on the largest node"

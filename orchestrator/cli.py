@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from prefsweep.orchestrator.submit_command import submit
 from prefsweep.sweeps.errors import ClusterError, SweepError, UsageError
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ def resume(
     errored = _errored(restart=restart_errored, resume=resume_errored, skip=skip_errored)
     sweep = open_sweep(name, storage)
     _run(sweep, address=address, until="report", inline=inline, errored=errored)
+
+
+app.command()(submit)
 
 
 @app.command()

@@ -1,0 +1,137 @@
+"""`submit`: a sweep as a Ray job, with our code, the spec and its local files, from anywhere.
+
+The job is `prefsweep run` on the cluster's head. Its working folder is what travels: nothing of
+ours has to be installed there. The store is named, never sent; secrets are the nodes' own.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefsweep.orchestrator.attach import worker_environment
+from prefsweep.orchestrator.inputs import copy, local_inputs, with_inputs
+from prefsweep.orchestrator.parcel import make_parcel
+from prefsweep.sweeps.errors import ClusterError, UsageError
+from prefsweep.sweeps.spec import SweepSpec
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+SPEC_FILE = "sweep.json"
+POLL_S = 1.0
+FAILED, INTERRUPTED = 1, 130
+"""Exit codes for a job that ended without one of its own, and for one that was stopped."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job."""
+
+    client: "JobSubmissionClient"
+    job_id: str
+
+    def exit_code(self) -> int:
+        """Wait for the end; the exit code of `prefsweep run` there."""
+        from ray.job_submission import JobStatus
+
+        info = self.client.get_job_info(self.job_id)
+        while not info.status.is_terminal():
+            time.sleep(POLL_S)
+            info = self.client.get_job_info(self.job_id)
+        if info.status == JobStatus.SUCCEEDED:
+            return 0
+        if info.status == JobStatus.STOPPED:
+            return INTERRUPTED
+        if info.driver_exit_code is None:
+            raise ClusterError(f"job {self.job_id}: {info.message}")
+        # a driver that a signal ended has a negative code
+        return info.driver_exit_code if info.driver_exit_code > 0 else FAILED
+
+    def follow(self, write: Callable[[str], Any]) -> None:
+        """Pass on what the job prints until it ends."""
+
+        async def pass_on() -> None:
+            async for lines in self.client.tail_job_logs(self.job_id):
+                write(lines)
+
+        asyncio.run(pass_on())
+
+
+def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) -> Job:
+    """Send a sweep to the cluster whose dashboard is at `address`, to run with `arguments`.
+
+    Raises UsageError for a relative storage, and ClusterError.
+    """
+    if "://" not in storage and not Path(storage).is_absolute():
+        raise UsageError(
+            f"--storage {storage} is relative to a folder that the cluster does not know; give a "
+            "URI such as s3://bucket/prefix, or the full path of a folder that all nodes share"
+        )
+    client = _client(address)
+    command = ["python", "-m", "prefsweep.orchestrator.cli", "run", SPEC_FILE]
+    command += ["--storage", storage, *arguments]
+    with tempfile.TemporaryDirectory(prefix="prefsweep-job-") as name:
+        folder = Path(name)
+        make_parcel(folder, spec)
+        (folder / SPEC_FILE).write_text(_sent_spec(spec, folder), encoding="utf-8")
+        settings = worker_environment(spec.resources.threads_per_worker, os.environ)
+        runtime_env = {"working_dir": name, "env_vars": settings}
+        try:
+            job_id = client.submit_job(
+                entrypoint=_shell(command),
+                runtime_env=runtime_env,
+                metadata={"prefsweep": spec.name},
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"--address {address}: the job was not taken: {error}. Large local models do not "
+                "travel with a job; put them on a hub, or in a folder that all nodes share"
+            ) from None
+    return Job(client, job_id)
+
+
+def _client(address: str) -> "JobSubmissionClient":
+    try:
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(address)
+    except (ImportError, RuntimeError) as error:
+        if isinstance(error, ImportError) or "ray[default]" in str(error):
+            raise UsageError(
+                "submit needs Ray's job client: pip install 'prefsweep[cluster]'"
+            ) from None
+        raise ClusterError(f"--address {address}: {error}") from None
+    except (ConnectionError, ValueError) as error:
+        raise ClusterError(
+            f"--address {address}: no Ray dashboard answers there ({error}); it is the address of "
+            "the dashboard, http://HEAD:8265"
+        ) from None
+
+
+def _sent_spec(spec: SweepSpec, folder: Path) -> str:
+    """The spec as JSON, with its local files copied into `folder` and named by where they lie."""
+    places: dict[str, str] = {}
+    for field, path in local_inputs(spec).items():
+        place = f"files/{field}/{path.name}"
+        copy(path, folder / place)
+        places[field] = f"./{place}"
+    return json.dumps(with_inputs(spec, places).model_dump(mode="json"))
+
+
+def _shell(command: list[str]) -> str:
+    import shlex
+
+    return shlex.join(command)
+
+
+def print_lines(lines: str) -> None:
+    """Write log lines as they come."""
+    sys.stdout.write(lines)
+    sys.stdout.flush()

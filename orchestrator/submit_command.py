@@ -1,0 +1,49 @@
+"""The `submit` command: sends a sweep, says how to look after it, and follows it if asked."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+errors = Console(stderr=True)
+INTERRUPTED = 130
+
+
+def submit(
+    spec: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped sweep.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.max_steps=50 ...")
+    ] = None,
+    *,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard: http://HEAD:8265.")],
+    storage: Annotated[str, typer.Option(help="URI, or full path of a shared folder.")],
+    until: Annotated[str, typer.Option(help="Last stage to run.")] = "report",
+    restart_errored: Annotated[
+        bool, typer.Option("--restart-errored", help="Run failed trials again from scratch.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show its log, and end with its exit code.")
+    ] = False,
+) -> None:
+    """Send a sweep, or what is missing of it, to a Ray cluster as a job."""
+    from prefsweep.orchestrator.submit import print_lines
+    from prefsweep.orchestrator.submit import submit as send
+    from prefsweep.sweeps.load import load_spec
+
+    sweep, flags = load_spec(spec, overrides or []), ["--until", until]
+    flags += ["--restart-errored"] if restart_errored else []
+    job = send(sweep, address, storage, flags)
+    ways = (
+        f"`prefsweep status {sweep.name} --storage {storage}` shows how it stands, "
+        f"`prefsweep stop {sweep.name} --storage {storage}` stops it"
+    )
+    errors.print(escape(f"job {job.job_id} at {address}: {ways}"), soft_wrap=True)
+    if follow:
+        try:
+            job.follow(print_lines)
+            code = job.exit_code()
+        except KeyboardInterrupt:
+            errors.print(escape(f"the job {job.job_id} goes on; {ways}"), soft_wrap=True)
+            code = INTERRUPTED
+        raise typer.Exit(code)

@@ -91,10 +91,12 @@ def parse_manifest(data: bytes | None) -> Manifest | None:
         document: Any = json.loads(data or b"")
         files = {name: FileEntry(**entry) for name, entry in document["files"].items()}
         manifest = Manifest(**(document | {"files": files}))
-    except (ValueError, TypeError, KeyError, AttributeError):
+        numbers = (manifest.rows, manifest.seconds, *manifest.notes.values())
+        texts = (manifest.fingerprint, manifest.created, *manifest.environment.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    numbers = (manifest.rows, manifest.seconds, *manifest.notes.values())
     is_whole = all(isinstance(number, int | float) for number in numbers)
+    is_whole = is_whole and all(isinstance(text, str) for text in texts)
     return manifest if is_whole and all(_is_inside(name) for name in files) else None
 
 

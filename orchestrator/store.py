@@ -128,7 +128,7 @@ class Store:
         data = self.read(path)
         try:
             return None if data is None else json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def read_object(self, path: str) -> dict[str, Any]:

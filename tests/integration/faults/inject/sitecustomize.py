@@ -52,6 +52,7 @@ class Faults:
             return None
         self.importing.add(name)
         spec = importlib.util.find_spec(name)
+        self.importing.remove(name)  # libraries look for torch before they import it
         assert spec is not None and spec.loader is not None
         run = spec.loader.exec_module
 

@@ -56,7 +56,7 @@ def test_a_worker_that_ray_kills_for_memory_is_replaced(
     if stage == "completions":
         assert_results(storage, undisturbed)
     else:  # tried again with a smaller micro-batch: the same steps, summed in another order
-        assert max(status["halvings"] for status in statuses(storage)) == 1
+        assert max(status["halvings"] for status in statuses(storage)) >= 1
         assert_losses(storage, undisturbed)
 
 

@@ -1,0 +1,103 @@
+"""Nodes that do not fit a cluster are refused by name; and many trials on three nodes."""
+
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prefsweep.orchestrator.cluster import InlineCluster, RayCluster, attach
+from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.store import new_manifest
+from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.orchestrator.tuning import tune_trials
+
+from ..ray_cluster import dependencies_only, prefsweep, ray_nodes
+from ..small import OVERRIDES, small_sweep
+
+pytestmark = pytest.mark.faults
+
+
+def test_a_node_that_differs_or_does_not_share_the_folder_is_refused_by_name(
+    tmp_path: Path,
+) -> None:
+    storage = tmp_path / "store"
+    storage.mkdir()
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("a node with a disk of its own needs root")
+    with ray_nodes(tmp_path / "nodes") as nodes:
+        nodes.start("head")
+        nodes.wait(1)
+
+        def refused() -> str:
+            words = ["--address", nodes.address, "--storage", str(storage)]
+            run = prefsweep("run", "quickstart", *OVERRIDES, *words, cwd=tmp_path)
+            output = run.communicate(timeout=300)[0]
+            assert run.returncode == 2, output
+            return output
+
+        other = dependencies_only(tmp_path / "other", {"trl": "0.9.0"})
+        nodes.start("odd", python=other)
+        nodes.wait(2)
+        output = refused()
+        assert "trl 0.9.0 (driver 1.16" in output
+        assert "torch" not in output, "what agrees is not told"
+        nodes.kill("odd")
+        nodes.wait(1)
+        nodes.start("lonely", hidden=storage)
+        nodes.wait(2)
+        output = refused()
+    assert f"--storage {storage} does not work on node" in output
+    assert "what the driver wrote there cannot be seen on it" in output
+    left = [*storage.glob("artifacts/policy-*"), *storage.glob("artifacts/preflight-*")]
+    assert left == [], "no work was started"
+
+
+def test_three_hundred_trials_that_do_nothing_end_and_the_driver_does_not_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    betas = [round(0.01 * n, 2) for n in range(1, 301)]
+    sweep = small_sweep(
+        tmp_path / "store", f"grid=[{{loss_type: sigmoid, beta: {betas}, learning_rate: 1e-3}}]"
+    )
+    cluster = InlineCluster(sweep.spec.resources)
+    run_sweep(sweep, lambda: cluster, until="untrained")
+    cluster.run_trials(sweep, sweep.trials[:1])
+    for trial in sweep.trials[1:]:
+        copy_results(sweep, sweep.trials[0], trial)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with ray_nodes(tmp_path / "nodes") as nodes:
+        for num, name in enumerate(("head", "left", "right"), start=1):
+            nodes.start(name)
+            nodes.wait(num)
+        on_ray = attach(sweep, nodes.address)
+        assert isinstance(on_ray, RayCluster)
+        try:
+            tune_trials(sweep, sweep.trials[:60], 0.0)
+            before = psutil.Process().memory_info().rss
+            tune_trials(sweep, sweep.trials, 0.0)
+            grown_mib = (psutil.Process().memory_info().rss - before) / 2**20
+        finally:
+            on_ray.close()
+    assert [ended(sweep, trial) for trial in sweep.trials] == ["succeeded"] * 300
+    print(f"300 trials: the driver grew by {grown_mib:.0f} MiB")
+    assert grown_mib < 150, "half a MiB for a trial that does nothing would be a leak"
+
+
+def copy_results(sweep: Sweep, done: Trial, trial: Trial) -> None:
+    """The weights and the evaluation of a finished trial as those of another one."""
+    import shutil
+
+    store = sweep.store
+    for path, target in (
+        (store.trial(done.trial_id, "weights"), store.trial(trial.trial_id, "weights")),
+        (sweep.evaluation_path(done.trial_id), sweep.evaluation_path(trial.trial_id)),
+    ):
+        with store.staging() as staging:
+            ignore = shutil.ignore_patterns("manifest.json")
+            folder = shutil.copytree(store.fetch(path), staging / "copy", ignore=ignore)
+            store.publish(target, folder, new_manifest(trial.trial_id, 1, 0.0))
+
+
+def ended(sweep: Sweep, trial: Trial) -> str:
+    return sweep.store.read_json(sweep.store.trial(trial.trial_id, "status.json"))["status"]

@@ -90,10 +90,11 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
                 metadata={"prefsweep": spec.name},
             )
         except (RuntimeError, ValueError) as error:
-            raise ClusterError(
-                f"--address {address}: the job was not taken: {error}. Large local models do not "
-                "travel with a job; put them on a hub, or in a folder that all nodes share"
-            ) from None
+            remedy = ""
+            if "exceeds" in str(error):
+                remedy = ". Large models do not travel with a job: name one of a hub or shared disk"
+            message = f"--address {address}: the job was not taken: {error}{remedy}"
+            raise ClusterError(message) from None
     return Job(client, job_id)
 
 

@@ -51,10 +51,15 @@ class RayNodes:
         """
         words = ["--address", self.address]
         if not self.processes:
-            words = ["--head", "--port", str(self.port), "--temp-dir", str(self.temp)]
+            words = ["--head", "--port", str(self.port)]
             words += ["--include-dashboard", str(dashboard).lower()]
             words += ["--dashboard-port", str(self.dashboard_port)]
         words += ["--num-cpus", "1", "--block", "--disable-usage-stats"]
+        words += [
+            "--dashboard-agent-listen-port",
+            str(free_port()),
+        ]  # other Rays may have Ray's own
+        words += ["--temp-dir", str(self.temp / name[:6])]  # as on machines of their own
         words += ["--object-store-memory", str(80 * 2**20)]
         command = [python or self.python, "-m", "ray.scripts.scripts", "start", *words]
         if hidden is not None:

@@ -1,6 +1,8 @@
-"""Nodes that do not fit a cluster are refused by name; and many trials on three nodes."""
+"""Nodes that come late or do not fit a cluster; and many trials on three nodes."""
 
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -8,6 +10,8 @@ import pytest
 
 from prefsweep.orchestrator.cluster import InlineCluster, RayCluster, attach
 from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.sharded import Generate, is_missing
+from prefsweep.orchestrator.status import open_sweep
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.tuning import tune_trials
@@ -16,6 +20,36 @@ from ..ray_cluster import dependencies_only, prefsweep, ray_nodes
 from ..small import OVERRIDES, small_sweep
 
 pytestmark = pytest.mark.faults
+
+NUM_SHARDS = 430
+LONG = [
+    f"prompts.num_train={NUM_SHARDS}",
+    "generation.shard_size=1",
+    "generation.max_new_tokens=96",
+    "generation.num_completions=12",
+]
+
+
+def test_a_node_that_joins_late_gets_shards(tmp_path: Path) -> None:
+    storage = tmp_path / "store"
+    with ray_nodes(tmp_path / "nodes") as nodes:
+        nodes.start("head")
+        nodes.wait(1)
+        words = ["--address", nodes.address, "--storage", str(storage), "--until", "completions"]
+        run = prefsweep("run", "quickstart", *OVERRIDES, *LONG, *words, cwd=tmp_path)
+
+        def wait(what: str, until: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 400
+            while not until():
+                assert run.poll() is None, run.communicate()[0]
+                assert time.monotonic() < deadline, what
+                time.sleep(0.5)
+
+        wait("a first shard", lambda: len(made_on(storage)) > 0)
+        nodes.start("late")
+        wait("shards of the late node", lambda: len(set(made_on(storage))) == 2)
+        run.terminate()
+        assert run.communicate(timeout=100)[0]
 
 
 def test_a_node_that_differs_or_does_not_share_the_folder_is_refused_by_name(
@@ -51,6 +85,17 @@ def test_a_node_that_differs_or_does_not_share_the_folder_is_refused_by_name(
     assert "what the driver wrote there cannot be seen on it" in output
     left = [*storage.glob("artifacts/policy-*"), *storage.glob("artifacts/preflight-*")]
     assert left == [], "no work was started"
+
+
+def made_on(storage: Path) -> list[str]:
+    """The node of every shard of completions so far."""
+    if not (storage / "sweeps" / "small" / "spec.json").exists():
+        return []
+    sweep = open_sweep("small", str(storage))
+    stage = Generate(sweep)
+    made = [index for index in range(NUM_SHARDS) if not is_missing(stage, index)]
+    manifests = [sweep.store.shard_manifest(stage.shard_path(index)) for index in made]
+    return [manifest.environment["node"] for manifest in manifests if manifest is not None]
 
 
 def test_three_hundred_trials_that_do_nothing_end_and_the_driver_does_not_grow(

@@ -68,7 +68,12 @@ class Shown:
         x, y = self.point(plot, trial_id)
         self.page.mouse.move(x - 3, y)
         self.page.mouse.move(x, y)
-        self.page.locator(f"#{plot} .hoverlayer .hovertext").first.wait_for()
+        # Plotly looks at the pointer at intervals, and a click is on what it saw last
+        self.page.wait_for_function(
+            """([id, trial]) => (document.getElementById(id)._hoverdata ?? [])
+              .some((point) => point.data.ids?.[point.pointNumber] === trial)""",
+            arg=[plot, trial_id],
+        )
         self.page.mouse.click(x, y)
 
 

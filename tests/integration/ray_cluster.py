@@ -22,6 +22,9 @@ import psutil
 
 DEADLINE_S = 240
 
+AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+"""What nodes and drivers share; a home folder may have no token."""
+
 
 class RayNodes:
     """The nodes that were started; use `ray_nodes` to have them ended."""
@@ -118,7 +121,7 @@ class RayNodes:
         paths = [str(Path(self.python).parent), kept["PATH"]]
         return kept | {
             "PATH": os.pathsep.join(paths),
-            "RAY_AUTH_MODE": "token",
+            **AUTH,
             "RAY_raylet_start_wait_time_s": "180",
         }
 
@@ -181,7 +184,7 @@ def prefsweep(
     *words: str, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """The command as a process of its own, started in another folder."""
-    settings = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "token"} | dict(environment or {})
+    settings = {"HF_HUB_OFFLINE": "1", **AUTH} | dict(environment or {})
     modules = [str(cwd), os.environ.get("PYTHONPATH", "")]
     settings["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
     return subprocess.Popen(

@@ -81,7 +81,7 @@ def test_with_a_spec_that_can_run_it_says_what_it_will_take(
         (["policy.model=package:no_such_package"], "policy", "is not installed"),
         (["prompts={type: file, path: nowhere.jsonl}"], "data", "nowhere.jsonl"),
         (["reward={type: callable, function: 'no.module:f'}"], "reward", "cannot be imported"),
-        (["resources.gpus_per_trial=1000"], "resources", "gpus_per_trial=1000"),
+        (["resources.gpus_per_trial=1000"], "spec", "resources.gpus_per_trial"),
         (["resources.cpus_per_worker=100000"], "resources", "cpus_per_worker=100000"),
         (["--storage", "file.txt/store"], "storage", "is no folder that may be written"),
         (["--storage", "nosuch://x"], "storage", "nosuch://x cannot be opened"),

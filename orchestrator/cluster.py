@@ -138,8 +138,12 @@ class RayCluster:
         threading.Thread(target=import_module, args=["ray.tune"], daemon=True).start()
         self._placement = Placement(resources, ray_nodes)
         self._demand = Demand(self._placement, told=attached is not None)
-        with self._demand.of(list(STAGES_ON_WORKERS), 1):
-            self._placement.require(STAGES_ON_WORKERS)
+        try:
+            with self._demand.of(list(STAGES_ON_WORKERS), 1):
+                self._placement.require(STAGES_ON_WORKERS)
+        except BaseException:  # who is refused has no cluster to close
+            self.close()
+            raise
         self._hosts = Hosts(
             num_cpus=resources.cpus_per_worker,
             threads=resources.threads_per_worker,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from prefsweep.orchestrator.cluster import InlineCluster, RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
@@ -123,6 +124,7 @@ def test_more_gpus_than_there_are_is_refused(tmp_path: Path) -> None:
         ClusterError, match=r"resources.gpus_per_generator=1, but the cluster has 0 GPUs"
     ):
         run_on_ray(sweep, until="completions")
+    assert not ray.is_initialized()
 
 
 class Killer:

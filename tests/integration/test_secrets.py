@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ray
 
 from prefsweep.orchestrator import tuning
 from prefsweep.orchestrator.cluster import RayCluster
@@ -59,7 +58,6 @@ def test_no_secret_is_in_the_store_ray_s_files_tune_s_or_wandb_s(
         "tracking.wandb.mode=offline",
         "grid=[{beta: [0.1], learning_rate: 1e-3}]",
     )
-    ray.shutdown()  # one that a refused cluster of another test left
     results = run_sweep(sweep, lambda: RayCluster(sweep.spec.resources, num_cpus=2))
     assert [result.status for result in results] == [Status.SUCCEEDED] * 2
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -111,27 +112,33 @@ def test_what_trying_again_cannot_mend_is_told_at_once(
         store.read("a/b")
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """No file of this process may grow beyond that many bytes: what a full disk is like."""
+@contextmanager
+def small_files(max_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond that many bytes: what a full disk is like.
+
+    Only inside a test, never around one: pytest's own output may be a file, and a longer one.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield 20_000
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_neither_half_a_file_nor_garbage(local: Store, small_files: int) -> None:
+def test_a_full_disk_leaves_neither_half_a_file_nor_garbage(local: Store) -> None:
     local.write("a/b", b"old")
-    big = b"x" * (2 * small_files)
-    with pytest.raises(StoreError, match=r"a/b cannot be written: .*raise the limit"):
-        local.write("a/b", big)
-    too_large = pytest.raises(StoreError, match=r"tmp cannot be written: .*File too large")
-    with too_large, local.staging() as folder:
-        (folder / "weights").write_bytes(big)
-    for number in range(10):
-        local.append("log", b"%d" % number + b"x" * 1900 + b"\n")
-    with pytest.raises(StoreError, match="log cannot be written"):
-        local.append("log", big)
+    big = b"x" * 40_000
+    with small_files(20_000):
+        with pytest.raises(StoreError, match=r"a/b cannot be written: .*raise the limit"):
+            local.write("a/b", big)
+        too_large = pytest.raises(StoreError, match=r"tmp cannot be written: .*File too large")
+        with too_large, local.staging() as folder:
+            (folder / "weights").write_bytes(big)
+        for number in range(10):
+            local.append("log", b"%d" % number + b"x" * 1900 + b"\n")
+        with pytest.raises(StoreError, match="log cannot be written"):
+            local.append("log", big)
     assert local.read("a/b") == b"old"
     assert local.names("tmp") == []
     assert local.names("a") == ["b"]

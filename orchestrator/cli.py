@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prefsweep.orchestrator.submit_command import submit
+from prefsweep.orchestrator.machines.submit_command import submit
 from prefsweep.sweeps.errors import ClusterError, SweepError, UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def resume(
     skip_errored: Skip = False,
 ) -> None:
     """Go on with a sweep from the spec that the store has of it."""
-    from prefsweep.orchestrator.status import open_sweep
+    from prefsweep.orchestrator.watching.status import open_sweep
 
     errored = _errored(restart=restart_errored, resume=resume_errored, skip=skip_errored)
     sweep = open_sweep(name, storage)
@@ -114,9 +114,9 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it.")] = False,
 ) -> None:
     """Show how a sweep stands, from the store alone; with --watch until Ctrl-C."""
-    from prefsweep.orchestrator.live import watch as watch_status
-    from prefsweep.orchestrator.progress import render
-    from prefsweep.orchestrator.status import (
+    from prefsweep.orchestrator.watching.live import watch as watch_status
+    from prefsweep.orchestrator.watching.progress import render
+    from prefsweep.orchestrator.watching.status import (
         StatusReader,
         open_sweep,
         read_status,
@@ -146,7 +146,7 @@ def stop(
     wait: Annotated[bool, typer.Option(help="Wait until it has ended.")] = True,
 ) -> None:
     """Ask whoever runs a sweep, wherever that is, to stop cleanly."""
-    from prefsweep.orchestrator.stopping import ask_to_stop, wait_for_end
+    from prefsweep.orchestrator.recovery.stopping import ask_to_stop, wait_for_end
     from prefsweep.orchestrator.store import Store
 
     store = Store(storage)
@@ -160,7 +160,7 @@ def stop(
 def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
     """Draw the report of a sweep as it stands now."""
     from prefsweep.orchestrator.drawing import publish_report, report_path
-    from prefsweep.orchestrator.status import open_sweep
+    from prefsweep.orchestrator.watching.status import open_sweep
 
     sweep = open_sweep(name, storage)
     publish_report(sweep)
@@ -183,7 +183,7 @@ def compare(
 
     from prefsweep.orchestrator import compare_text
     from prefsweep.orchestrator.compare import side_by_side
-    from prefsweep.orchestrator.status import open_sweep
+    from prefsweep.orchestrator.watching.status import open_sweep
 
     found = side_by_side(open_sweep(one, storage), open_sweep(other, other_storage or storage))
     if to is not None:
@@ -206,7 +206,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look at what a run needs: versions, cluster, storage, models, W&B, time, cost and disk."""
-    from prefsweep.orchestrator.doctor import document, examine, render
+    from prefsweep.orchestrator.planning.doctor import document, examine, render
 
     found = examine(spec, overrides or [], storage, address)
     if as_json:
@@ -226,7 +226,7 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
 ) -> None:
     """Show what no sweep in the store refers to; delete it with --yes."""
-    from prefsweep.orchestrator.garbage import delete_garbage, find_garbage
+    from prefsweep.orchestrator.storage.garbage import delete_garbage, find_garbage
     from prefsweep.orchestrator.store import Store
 
     store = Store(storage)
@@ -261,9 +261,9 @@ def export(
     """Write a trial's model, or the preference pairs, as a folder that others can load."""
     from pathlib import Path
 
-    from prefsweep.orchestrator.export import Wanted
-    from prefsweep.orchestrator.export import export as write
-    from prefsweep.orchestrator.status import open_sweep
+    from prefsweep.orchestrator.exporting.export import Wanted
+    from prefsweep.orchestrator.exporting.export import export as write
+    from prefsweep.orchestrator.watching.status import open_sweep
 
     wanted = Wanted(trial, dataset=dataset, merge=merge, repo=push_to_hub, private=private)
     exported = write(open_sweep(name, storage), wanted, Path(to))
@@ -312,10 +312,10 @@ def _run(
 ) -> None:
     from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster, attach
     from prefsweep.orchestrator.drawing import report_path
-    from prefsweep.orchestrator.live import LiveView, log_handler
     from prefsweep.orchestrator.pipeline import STAGES, run_sweep
-    from prefsweep.orchestrator.quarantine import as_recorded, num_quarantined
-    from prefsweep.orchestrator.status import StatusReader
+    from prefsweep.orchestrator.recovery.quarantine import as_recorded, num_quarantined
+    from prefsweep.orchestrator.watching.live import LiveView, log_handler
+    from prefsweep.orchestrator.watching.status import StatusReader
     from prefsweep.sweeps.records import Status
 
     if until not in STAGES:
@@ -373,8 +373,8 @@ def _end_on_sigterm() -> None:
 
 
 def _print_plan(sweep: "Sweep") -> None:
-    from prefsweep.orchestrator.plan import render_plan
-    from prefsweep.orchestrator.quarantine import as_recorded
+    from prefsweep.orchestrator.planning.plan import render_plan
+    from prefsweep.orchestrator.recovery.quarantine import as_recorded
 
     console.print(render_plan(as_recorded(sweep)))
 

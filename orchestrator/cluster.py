@@ -11,24 +11,24 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefsweep.orchestrator.attach import attach_ray, start_ray
-from prefsweep.orchestrator.border import set_up_worker
-from prefsweep.orchestrator.hosts import Hosts
-from prefsweep.orchestrator.inputs import store_inputs
 from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.nodes import check_cluster
-from prefsweep.orchestrator.placement import Demand, Placement, gpu_types, ray_nodes
-from prefsweep.orchestrator.probing import (
+from prefsweep.orchestrator.machines.attach import attach_ray, start_ray
+from prefsweep.orchestrator.machines.border import set_up_worker
+from prefsweep.orchestrator.machines.hosts import Hosts
+from prefsweep.orchestrator.machines.inputs import store_inputs
+from prefsweep.orchestrator.machines.nodes import check_cluster
+from prefsweep.orchestrator.machines.placement import Demand, Placement, gpu_types, ray_nodes
+from prefsweep.orchestrator.machines.probing import (
     ProbeTrial,
     cpu_memory,
     policy_size,
     reserved_memory,
     trial_share,
 )
+from prefsweep.orchestrator.recovery.stopping import stop_requested
 from prefsweep.orchestrator.sharded import ShardStage, is_missing, run_shard
 from prefsweep.orchestrator.shards import run_shards, run_tasks, stage_pool
 from prefsweep.orchestrator.stages import Task
-from prefsweep.orchestrator.stopping import stop_requested
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import run_trial
 from prefsweep.sweeps.spec import ResourcesSpec

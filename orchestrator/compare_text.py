@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from prefsweep.orchestrator.compare import METRICS, Match, Side, SideBySide
-from prefsweep.orchestrator.progress import clean
 from prefsweep.orchestrator.report.formats import DASH, show
 from prefsweep.orchestrator.report.summary import inline
 from prefsweep.orchestrator.sweep import UNTRAINED
+from prefsweep.orchestrator.watching.progress import clean
 from prefsweep.workers.statistics import Interval
 
 MAX_FIELDS = 30

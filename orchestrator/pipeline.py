@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import psutil
 
-from prefsweep.orchestrator.changes import PLAN, changes, plan_document
 from prefsweep.orchestrator.cluster import Cluster
 from prefsweep.orchestrator.command import typed_command
-from prefsweep.orchestrator.control import Control
 from prefsweep.orchestrator.drawing import is_drawn, publish_report, report_path
 from prefsweep.orchestrator.entry import DataTask, data_tasks
 from prefsweep.orchestrator.evaluations import EvaluateUntrained
-from prefsweep.orchestrator.quarantine import as_recorded, lifted, quarantine
+from prefsweep.orchestrator.planning.changes import PLAN, changes, plan_document
+from prefsweep.orchestrator.recovery.control import Control
+from prefsweep.orchestrator.recovery.quarantine import as_recorded, lifted, quarantine
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.sharded import (
     SHARDED,
@@ -34,10 +34,10 @@ from prefsweep.orchestrator.sharded import (
     num_shards,
 )
 from prefsweep.orchestrator.stages import BuildPairs, CheckPrompts, MakePolicy, MakeReward, Task
-from prefsweep.orchestrator.status import is_finished, trial_status
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.trials import mark, restart_from_scratch
-from prefsweep.orchestrator.watch import TrialWatch
+from prefsweep.orchestrator.watching.status import is_finished, trial_status
+from prefsweep.orchestrator.watching.watch import TrialWatch
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 from prefsweep.sweeps.records import Status, TrialResult
 

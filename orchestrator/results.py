@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any
 
 from prefsweep.orchestrator.histograms import read_data_facts
-from prefsweep.orchestrator.status import trial_status
+from prefsweep.orchestrator.recovery.trial_log import parse_metrics
 from prefsweep.orchestrator.store import Manifest, environment
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
-from prefsweep.orchestrator.trial_log import parse_metrics
+from prefsweep.orchestrator.watching.status import trial_status
 from prefsweep.sweeps.records import (
     DataFacts,
     EvaluationSample,

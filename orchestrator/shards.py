@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefsweep.orchestrator.bisection import Bisection
-from prefsweep.orchestrator.border import stage_error
-from prefsweep.orchestrator.hosts import Host, Hosts
+from prefsweep.orchestrator.machines.border import stage_error
+from prefsweep.orchestrator.machines.hosts import Host, Hosts
+from prefsweep.orchestrator.recovery.bisection import Bisection
+from prefsweep.orchestrator.recovery.stopping import POLL_S, polled_stop
 from prefsweep.orchestrator.sharded import ShardStage, is_missing
 from prefsweep.orchestrator.stages import Task
-from prefsweep.orchestrator.stopping import POLL_S, polled_stop
 from prefsweep.sweeps.errors import StageError
 
 log = logging.getLogger(__name__)

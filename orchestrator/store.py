@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from prefsweep.orchestrator.attempts import attempt
-from prefsweep.orchestrator.downloads import download_cache, downloaded
-from prefsweep.orchestrator.filesystem import (
+from prefsweep.orchestrator.storage.attempts import attempt
+from prefsweep.orchestrator.storage.downloads import download_cache, downloaded
+from prefsweep.orchestrator.storage.filesystem import (
     append_line,
     delete,
     locked_file,
@@ -40,7 +40,7 @@ from prefsweep.orchestrator.filesystem import (
     replace_file,
     stamps,
 )
-from prefsweep.orchestrator.manifest import (
+from prefsweep.orchestrator.storage.manifest import (
     MANIFEST,
     FileEntry,
     Manifest,
@@ -49,11 +49,16 @@ from prefsweep.orchestrator.manifest import (
     manifest_json,
     parse_manifest,
 )
-from prefsweep.orchestrator.manifest import environment as environment
-from prefsweep.orchestrator.manifest import new_manifest as new_manifest
-from prefsweep.orchestrator.scratch import delete_abandoned, owners, scratch_folder, scratch_name
-from prefsweep.orchestrator.storage import absolute as absolute
-from prefsweep.orchestrator.storage import inside, open_storage
+from prefsweep.orchestrator.storage.manifest import environment as environment
+from prefsweep.orchestrator.storage.manifest import new_manifest as new_manifest
+from prefsweep.orchestrator.storage.root import absolute as absolute
+from prefsweep.orchestrator.storage.root import inside, open_storage
+from prefsweep.orchestrator.storage.scratch import (
+    delete_abandoned,
+    owners,
+    scratch_folder,
+    scratch_name,
+)
 from prefsweep.sweeps.errors import DamagedError, StoreError
 
 log = logging.getLogger(__name__)

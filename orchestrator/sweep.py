@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prefsweep.orchestrator.inputs import stored_inputs
+from prefsweep.orchestrator.machines.inputs import stored_inputs
 from prefsweep.orchestrator.store import Store, absolute
 from prefsweep.sweeps.entry import ARTEFACTS
 from prefsweep.sweeps.errors import UsageError

@@ -12,28 +12,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prefsweep.orchestrator.checkpoints import (
+from prefsweep.orchestrator.evaluations import evaluate_and_publish, evaluate_fitting
+from prefsweep.orchestrator.kept import Kept
+from prefsweep.orchestrator.recovery.checkpoints import (
     delete_checkpoints,
     newest_checkpoint,
     newest_step,
     publish_checkpoint,
 )
-from prefsweep.orchestrator.evaluations import evaluate_and_publish, evaluate_fitting
-from prefsweep.orchestrator.failures import (
+from prefsweep.orchestrator.recovery.failures import (
     DIED,
     classify,
     delay_s,
     is_broken_device,
     pause,
 )
-from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.outputs import TrialOutput
-from prefsweep.orchestrator.stopping import polled_stop
+from prefsweep.orchestrator.recovery.outputs import TrialOutput
+from prefsweep.orchestrator.recovery.stopping import polled_stop
+from prefsweep.orchestrator.recovery.trial_log import TrialLog as TrialLog
+from prefsweep.orchestrator.recovery.trial_log import mark as mark
+from prefsweep.orchestrator.recovery.trial_log import parse_metrics as parse_metrics
 from prefsweep.orchestrator.store import Store, new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.trial_log import TrialLog as TrialLog
-from prefsweep.orchestrator.trial_log import mark as mark
-from prefsweep.orchestrator.trial_log import parse_metrics as parse_metrics
 from prefsweep.sweeps.errors import DamagedError, OutOfMemory, StopRequested, StoreError
 from prefsweep.sweeps.records import Failure, Metrics, Status
 

@@ -13,14 +13,19 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefsweep.orchestrator.border import hide_gpus_of_others, set_up_worker
-from prefsweep.orchestrator.checkpoints import newest_step
-from prefsweep.orchestrator.failures import AGAIN, delay_s, pause, worker_killed_for_memory
 from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.secrets import keep_from_tune
-from prefsweep.orchestrator.stopping import polled_stop
+from prefsweep.orchestrator.machines.border import hide_gpus_of_others, set_up_worker
+from prefsweep.orchestrator.machines.secrets import keep_from_tune
+from prefsweep.orchestrator.recovery.checkpoints import newest_step
+from prefsweep.orchestrator.recovery.failures import AGAIN, delay_s, pause, worker_killed_for_memory
+from prefsweep.orchestrator.recovery.stopping import polled_stop
+from prefsweep.orchestrator.recovery.trial_log import (
+    TrialLog,
+    mark,
+    read_document,
+    read_status_field,
+)
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.trial_log import TrialLog, mark, read_document, read_status_field
 from prefsweep.orchestrator.trials import Place, run_trial
 from prefsweep.sweeps.records import Failure, Status
 from prefsweep.workers.losses import mixes_rows

@@ -20,7 +20,7 @@ from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial, resolve
 from prefsweep.orchestrator.trials import mark
-from prefsweep.orchestrator.watch import TrialWatch
+from prefsweep.orchestrator.watching.watch import TrialWatch
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status
 

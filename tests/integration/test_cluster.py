@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from prefsweep.orchestrator.sharded import Generate, Score
-from prefsweep.orchestrator.status import open_sweep
 from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.watching.status import open_sweep
 
 from .ray_cluster import RayNodes, prefsweep
 from .small import OVERRIDES

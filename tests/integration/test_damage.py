@@ -138,7 +138,7 @@ def test_a_trials_status_that_cannot_be_read_is_no_status(data: bytes, undisturb
 
 
 def test_a_damaged_spec_is_told_with_what_to_do(undisturbed: Sweep) -> None:
-    from prefsweep.orchestrator.status import open_sweep
+    from prefsweep.orchestrator.watching.status import open_sweep
 
     for data in (b"{", b"[1]", b"{}", b'{"spec": 1, "inputs": {}}'):
         undisturbed.store.write(undisturbed.store.sweep("small", "spec.json"), data)

@@ -8,11 +8,11 @@ import pytest
 
 from prefsweep.orchestrator.cluster import Cluster, InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.plan import render_plan
+from prefsweep.orchestrator.planning.plan import render_plan
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.stages import read_records
-from prefsweep.orchestrator.status import open_sweep, read_status
 from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.watching.status import open_sweep, read_status
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
 from prefsweep.sweeps.records import PreferencePair, Prompt, Status
 from tests.integration.small import small_sweep, table

@@ -17,7 +17,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.export import MARK, Wanted, export
+from prefsweep.orchestrator.exporting.export import MARK, Wanted, export
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps.errors import SweepError, UsageError

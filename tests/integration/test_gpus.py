@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prefsweep.orchestrator.cluster import RayCluster
+from prefsweep.orchestrator.machines.probing import ProbeTrial
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.probing import ProbeTrial
 from prefsweep.sweeps.records import Status
 from prefsweep.workers.probe import GpuMemory
 

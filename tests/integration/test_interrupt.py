@@ -11,7 +11,7 @@ import pytest
 
 from prefsweep.orchestrator.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.status import open_sweep
+from prefsweep.orchestrator.watching.status import open_sweep
 
 from .small import OVERRIDES, small_sweep, table, weights
 

@@ -20,9 +20,9 @@ import pytest
 from prefsweep.orchestrator.cluster import InlineCluster
 from prefsweep.orchestrator.drawing import publish_report
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.status import StatusReader, eta, newest_metrics, read_status
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.watching.status import StatusReader, eta, newest_metrics, read_status
 from prefsweep.sweeps.records import Status, TrialStatus
 
 from .small import OVERRIDES, small_sweep
@@ -93,7 +93,7 @@ def test_a_stage_in_the_making_has_rows_and_a_rate(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def _lease_of_this_process(sweep: Sweep) -> Iterator[None]:
     """A lease that began before the shards were made."""
-    from prefsweep.orchestrator.lease import LEASE, Lease
+    from prefsweep.orchestrator.recovery.lease import LEASE, Lease
 
     lease = Lease(sweep.store, sweep.spec.name)
     lease.acquire()

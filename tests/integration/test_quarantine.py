@@ -7,11 +7,11 @@ import pytest
 
 from prefsweep.orchestrator.cluster import InlineCluster, RayCluster
 from prefsweep.orchestrator.pipeline import Errored, run_sweep
-from prefsweep.orchestrator.quarantine import as_recorded
+from prefsweep.orchestrator.recovery.quarantine import as_recorded
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.stages import read_records
-from prefsweep.orchestrator.status import open_sweep, read_status
 from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.watching.status import open_sweep, read_status
 from prefsweep.sweeps.records import PreferencePair, ScoredCompletion, prompt_id
 
 from .small import small_sweep

@@ -8,8 +8,8 @@ import pytest
 
 from prefsweep.orchestrator.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.status import open_sweep
 from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.watching.status import open_sweep
 from prefsweep.sweeps.errors import StoreError
 
 from .ray_cluster import prefsweep

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prefsweep.orchestrator.status import open_sweep, read_status
+from prefsweep.orchestrator.watching.status import open_sweep, read_status
 from prefsweep.sweeps.records import Status
 
 from .ray_cluster import RayNodes, prefsweep

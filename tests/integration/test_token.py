@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prefsweep.orchestrator.survey import survey
+from prefsweep.orchestrator.machines.survey import survey
 
 TOKEN = "f3a1c5d2e4b6978812345678aabbccdd"
 START_TIMEOUT_S = 120
@@ -125,7 +125,7 @@ def test_without_the_token_a_driver_is_refused_and_told_what_it_needs(
 ) -> None:
     program = """
 import sys
-from prefsweep.orchestrator.survey import survey
+from prefsweep.orchestrator.machines.survey import survey
 survey(sys.argv[1], sys.argv[2], "token", float(sys.argv[3]))
 """
 

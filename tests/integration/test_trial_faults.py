@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from prefsweep.orchestrator import checkpoints, trials
-from prefsweep.orchestrator.border import set_up_worker
+from prefsweep.orchestrator import trials
 from prefsweep.orchestrator.cluster import InlineCluster
 from prefsweep.orchestrator.kept import Kept
+from prefsweep.orchestrator.machines.border import set_up_worker
 from prefsweep.orchestrator.pipeline import Errored, run_sweep
-from prefsweep.orchestrator.status import trial_status
-from prefsweep.orchestrator.stopping import request_stop
+from prefsweep.orchestrator.recovery import checkpoints
+from prefsweep.orchestrator.recovery.stopping import request_stop
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.trials import Place, run_trial
 from prefsweep.orchestrator.tuning import shares
+from prefsweep.orchestrator.watching.status import trial_status
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.records import Status, TrialStatus
 from prefsweep.workers.generate import Generator

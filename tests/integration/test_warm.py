@@ -23,7 +23,7 @@ LORA = "training.lora={r: 2, lora_alpha: 4, target_modules: [c_attn, c_proj]}"
 ALONE = """
 import sys
 from pathlib import Path
-from prefsweep.orchestrator.border import set_up_worker
+from prefsweep.orchestrator.machines.border import set_up_worker
 from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.trials import run_trial
 from tests.integration.small import small_sweep

@@ -11,10 +11,10 @@ import pytest
 from prefsweep.orchestrator.cluster import InlineCluster, RayCluster, attach
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.sharded import Generate, is_missing
-from prefsweep.orchestrator.status import open_sweep
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.tuning import tune_trials
+from prefsweep.orchestrator.watching.status import open_sweep
 
 from ..ray_cluster import dependencies_only, prefsweep, ray_nodes
 from ..small import OVERRIDES, small_sweep

@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.attach import attach_ray, worker_environment
-from prefsweep.orchestrator.inputs import local_inputs, store_inputs, stored_inputs, with_inputs
-from prefsweep.orchestrator.nodes import Node, answer_through, check_storage, version_differences
-from prefsweep.orchestrator.parcel import make_parcel
+from prefsweep.orchestrator.machines.attach import attach_ray, worker_environment
+from prefsweep.orchestrator.machines.inputs import (
+    local_inputs,
+    store_inputs,
+    stored_inputs,
+    with_inputs,
+)
+from prefsweep.orchestrator.machines.nodes import (
+    Node,
+    answer_through,
+    check_storage,
+    version_differences,
+)
+from prefsweep.orchestrator.machines.parcel import make_parcel
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import resolve
 from prefsweep.sweeps.errors import ClusterError
@@ -102,7 +112,7 @@ def test_a_folder_that_a_node_does_not_share_is_refused_with_its_name(
             said[node.node_id] = answer_through(seen, *rest)
         return said
 
-    monkeypatch.setattr("prefsweep.orchestrator.nodes._on_each", elsewhere)
+    monkeypatch.setattr("prefsweep.orchestrator.machines.nodes._on_each", elsewhere)
     shares, has_own = Node("a", "10.0.0.1"), Node("b", "10.0.0.2 (lonely)")
     store = Store(str(tmp_path / "store"))
     check_storage(store, [shares])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.changes import PLAN, changes, plan_document
+from prefsweep.orchestrator.planning.changes import PLAN, changes, plan_document
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps import identity
 from tests.integration.small import small_sweep
@@ -100,7 +100,7 @@ def test_changed_content_outside_the_spec_is_named(
 def test_new_code_is_named(before: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {**identity.STAGE_VERSIONS, "pairs": 99}
     monkeypatch.setattr(identity, "STAGE_VERSIONS", versions)
-    monkeypatch.setattr("prefsweep.orchestrator.changes.STAGE_VERSIONS", versions)
+    monkeypatch.setattr("prefsweep.orchestrator.planning.changes.STAGE_VERSIONS", versions)
     now = Sweep(before.spec, before.inputs, before.storage)
     assert "pairs: others than before, because its code is version 99, it was 1" in changes(now)
 

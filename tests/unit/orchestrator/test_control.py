@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator import control as control_module
-from prefsweep.orchestrator.control import SAME_SIGNAL_S, Control
-from prefsweep.orchestrator.lease import read_holder
-from prefsweep.orchestrator.stopping import (
+from prefsweep.orchestrator.recovery import control as control_module
+from prefsweep.orchestrator.recovery.control import SAME_SIGNAL_S, Control
+from prefsweep.orchestrator.recovery.lease import read_holder
+from prefsweep.orchestrator.recovery.stopping import (
     ask_to_stop,
     request_stop,
     stop_requested,

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefsweep.orchestrator import cli, places
-from prefsweep.orchestrator.doctor import document, examine
-from prefsweep.orchestrator.findings import Check, Level, Line
-from prefsweep.orchestrator.places import cluster_lines, storage_lines
+from prefsweep.orchestrator import cli
+from prefsweep.orchestrator.machines.survey import PACKAGES, Node
+from prefsweep.orchestrator.planning import places
+from prefsweep.orchestrator.planning.doctor import document, examine
+from prefsweep.orchestrator.planning.findings import Check, Level, Line
+from prefsweep.orchestrator.planning.places import cluster_lines, storage_lines
 from prefsweep.orchestrator.store import Store
-from prefsweep.orchestrator.survey import PACKAGES, Node
 from tests.integration.small import OVERRIDES
 
 
@@ -26,7 +27,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("RAY_ADDRESS", "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("prefsweep.orchestrator.doctor.LIMIT_S", 300.0)  # a busy machine
+    monkeypatch.setattr("prefsweep.orchestrator.planning.doctor.LIMIT_S", 300.0)  # a busy machine
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
@@ -208,7 +209,9 @@ def test_a_check_that_hangs_is_told_and_the_others_are_heard(
     never = threading.Event()
     hanging = Check("hangs", lambda: [Line("hangs", Level.OK, str(never.wait()))])
     fine = Check("fine", lambda: [Line("fine", Level.OK, "well")])
-    monkeypatch.setattr("prefsweep.orchestrator.doctor.all_checks", lambda *words: [hanging, fine])
+    monkeypatch.setattr(
+        "prefsweep.orchestrator.planning.doctor.all_checks", lambda *words: [hanging, fine]
+    )
     found = examine(None, [], "runs", None, limit_s=2.0)
     never.set()
     assert found.hangs
@@ -224,7 +227,7 @@ def test_a_check_that_fails_is_a_line_like_others(monkeypatch: pytest.MonkeyPatc
         raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr(
-        "prefsweep.orchestrator.doctor.all_checks", lambda *words: [Check("broken", fail)]
+        "prefsweep.orchestrator.planning.doctor.all_checks", lambda *words: [Check("broken", fail)]
     )
     found = examine(None, [], "runs", None)
     assert found.lines == [

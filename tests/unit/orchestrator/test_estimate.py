@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prefsweep.orchestrator.estimate import Estimate, estimate
-from prefsweep.orchestrator.estimate_lines import estimate_lines, model_lines
 from prefsweep.orchestrator.pipeline import spec_document
+from prefsweep.orchestrator.planning.estimate import Estimate, estimate
+from prefsweep.orchestrator.planning.estimate_lines import estimate_lines, model_lines
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from tests.integration.small import small_sweep

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from datasets import load_dataset
 
-from prefsweep.orchestrator.cards import ModelFacts, PairFacts, dataset_card, model_card
-from prefsweep.orchestrator.export import MARK, Wanted, export, find_trial
-from prefsweep.orchestrator.hub import check_push
+from prefsweep.orchestrator.exporting.cards import ModelFacts, PairFacts, dataset_card, model_card
+from prefsweep.orchestrator.exporting.export import MARK, Wanted, export, find_trial
+from prefsweep.orchestrator.exporting.hub import check_push
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.trials import TrialLog

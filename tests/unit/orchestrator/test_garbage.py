@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.garbage import delete_garbage, find_garbage
-from prefsweep.orchestrator.lease import Lease
 from prefsweep.orchestrator.pipeline import spec_document
-from prefsweep.orchestrator.scratch import scratch_name
+from prefsweep.orchestrator.recovery.lease import Lease
+from prefsweep.orchestrator.storage.garbage import delete_garbage, find_garbage
+from prefsweep.orchestrator.storage.scratch import scratch_name
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
 from prefsweep.sweeps.errors import StoreError

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator import processes
-from prefsweep.orchestrator.lease import HEARTBEAT_S, STALE_S, Clock, Lease, read_holder
+from prefsweep.orchestrator.recovery import processes
+from prefsweep.orchestrator.recovery.lease import HEARTBEAT_S, STALE_S, Clock, Lease, read_holder
 from prefsweep.orchestrator.store import Store
 from prefsweep.sweeps.errors import LeaseError
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from prefsweep.orchestrator import placement
-from prefsweep.orchestrator.placement import NodeSize, Placement
+from prefsweep.orchestrator.machines import placement
+from prefsweep.orchestrator.machines.placement import NodeSize, Placement
 from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.spec import ResourcesSpec
 

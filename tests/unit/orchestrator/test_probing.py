@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.placement import NodeSize
-from prefsweep.orchestrator.probing import (
+from prefsweep.orchestrator.machines.placement import NodeSize
+from prefsweep.orchestrator.machines.probing import (
     PROCESS_BYTES,
     ProbeTrial,
     cpu_memory,

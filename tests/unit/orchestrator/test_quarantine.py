@@ -7,14 +7,19 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.bisection import MAX_LONE_DEATHS, Bisection
 from prefsweep.orchestrator.pipeline import spec_document
-from prefsweep.orchestrator.quarantine import as_recorded, lifted, num_quarantined, quarantine
+from prefsweep.orchestrator.recovery.bisection import MAX_LONE_DEATHS, Bisection
+from prefsweep.orchestrator.recovery.quarantine import (
+    as_recorded,
+    lifted,
+    num_quarantined,
+    quarantine,
+)
 from prefsweep.orchestrator.sharded import Generate, Score
 from prefsweep.orchestrator.shards import MAX_DEATHS, Part, Pool, ShardFlow
-from prefsweep.orchestrator.status import open_sweep
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.watching.status import open_sweep
 from prefsweep.sweeps.errors import StageError
 from tests.integration.small import small_sweep
 

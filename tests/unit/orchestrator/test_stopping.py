@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.stopping import clear_stop, request_stop, stop_requested
+from prefsweep.orchestrator.recovery.stopping import clear_stop, request_stop, stop_requested
 from prefsweep.orchestrator.store import Store
 
 

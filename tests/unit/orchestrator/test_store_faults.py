@@ -18,8 +18,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs
 
-from prefsweep.orchestrator import attempts
-from prefsweep.orchestrator.scratch import scratch_name
+from prefsweep.orchestrator.storage import attempts
+from prefsweep.orchestrator.storage.scratch import scratch_name
 from prefsweep.orchestrator.store import ASIDE, MANIFEST, Store, new_manifest
 from prefsweep.sweeps.errors import DamagedError, StoreError
 
@@ -254,9 +254,8 @@ def test_publishers_at_once_leave_one_whole_artefact(local: Store) -> None:
 
 
 def test_only_what_the_surely_dead_left_is_deleted(local: Store) -> None:
-    code = (
-        "from prefsweep.orchestrator.scratch import scratch_name; print(scratch_name(), flush=True)"
-    )
+    module = "prefsweep.orchestrator.storage.scratch"
+    code = f"from {module} import scratch_name; print(scratch_name(), flush=True)"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     mine, elsewhere = scratch_name(), "abcdef01-1-5-00000000"
     reused = scratch_name().split("-")

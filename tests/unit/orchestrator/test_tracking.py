@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator import tracking
-from prefsweep.orchestrator.mirrored import trial_config
 from prefsweep.orchestrator.sweep import Trial
-from prefsweep.orchestrator.tracking import WandbMirror, wandb_mode
+from prefsweep.orchestrator.watching import tracking
+from prefsweep.orchestrator.watching.mirrored import trial_config
+from prefsweep.orchestrator.watching.tracking import WandbMirror, wandb_mode
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import EvaluationSample, Failure, Status, SweepResults, TrialResult

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefsweep.orchestrator.status import trial_status
-from prefsweep.orchestrator.trial_log import TrialLog, mark, parse_metrics, read_document
+from prefsweep.orchestrator.recovery.trial_log import TrialLog, mark, parse_metrics, read_document
+from prefsweep.orchestrator.watching.status import trial_status
 from prefsweep.sweeps.records import Failure, Status
 from tests.integration.small import small_sweep
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from prefsweep.orchestrator import tuning
-from prefsweep.orchestrator.status import trial_status
-from prefsweep.orchestrator.stopping import request_stop
+from prefsweep.orchestrator.recovery.stopping import request_stop
+from prefsweep.orchestrator.recovery.trial_log import TrialLog, read_document
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.trial_log import TrialLog, read_document
+from prefsweep.orchestrator.watching.status import trial_status
 from prefsweep.sweeps.records import Failure, Status
 from tests.integration.small import small_sweep
 

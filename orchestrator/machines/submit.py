@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefsweep.orchestrator.attach import worker_environment
-from prefsweep.orchestrator.inputs import copy, local_inputs, with_inputs
-from prefsweep.orchestrator.parcel import make_parcel
+from prefsweep.orchestrator.machines.attach import worker_environment
+from prefsweep.orchestrator.machines.inputs import copy, local_inputs, with_inputs
+from prefsweep.orchestrator.machines.parcel import make_parcel
 from prefsweep.sweeps.errors import ClusterError, UsageError
 from prefsweep.sweeps.spec import SweepSpec
 

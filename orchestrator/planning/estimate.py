@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from prefsweep.orchestrator.checkpoints import KEPT_CHECKPOINTS
-from prefsweep.orchestrator.status import open_sweep
+from prefsweep.orchestrator.recovery.checkpoints import KEPT_CHECKPOINTS
 from prefsweep.orchestrator.store import Manifest, Store
 from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.orchestrator.watching.status import open_sweep
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.spec import TrainingSpec
 from prefsweep.workers.locations import model_source

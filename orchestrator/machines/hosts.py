@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefsweep.orchestrator.border import hide_gpus_of_others, set_up_worker
+from prefsweep.orchestrator.machines.border import hide_gpus_of_others, set_up_worker
 from prefsweep.orchestrator.sharded import ShardStage, run_shard
 from prefsweep.orchestrator.stages import Task
 

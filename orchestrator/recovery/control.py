@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from prefsweep.orchestrator.lease import HEARTBEAT_S, Lease
-from prefsweep.orchestrator.stopping import (
+from prefsweep.orchestrator.recovery.lease import HEARTBEAT_S, Lease
+from prefsweep.orchestrator.recovery.stopping import (
     clear_stop,
     polled_stop,
     request_stop,

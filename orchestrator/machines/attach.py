@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prefsweep.orchestrator.parcel import make_parcel
+from prefsweep.orchestrator.machines.parcel import make_parcel
 from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.spec import SweepSpec
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from prefsweep.orchestrator.scratch import scratch_name
+from prefsweep.orchestrator.storage.scratch import scratch_name
 
 
 def download_cache() -> Path:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from prefsweep.orchestrator.progress import clean, duration
+from prefsweep.orchestrator.watching.progress import clean, duration
 from prefsweep.sweeps.records import StageStatus, Status, SweepStatus, TrialStatus
 
 SHOWN = ("reward_mean", "kl", "entropy", "win_rate")

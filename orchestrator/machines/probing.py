@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.placement import NodeSize
+from prefsweep.orchestrator.machines.placement import NodeSize
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.identity import canonical_json

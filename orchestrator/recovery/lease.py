@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
-from prefsweep.orchestrator.processes import machine, started
+from prefsweep.orchestrator.recovery.processes import machine, started
 from prefsweep.orchestrator.store import Store
 from prefsweep.sweeps.errors import LeaseError
 

@@ -5,7 +5,7 @@ Every line says what its figure is based on, or why there is none.
 
 from collections.abc import Iterator
 
-from prefsweep.orchestrator.estimate import Estimate
+from prefsweep.orchestrator.planning.estimate import Estimate
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps.spec import ModelSection
 from prefsweep.workers.locations import BUILTIN, model_source

@@ -14,8 +14,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from prefsweep.orchestrator.events import changes
-from prefsweep.orchestrator.progress import clean, duration, encodable, printable, render
+from prefsweep.orchestrator.watching.events import changes
+from prefsweep.orchestrator.watching.progress import clean, duration, encodable, printable, render
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.records import SweepStatus
 

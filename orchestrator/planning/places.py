@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from prefsweep.orchestrator.estimate import free_bytes
-from prefsweep.orchestrator.estimate_lines import readable_bytes
-from prefsweep.orchestrator.findings import Level, Line
+from prefsweep.orchestrator.machines.survey import PACKAGES, Node, survey
+from prefsweep.orchestrator.planning.estimate import free_bytes
+from prefsweep.orchestrator.planning.estimate_lines import readable_bytes
+from prefsweep.orchestrator.planning.findings import Level, Line
 from prefsweep.orchestrator.store import Store
-from prefsweep.orchestrator.survey import PACKAGES, Node, survey
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.spec import SweepSpec
 

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prefsweep.orchestrator.mirrored import trial_config
+from prefsweep.orchestrator.recovery.trial_log import parse_metrics
 from prefsweep.orchestrator.results import read_result, read_results
-from prefsweep.orchestrator.status import StatusReader
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.tracking import WandbMirror
-from prefsweep.orchestrator.trial_log import parse_metrics
+from prefsweep.orchestrator.watching.mirrored import trial_config
+from prefsweep.orchestrator.watching.status import StatusReader
+from prefsweep.orchestrator.watching.tracking import WandbMirror
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.records import Status, TrialResult
 

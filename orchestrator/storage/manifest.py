@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from prefsweep.orchestrator.border import node
+from prefsweep.orchestrator.machines.border import node
 
 MANIFEST = "manifest.json"
 

@@ -10,7 +10,7 @@ import sysconfig
 from importlib import import_module, metadata
 from pathlib import Path
 
-from prefsweep.orchestrator.inputs import copy
+from prefsweep.orchestrator.machines.inputs import copy
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.spec import CallableReward, SweepSpec
 

@@ -7,11 +7,11 @@ a spec.json cannot be read nobody knows what its sweep refers to, so nothing is 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prefsweep.orchestrator.lease import read_holder
-from prefsweep.orchestrator.scratch import is_abandoned, is_in_use
-from prefsweep.orchestrator.status import open_sweep
+from prefsweep.orchestrator.recovery.lease import read_holder
+from prefsweep.orchestrator.storage.scratch import is_abandoned, is_in_use
 from prefsweep.orchestrator.store import ASIDE, Store
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
+from prefsweep.orchestrator.watching.status import open_sweep
 from prefsweep.sweeps.errors import StoreError, UsageError
 
 

@@ -6,12 +6,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prefsweep.orchestrator.changes import changes
-from prefsweep.orchestrator.estimate import estimate
-from prefsweep.orchestrator.estimate_lines import estimate_lines, model_lines
-from prefsweep.orchestrator.status import is_finished, read_status
+from prefsweep.orchestrator.planning.changes import changes
+from prefsweep.orchestrator.planning.estimate import estimate
+from prefsweep.orchestrator.planning.estimate_lines import estimate_lines, model_lines
 from prefsweep.orchestrator.store import environment
 from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.watching.status import is_finished, read_status
 from prefsweep.sweeps.records import Status
 
 

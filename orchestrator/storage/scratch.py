@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefsweep.orchestrator.attempts import attempt, remedy_for
-from prefsweep.orchestrator.processes import machine, started
+from prefsweep.orchestrator.recovery.processes import machine, started
+from prefsweep.orchestrator.storage.attempts import attempt, remedy_for
 from prefsweep.sweeps.errors import StoreError
 
 

@@ -27,8 +27,8 @@ def submit(
     ] = False,
 ) -> None:
     """Send a sweep, or what is missing of it, to a Ray cluster as a job."""
-    from prefsweep.orchestrator.submit import print_lines
-    from prefsweep.orchestrator.submit import submit as send
+    from prefsweep.orchestrator.machines.submit import print_lines
+    from prefsweep.orchestrator.machines.submit import submit as send
     from prefsweep.sweeps.load import load_spec
 
     sweep, flags = load_spec(spec, overrides or []), ["--until", until]

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from prefsweep.orchestrator.lease import STALE_S, Holder, read_holder
+from prefsweep.orchestrator.recovery.lease import STALE_S, Holder, read_holder
 from prefsweep.orchestrator.store import Store
 from prefsweep.sweeps.errors import UsageError
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from prefsweep.orchestrator.mirrored import (
+from prefsweep.orchestrator.watching.mirrored import (
     STEP,
     Table,
     figures,

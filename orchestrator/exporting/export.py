@@ -15,11 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefsweep.orchestrator.cards import Form, ModelFacts, PairFacts, dataset_card, model_card
-from prefsweep.orchestrator.hub import ADAPTER_CONFIG, check_push, name_base, push
-from prefsweep.orchestrator.status import trial_status
+from prefsweep.orchestrator.exporting.cards import (
+    Form,
+    ModelFacts,
+    PairFacts,
+    dataset_card,
+    model_card,
+)
+from prefsweep.orchestrator.exporting.hub import ADAPTER_CONFIG, check_push, name_base, push
 from prefsweep.orchestrator.store import Manifest
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
+from prefsweep.orchestrator.watching.status import trial_status
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.records import Metrics, Status
 
@@ -140,7 +146,7 @@ def _write_model(
     """Weights and tokenizer, and the base of an adapter if no hub id names it."""
     import torch
 
-    from prefsweep.orchestrator.border import set_up_worker
+    from prefsweep.orchestrator.machines.border import set_up_worker
     from prefsweep.workers.models import load_policy, load_tokenizer, load_trained
 
     set_up_worker(sweep.spec.resources.threads_per_worker)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 
-from prefsweep.orchestrator.estimate import Estimate, estimate
-from prefsweep.orchestrator.estimate_lines import estimate_lines, readable_bytes
-from prefsweep.orchestrator.findings import Check, Level, Line
-from prefsweep.orchestrator.places import (
+from prefsweep.orchestrator.planning.estimate import Estimate, estimate
+from prefsweep.orchestrator.planning.estimate_lines import estimate_lines, readable_bytes
+from prefsweep.orchestrator.planning.findings import Check, Level, Line
+from prefsweep.orchestrator.planning.places import (
     cluster,
     cuda,
     packages,
@@ -121,8 +121,8 @@ def data(spec: SweepSpec) -> Iterator[Line]:
 
 def left_to_do(spec: SweepSpec, storage: str) -> Iterator[Line]:
     """Time, cost and disk of the trials that are left. Raises what a run would be refused for."""
-    from prefsweep.orchestrator.status import is_finished
     from prefsweep.orchestrator.sweep import resolve
+    from prefsweep.orchestrator.watching.status import is_finished
 
     sweep = resolve(spec, storage)
     left = [trial for trial in sweep.trials if not is_finished(sweep, trial.trial_id)]
@@ -144,7 +144,7 @@ def _disk(found: Estimate, text: str) -> Line:
 
 def tracking(spec: WandbSpec) -> Line:
     """Whether W&B would be reached. Nothing it does can stop a run."""
-    from prefsweep.orchestrator.tracking import server_url, wandb_mode
+    from prefsweep.orchestrator.watching.tracking import server_url, wandb_mode
 
     mode = wandb_mode(spec, os.environ)
     if mode == "disabled":

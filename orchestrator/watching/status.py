@@ -7,18 +7,18 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from prefsweep.orchestrator.lease import read_holder
-from prefsweep.orchestrator.quarantine import as_recorded
-from prefsweep.orchestrator.sharded import REFERENCE_SHARD_PROMPTS, SHARDED
-from prefsweep.orchestrator.store import Manifest, Store, absolute
-from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
-from prefsweep.orchestrator.trial_log import (
+from prefsweep.orchestrator.recovery.lease import read_holder
+from prefsweep.orchestrator.recovery.quarantine import as_recorded
+from prefsweep.orchestrator.recovery.trial_log import (
     parse_metrics,
     read_count,
     read_document,
     read_failure,
     read_status_field,
 )
+from prefsweep.orchestrator.sharded import REFERENCE_SHARD_PROMPTS, SHARDED
+from prefsweep.orchestrator.store import Manifest, Store, absolute
+from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.identity import Inputs
 from prefsweep.sweeps.load import validate_spec

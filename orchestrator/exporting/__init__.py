@@ -1,0 +1,1 @@
+"""Finished things of a store as folders for others, and on the hub."""

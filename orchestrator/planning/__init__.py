@@ -1,0 +1,1 @@
+"""Before anything starts: what would run, what it takes, and whether all it needs is there."""

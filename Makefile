@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STORAGE ?= ./runs
 SWEEP ?= quickstart
-FUZZ := tests/unit/workers/test_damaged_files.py tests/unit/sweeps/test_load.py
+FUZZ := tests/unit/workers/test_damaged_files.py tests/unit/sweeps/test_load_fuzz.py
 
 export RAY_USAGE_STATS_ENABLED := 0
 

@@ -38,7 +38,7 @@ def s3(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://bucket/{tmp_path.name}?endpoint_override={s3_server}&scheme=http"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
     """A head and two more nodes of one CPU each, with a dashboard."""
     with ray_nodes(tmp_path_factory.mktemp("nodes")) as nodes:

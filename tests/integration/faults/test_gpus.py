@@ -11,7 +11,7 @@ from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.sweeps.records import Status
 from prefsweep.workers.probe import GpuMemory
 
-from .small import small_sweep
+from ..small import small_sweep
 
 ARMED, MET = "armed", "met"
 FOUR = "grid=[{loss_type: sigmoid, beta: [0.1, 0.2, 0.3, 0.4], learning_rate: 1e-3}]"
@@ -49,7 +49,7 @@ def test_four_half_gpu_trials_at_once_have_two_cards_as_a_probe_found(
     tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("MEETING_FOLDER", str(tmp_path))
-    reward = "reward={type: callable, function: 'tests.integration.test_gpus:met'}"
+    reward = "reward={type: callable, function: 'tests.integration.faults.test_gpus:met'}"
     kept = ["resources.num_generators=1", "resources.num_scorers=1"]
     sweep = small_sweep(tmp_path / "store", reward, FOUR, *kept)
 

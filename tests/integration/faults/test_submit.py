@@ -5,9 +5,9 @@ from pathlib import Path
 from prefsweep.orchestrator.watching.status import open_sweep, read_status
 from prefsweep.sweeps.records import Status
 
-from .ray_cluster import RayNodes, prefsweep
-from .small import OVERRIDES
-from .test_cluster import users_folder
+from ..ray_cluster import RayNodes, prefsweep
+from ..small import OVERRIDES
+from .test_attach import users_folder
 
 ONE_GOOD = "grid=[{loss_type: sigmoid, beta: 0.1, learning_rate: 1e-3}]"
 ONE_THAT_DIVERGES = "grid=[{loss_type: sigmoid, beta: 0.1, learning_rate: 1e30}]"
@@ -41,15 +41,6 @@ def test_a_job_brings_its_files_shows_its_log_and_ends_with_the_sweeps_exit_code
     assert code == 1, output
     assert "completions: found in the store" in output
     assert "1 of 1 trials have not succeeded" in output
-
-
-def test_a_relative_store_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
-    process = prefsweep(
-        *("submit", "quickstart", "--address", "http://127.0.0.1:1", "--storage", "./runs"),
-        cwd=tmp_path,
-    )
-    assert "--storage ./runs is relative" in process.communicate(timeout=100)[0]
-    assert process.returncode == 2
 
 
 def test_a_dashboard_that_does_not_answer_is_named(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from prefsweep.orchestrator.sharded import Generate, Score
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.watching.status import open_sweep
 
-from .ray_cluster import RayNodes, prefsweep
-from .small import OVERRIDES
+from ..ray_cluster import RayNodes, prefsweep
+from ..small import OVERRIDES
 
 SECRETS = {
     "HF_TOKEN": "hf_tokenthatmaynottravel",

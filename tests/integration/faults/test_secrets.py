@@ -15,7 +15,7 @@ from prefsweep.orchestrator.cluster import RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.sweeps.records import Status
 
-from .small import small_sweep
+from ..small import small_sweep
 
 SECRETS = {
     "HF_TOKEN": "hf_Zq8vT1mNcX4rKpW7sYdLbJhG",

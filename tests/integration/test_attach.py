@@ -1,0 +1,24 @@
+"""`run --address` on a cluster that is running: our code travels to nodes that have none of it."""
+
+from pathlib import Path
+
+from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.watching.status import open_sweep
+
+from .ray_cluster import prefsweep, ray_nodes
+from .small import OVERRIDES, content, small_sweep
+
+
+def test_a_cluster_that_has_nothing_of_ours_makes_what_one_process_makes(tmp_path: Path) -> None:
+    alone = small_sweep(tmp_path / "alone")
+    run_sweep(alone, lambda: InlineCluster(alone.spec.resources), until="scores")
+    with ray_nodes(tmp_path / "nodes") as nodes:
+        nodes.start("head")
+        nodes.wait(1)
+        words = ["--address", nodes.address, "--storage", "store", "--until", "scores"]
+        run = prefsweep("run", "quickstart", *OVERRIDES, *words, cwd=tmp_path)
+        output = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, output
+    attached = open_sweep("small", str(tmp_path / "store"))
+    assert content(attached, "scores") == content(alone, "scores")

@@ -16,6 +16,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from prefsweep.orchestrator.machines.submit_command import submit
+from prefsweep.orchestrator.options import (
+    Address,
+    Inline,
+    Name,
+    Overrides,
+    Restart,
+    Resume,
+    Skip,
+    Spec,
+    Storage,
+    Until,
+    errored_trials,
+    require_stage,
+)
 from prefsweep.sweeps.errors import ClusterError, SweepError, UsageError
 
 if TYPE_CHECKING:
@@ -33,25 +47,6 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-Spec = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped sweep.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.max_steps=50 ...")
-]
-Storage = Annotated[str, typer.Option(help="Folder or URI of the store.")]
-Name = Annotated[str, typer.Argument(help="Name of a sweep in the store.")]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster: auto or HOST:PORT. Default: this machine.")
-]
-Until = Annotated[str, typer.Option(help="Last stage to run.")]
-Inline = Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")]
-Restart = Annotated[
-    bool, typer.Option("--restart-errored", help="Run all failed trials again, from scratch.")
-]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume-errored", help="Run all failed trials on from their newest checkpoint."),
-]
-Skip = Annotated[bool, typer.Option("--skip-errored", help="Leave all failed trials as they are.")]
 DEFAULT_STORAGE = "./runs"
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM; typer turns a KeyboardInterrupt into it."""
@@ -71,7 +66,7 @@ def run(
     skip_errored: Skip = False,
 ) -> None:
     """Run a sweep, or what is missing of it."""
-    errored = _errored(restart=restart_errored, resume=resume_errored, skip=skip_errored)
+    errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
     sweep = _resolve(spec, overrides or [], storage)
     if dry_run:
         _print_plan(sweep)
@@ -98,7 +93,7 @@ def resume(
     """Go on with a sweep from the spec that the store has of it."""
     from prefsweep.orchestrator.watching.status import open_sweep
 
-    errored = _errored(restart=restart_errored, resume=resume_errored, skip=skip_errored)
+    errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
     sweep = open_sweep(name, storage)
     _run(sweep, address=address, until="report", inline=inline, errored=errored)
 
@@ -298,28 +293,18 @@ def _resolve(spec: str, overrides: list[str], storage: str) -> "Sweep":
     return resolve(load_spec(spec, overrides), storage)
 
 
-def _errored(*, restart: bool, resume: bool, skip: bool) -> "Errored":
-    """What the three flags say of failed trials. Raises UsageError."""
-    if restart + resume + skip > 1:
-        raise UsageError(
-            "--restart-errored, --resume-errored and --skip-errored exclude each other; give one"
-        )
-    return "restart" if restart else "resume" if resume else "skip" if skip else "retry"
-
-
 def _run(
     sweep: "Sweep", *, address: str | None, until: str, inline: bool, errored: "Errored"
 ) -> None:
     from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster, attach
     from prefsweep.orchestrator.drawing import report_path
-    from prefsweep.orchestrator.pipeline import STAGES, run_sweep
+    from prefsweep.orchestrator.pipeline import run_sweep
     from prefsweep.orchestrator.recovery.quarantine import as_recorded, num_quarantined
     from prefsweep.orchestrator.watching.live import LiveView, log_handler
     from prefsweep.orchestrator.watching.status import StatusReader
     from prefsweep.sweeps.records import Status
 
-    if until not in STAGES:
-        raise UsageError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
+    require_stage(until)
     logger = logging.getLogger("prefsweep")
     logger.setLevel(logging.INFO)
     logger.addHandler(log_handler(console))

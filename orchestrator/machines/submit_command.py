@@ -6,22 +6,31 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from prefsweep.orchestrator.options import (
+    Overrides,
+    Restart,
+    Resume,
+    Skip,
+    Spec,
+    Until,
+    errored_trials,
+    require_stage,
+)
+
 errors = Console(stderr=True)
 INTERRUPTED = 130
 
 
 def submit(
-    spec: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped sweep.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.max_steps=50 ...")
-    ] = None,
+    spec: Spec,
+    overrides: Overrides = None,
     *,
     address: Annotated[str, typer.Option(help="The cluster's dashboard: http://HEAD:8265.")],
     storage: Annotated[str, typer.Option(help="URI, or full path of a shared folder.")],
-    until: Annotated[str, typer.Option(help="Last stage to run.")] = "report",
-    restart_errored: Annotated[
-        bool, typer.Option("--restart-errored", help="Run failed trials again from scratch.")
-    ] = False,
+    until: Until = "report",
+    restart_errored: Restart = False,
+    resume_errored: Resume = False,
+    skip_errored: Skip = False,
     follow: Annotated[
         bool, typer.Option("--follow", help="Show its log, and end with its exit code.")
     ] = False,
@@ -31,8 +40,10 @@ def submit(
     from prefsweep.orchestrator.machines.submit import submit as send
     from prefsweep.sweeps.load import load_spec
 
+    errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
+    require_stage(until)
     sweep, flags = load_spec(spec, overrides or []), ["--until", until]
-    flags += ["--restart-errored"] if restart_errored else []
+    flags += [f"--{errored}-errored"] if errored != "retry" else []
     job = send(sweep, address, storage, flags)
     ways = (
         f"`prefsweep status {sweep.name} --storage {storage}` shows how it stands, "

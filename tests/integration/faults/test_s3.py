@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prefsweep.orchestrator.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.watching.status import open_sweep
 from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.watching.status import open_sweep
 
 from ..ray_cluster import prefsweep
 from ..small import OVERRIDES, small_sweep, table, weights

@@ -1,0 +1,47 @@
+"""Arguments and options that several commands have, and what three of them mean together."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prefsweep.sweeps.errors import UsageError
+
+if TYPE_CHECKING:
+    from prefsweep.orchestrator.pipeline import Errored
+
+Spec = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped sweep.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.max_steps=50 ...")
+]
+Storage = Annotated[str, typer.Option(help="Folder or URI of the store.")]
+Name = Annotated[str, typer.Argument(help="Name of a sweep in the store.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster: auto or HOST:PORT. Default: this machine.")
+]
+Until = Annotated[str, typer.Option(help="Last stage to run.")]
+Inline = Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")]
+Restart = Annotated[
+    bool, typer.Option("--restart-errored", help="Run all failed trials again, from scratch.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume-errored", help="Run all failed trials on from their newest checkpoint."),
+]
+Skip = Annotated[bool, typer.Option("--skip-errored", help="Leave all failed trials as they are.")]
+
+
+def errored_trials(*, restart: bool, resume: bool, skip: bool) -> "Errored":
+    """What the three flags say of failed trials. Raises UsageError."""
+    if restart + resume + skip > 1:
+        raise UsageError(
+            "--restart-errored, --resume-errored and --skip-errored exclude each other; give one"
+        )
+    return "restart" if restart else "resume" if resume else "skip" if skip else "retry"
+
+
+def require_stage(until: str) -> None:
+    """Raises UsageError for a stage that there is not."""
+    from prefsweep.orchestrator.pipeline import STAGES
+
+    if until not in STAGES:
+        raise UsageError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")

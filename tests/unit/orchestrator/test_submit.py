@@ -1,0 +1,85 @@
+"""`submit`: what a job is sent with, and what is refused before anything is sent."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefsweep.orchestrator import cli
+from prefsweep.orchestrator.machines import submit as submitting
+
+OTHERS = ["--storage", "s3://bucket/runs", "--address", "http://head:8265"]
+
+
+class Dashboard:
+    """Takes jobs, and keeps the words they are started with and the spec in their folder."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.spec: dict[str, Any] = {}
+        self.settings: dict[str, str] = {}
+
+    def submit_job(
+        self, *, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]
+    ) -> str:
+        self.words = shlex.split(entrypoint)
+        self.spec = json.loads((Path(runtime_env["working_dir"]) / "sweep.json").read_text())
+        self.settings = runtime_env["env_vars"]
+        return f"job of {metadata['prefsweep']}"
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> Dashboard:
+    here = Dashboard()
+    monkeypatch.setattr(submitting, "_client", lambda address: here)
+    return here
+
+
+def submit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["prefsweep", "submit", "quickstart", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("flag", ["--restart-errored", "--resume-errored", "--skip-errored"])
+def test_the_job_is_the_same_command_with_the_spec_as_resolved_here(
+    flag: str, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a secret")
+    assert submit(monkeypatch, "name=mine", *OTHERS, "--until", "trials", flag) == 0
+    module, *words = dashboard.words[2:]
+    assert module == "prefsweep.orchestrator.cli"
+    assert words == ["run", "sweep.json", *OTHERS[:2], "--until", "trials", flag]
+    assert dashboard.spec["name"] == "mine"
+    assert "a secret" not in dashboard.settings.values()
+
+
+def test_failed_trials_are_retried_as_run_does_where_no_flag_is_given(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert submit(monkeypatch, *OTHERS) == 0
+    assert dashboard.words[-2:] == ["--until", "report"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*OTHERS, "--resume-errored", "--skip-errored"], "exclude each other"),
+        ([*OTHERS, "--until", "nowhere"], "--until nowhere: no such stage"),
+        (["--storage", "./runs", *OTHERS[2:]], "--storage ./runs is relative"),
+    ],
+)
+def test_what_cannot_work_there_is_refused_before_anything_is_sent(
+    words: list[str],
+    said: str,
+    dashboard: Dashboard,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert submit(monkeypatch, *words) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not dashboard.words

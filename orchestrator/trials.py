@@ -221,11 +221,8 @@ def _train(
     state.write(Status.RUNNING)
     output.note(f"training from step {step}")
 
-    def report(record: dict[str, float]) -> None:
-        state.report(record)
-        state.write(Status.RUNNING)
-
     def publish(step: int, folder: Path) -> None:
+        state.flush()
         publish_checkpoint(sweep, trial, step, folder, state.metrics)
         output.note(f"checkpoint of step {step} published")
         output.upload()
@@ -239,7 +236,7 @@ def _train(
             state.report({"step": float(step), **numbers})
 
     hooks = Hooks(
-        report=report,
+        report=state.report,
         publish=publish,
         on_step=on_step,
         resume_from=None if checkpoint is None else checkpoint.folder,
@@ -257,6 +254,7 @@ def _train(
             weights,
             hooks,
         )
+        state.flush()  # nobody trains again for lines that are missing then
         if state.halvings:  # such weights differ from others by rounding
             notes["halvings"] = float(state.halvings)
         manifest = new_manifest(trial.trial_id, 1, time.monotonic() - started, notes)

@@ -2,6 +2,9 @@
 
 status.json also remembers, over workers and launches, how often the trial was tried and what it
 was given less or more of. Both are read back leniently: a damaged one is what is left of it.
+
+An object store has no append, so there metrics.jsonl is written anew now and then, and whenever
+something else in the store counts on its lines.
 """
 
 import json
@@ -14,6 +17,11 @@ from typing import Any
 
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.sweeps.records import Failure, Status
+
+REWRITE_S = 5.0
+"""Shortest time between two writes of all metrics to a store without append."""
+REWRITE_SHARE = 0.05
+"""Share of a trial's time that such writes may take: the longer the log, the rarer they are."""
 
 
 class TrialLog:
@@ -35,6 +43,7 @@ class TrialLog:
         self._started = time.time()
         self._step, self._max_steps = float(read_count(found, "step")), found.get("max_steps")
         self._lines: list[bytes] = []
+        self._is_behind, self._next_rewrite_s = False, 0.0
 
     @property
     def reached(self) -> int:
@@ -58,20 +67,35 @@ class TrialLog:
     def restart(self, step: int, metrics: bytes, max_steps: float | None) -> None:
         """Go on after `step` with the lines a checkpoint holds."""
         self._lines = [_line(record) for record in parse_metrics(metrics) if record["step"] <= step]
-        self._store.write(self._metrics_path(), self.metrics)
+        self._is_behind = True
+        self.flush()
         self._step, self._max_steps = float(step), max_steps
 
     def report(self, record: dict[str, float]) -> None:
-        """Append one line of metrics."""
+        """Append one line of metrics, and record the step it is of."""
         self._lines.append(_line(record))
         self._step = record["step"]
         if self._store.is_local:
             self._store.append(self._metrics_path(), self._lines[-1])
-        else:  # no append there, and no need to read what is known
-            self._store.write(self._metrics_path(), self.metrics)
+        else:
+            self._is_behind = True
+            if time.monotonic() < self._next_rewrite_s:
+                return
+        self.write(Status.RUNNING)
+
+    def flush(self) -> None:
+        """Have all lines in the store."""
+        if not self._is_behind:
+            return
+        started = time.monotonic()
+        self._store.write(self._metrics_path(), self.metrics)
+        self._is_behind = False
+        now = time.monotonic()
+        self._next_rewrite_s = now + max(REWRITE_S, (now - started) / REWRITE_SHARE)
 
     def write(self, status: Status, failure: Failure | None = None) -> None:
-        """Record where the trial stands."""
+        """Record where the trial stands, and every line up to there."""
+        self.flush()
         if failure is not None:
             self.last_failure = failure
         last = self.last_failure

@@ -1,12 +1,19 @@
 """status.json and metrics.jsonl are read back whatever has become of them."""
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import fs
 
+from prefsweep.orchestrator.recovery import trial_log
 from prefsweep.orchestrator.recovery.trial_log import TrialLog, mark, parse_metrics, read_document
+from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.watching.status import trial_status
 from prefsweep.sweeps.records import Failure, Status
 from tests.integration.small import small_sweep
@@ -55,3 +62,66 @@ def test_attempts_and_halvings_are_remembered_and_failures_in_a_row_end_with_pro
     found = read_document(sweep, trial)
     assert (found["attempts"], found["halvings"], found["fruitless"]) == (4, 4, 0)
     assert found["failure"] is None and found["last_failure"]["log_path"] == "trial.log"
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """A sweep whose store has no append."""
+    monkeypatch.setattr(Store, "append", None)
+    sweep = small_sweep(tmp_path)
+    memory = fs.PyFileSystem(fs.FSSpecHandler(MemoryFileSystem()))
+    sweep.store.fs, sweep.store.is_local = memory, False
+    return sweep
+
+
+def lines_in(sweep: Sweep) -> int:
+    path = sweep.store.trial(sweep.trials[0].trial_id, "metrics.jsonl")
+    return len(parse_metrics(sweep.store.read(path)))
+
+
+def test_without_append_a_long_log_is_not_written_again_for_every_line(
+    remote: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0], time=time.time)
+    monkeypatch.setattr(trial_log, "time", clock)
+    written: list[int] = []
+    write = Store.write
+
+    def slow_write(self: Store, path: str, data: bytes) -> None:
+        now_s[0] += 2.0 if path.endswith("metrics.jsonl") else 0.0
+        written.append(len(data))
+        write(self, path, data)
+
+    monkeypatch.setattr(Store, "write", slow_write)
+    log = TrialLog(remote, remote.trials[0])
+    for step in range(1, 1001):
+        log.report({"step": float(step)})
+        now_s[0] += 0.1
+    assert lines_in(remote) >= 600, "those who look see it grow"
+    assert len(written) <= 8, "two objects each time, and no more than 5 % of 100 s for it"
+    log.write(Status.SUCCEEDED)
+    assert lines_in(remote) == 1000
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.INTERRUPTED, Status.RUNNING])
+def test_whatever_is_recorded_of_a_trial_its_lines_are_there_before(
+    status: Status, remote: Sweep
+) -> None:
+    log = TrialLog(remote, remote.trials[0])
+    for step in range(1, 4):
+        log.report({"step": float(step)})
+    assert lines_in(remote) == 1
+    log.write(status)
+    assert lines_in(remote) == 3
+
+
+def test_a_log_that_goes_on_from_a_checkpoint_has_its_lines_at_once(remote: Sweep) -> None:
+    log = TrialLog(remote, remote.trials[0])
+    for step in range(1, 4):
+        log.report({"step": float(step)})
+    log.restart(2, log.metrics, 9.0)
+    assert lines_in(remote) == 2
+    assert read_document(remote, remote.trials[0])["step"] == 1.0
+    log.write(Status.RUNNING)
+    assert read_document(remote, remote.trials[0])["step"] == 2.0

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STORAGE ?= ./runs
 SWEEP ?= quickstart
-FUZZ := tests/unit/workers/test_damaged_files.py tests/unit/sweeps/test_load_fuzz.py
+FUZZ := tests/unit/workers/test_damaged_files.py tests/unit/sweeps/test_load_fuzz.py tests/integration/test_damaged_records.py
 
 export RAY_USAGE_STATS_ENABLED := 0
 

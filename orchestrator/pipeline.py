@@ -4,25 +4,22 @@ Work that is finished is found in the store and not done again, so running is al
 """
 
 import logging
-import os
-import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
 from prefsweep.orchestrator.cluster import Cluster
-from prefsweep.orchestrator.command import typed_command
 from prefsweep.orchestrator.drawing import is_drawn, publish_report, report_path
 from prefsweep.orchestrator.entry import DataTask, data_tasks
 from prefsweep.orchestrator.evaluations import EvaluateUntrained
 from prefsweep.orchestrator.planning.changes import PLAN, changes, plan_document
 from prefsweep.orchestrator.recovery.control import Control
 from prefsweep.orchestrator.recovery.quarantine import as_recorded, lifted, quarantine
+from prefsweep.orchestrator.recovery.state import record_state
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.sharded import (
     SHARDED,
@@ -310,6 +307,9 @@ class Run:
         store.write_json(store.sweep(name, "spec.json"), spec_document(self.sweep))
         store.write_json(store.sweep(name, PLAN), plan_document(self.sweep))
 
+    def _record(self, status: Status) -> None:
+        record_state(self.sweep.store, self.sweep.spec.name, status)
+
     def _mark_interrupted(self) -> None:
         for trial in self.sweep.trials:
             if trial_status(self.sweep, trial).status == Status.RUNNING:
@@ -364,24 +364,6 @@ class Run:
         assert manifest is not None
         where = self.sweep.store.display(path)
         log.info("%s: %d rows in %.1f s, %s", stage, manifest.rows, manifest.seconds, where)
-
-    def _record(self, status: Status) -> None:
-        path = self.sweep.store.sweep(self.sweep.spec.name, "state.json")
-        before = self.sweep.store.read_object(path)
-        now = time.time()
-        started = now if status == Status.RUNNING else before.get("started", now)
-        first = before.get("first_started", before.get("started", now))
-        state = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-        state |= {"first_started": first, "commands": _commands(before, status)}
-        self.sweep.store.write_json(path, {"status": status, "updated": now, **state})
-
-
-def _commands(before: Mapping[str, Any], status: Status) -> list[str]:
-    """The commands that drivers of this sweep were started with, in order, each once."""
-    commands: list[str] = before.get("commands", [])
-    command = typed_command(sys.argv)
-    new = status == Status.RUNNING and command and command not in commands
-    return [*commands, command] if new else commands
 
 
 def spec_document(sweep: Sweep) -> dict[str, object]:

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
 
 from prefsweep.orchestrator.histograms import read_data_facts
+from prefsweep.orchestrator.recovery.state import read_state
 from prefsweep.orchestrator.recovery.trial_log import parse_metrics
 from prefsweep.orchestrator.store import Manifest, environment
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
@@ -27,7 +26,8 @@ def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
 
     Without `details` they lack curves, samples and distributions, which take the time to read.
     """
-    began = _began(sweep)
+    state = read_state(sweep.store, sweep.spec.name)
+    began = state.first_started
     untrained = _untrained(sweep, began, details=details)
     rows = [] if untrained is None else [untrained]
     rows += [read_result(sweep, trial, began, details=details) for trial in sweep.trials]
@@ -41,7 +41,7 @@ def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
         environment=_environments(manifest for manifest in made.values() if manifest is not None),
         data=read_data_facts(sweep) if details else DataFacts(),
         missing=missing if untrained is not None else [*missing, UNTRAINED],
-        commands=_state(sweep).get("commands", []),
+        commands=list(state.commands),
         quarantined=_quarantined(sweep),
     )
 
@@ -69,11 +69,11 @@ def _stage_names(sweep: Sweep) -> list[str]:
 
 
 def read_result(
-    sweep: Sweep, trial: Trial, began: float | None = None, *, details: bool = True
+    sweep: Sweep, trial: Trial, began: float = 0.0, *, details: bool = True
 ) -> TrialResult:
     """One trial's row, with its curves and samples if `details` are wanted.
 
-    `began` is when the sweep did, if that is known.
+    `began` is when the sweep did, 0 if that is not known.
     """
     store, status = sweep.store, trial_status(sweep, trial)
     evaluation = _Evaluation()
@@ -109,7 +109,7 @@ class _Evaluation:
     seconds: float | None = None
 
 
-def _untrained(sweep: Sweep, began: float | None, *, details: bool) -> TrialResult | None:
+def _untrained(sweep: Sweep, began: float, *, details: bool) -> TrialResult | None:
     manifest = sweep.store.manifest(sweep.evaluation_path(UNTRAINED))
     if manifest is None:
         return None
@@ -137,7 +137,7 @@ def _evaluation(sweep: Sweep, trial_id: str, *, details: bool) -> _Evaluation:
     return _Evaluation(metrics, samples, seconds)
 
 
-def _stages(made: Mapping[str, Manifest | None], began: float | None) -> list[StageResult]:
+def _stages(made: Mapping[str, Manifest | None], began: float) -> list[StageResult]:
     return [
         StageResult(
             name,
@@ -152,21 +152,9 @@ def _stages(made: Mapping[str, Manifest | None], began: float | None) -> list[St
     ]
 
 
-def _began(sweep: Sweep) -> float | None:
-    """When the first run of this sweep began, seconds since the epoch."""
-    return _state(sweep).get("first_started")
-
-
-def _state(sweep: Sweep) -> dict[str, Any]:
-    """What the sweep's drivers have written of themselves."""
-    return sweep.store.read_object(sweep.store.sweep(sweep.spec.name, "state.json"))
-
-
-def _is_older(manifest: Manifest | None, began: float | None) -> bool:
-    """Whether an artefact was there before; manifests tell whole seconds."""
-    if manifest is None or not manifest.created or began is None:
-        return False
-    return datetime.fromisoformat(manifest.created).timestamp() < int(began)
+def _is_older(manifest: Manifest | None, began: float) -> bool:
+    """Whether an artefact was there before the first run of the sweep began (0: unknown)."""
+    return manifest is not None and 0 < manifest.made_at < int(began)
 
 
 def _environments(manifests: Iterable[Manifest]) -> dict[str, str]:

@@ -27,7 +27,8 @@ def make_parcel(folder: Path, spec: SweepSpec) -> None:
     installed = metadata.distribution(DISTRIBUTION)
     info = folder / f"{DISTRIBUTION}-{installed.version}.dist-info"  # tells the version
     info.mkdir()
-    (info / "METADATA").write_text(installed.read_text("METADATA") or "", encoding="utf-8")
+    told = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""  # of a checkout
+    (info / "METADATA").write_text(told, encoding="utf-8")
     if isinstance(spec.reward, CallableReward):
         _add_module(folder, spec.reward.function)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from prefsweep.orchestrator.recovery.checkpoints import KEPT_CHECKPOINTS
+from prefsweep.orchestrator.recovery.state import read_state
 from prefsweep.orchestrator.store import Manifest, Store
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.watching.status import open_sweep
@@ -149,7 +150,7 @@ def _other_sweeps(sweep: Sweep) -> Iterator[Sweep]:
     store = sweep.store
 
     def updated(name: str) -> float:
-        return (store.read_json(store.sweep(name, "state.json")) or {}).get("updated", 0.0)
+        return read_state(store, name).updated
 
     names = [name for name in store.names("sweeps") if name != sweep.spec.name]
     for name in sorted(names, key=updated, reverse=True)[:MAX_SWEEPS_READ]:

@@ -162,6 +162,9 @@ def read_holder(store: Store, name: str) -> Holder | None:
     try:
         found = Holder(**document)
         found = replace(found, since=float(found.since), heartbeat=float(found.heartbeat))
-        return found if str(found) else None  # a time that no calendar has is none
+        texts = (found.host, found.token, found.machine, found.process)
+        is_whole = all(isinstance(text, str) for text in texts)
+        is_whole = is_whole and all(isinstance(number, int) for number in (found.pid, found.beats))
+        return found if is_whole and str(found) else None  # str: a time that no calendar has
     except (TypeError, ValueError, OverflowError, OSError):
         return None

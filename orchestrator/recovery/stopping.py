@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from prefsweep.orchestrator.recovery.lease import STALE_S, Holder, read_holder
+from prefsweep.orchestrator.recovery.state import read_state
 from prefsweep.orchestrator.store import Store
 from prefsweep.sweeps.errors import UsageError
 
@@ -72,8 +73,7 @@ def wait_for_end(store: Store, name: str, holder: Holder) -> str:
         if found.is_dead or time.monotonic() - seen_at_s > STALE_S:
             return f"its process has died; `prefsweep resume {name}` goes on"
         time.sleep(POLL_S / 2)
-    state = store.read_json(store.sweep(name, "state.json"))
-    status = state.get("status") if isinstance(state, dict) else None
+    status = read_state(store, name).status
     if status == "interrupted":
         return f"stopped; `prefsweep resume {name}` goes on"
     return f"it has ended ({status or 'unknown'}); `prefsweep status {name}` says more"

@@ -36,6 +36,11 @@ class Manifest:
     created: str = ""
     environment: dict[str, str] = field(default_factory=dict[str, str])
 
+    @property
+    def made_at(self) -> float:
+        """Seconds since 1970, whole ones; 0 where it is not told."""
+        return datetime.fromisoformat(self.created).timestamp() if self.created else 0.0
+
 
 def new_manifest(
     fingerprint: str, rows: int, seconds: float, notes: Mapping[str, float] | None = None
@@ -91,9 +96,9 @@ def parse_manifest(data: bytes | None) -> Manifest | None:
         document: Any = json.loads(data or b"")
         files = {name: FileEntry(**entry) for name, entry in document["files"].items()}
         manifest = Manifest(**(document | {"files": files}))
-        numbers = (manifest.rows, manifest.seconds, *manifest.notes.values())
+        numbers = (manifest.rows, manifest.seconds, manifest.made_at, *manifest.notes.values())
         texts = (manifest.fingerprint, manifest.created, *manifest.environment.values())
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
     is_whole = all(isinstance(number, int | float) for number in numbers)
     is_whole = is_whole and all(isinstance(text, str) for text in texts)

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from typing import Any
 
 from prefsweep.orchestrator.recovery.lease import read_holder
@@ -132,7 +131,7 @@ class StatusReader:
         rows = sum(shard.rows for shard in shards)
         if driver is None or not driver.alive or not rows:
             return replace(stage, rows=rows)
-        made = [(shard, made_at(shard)) for shard in shards]
+        made = [(shard, shard.made_at) for shard in shards]
         new = [(shard, at) for shard, at in made if at >= driver.since]
         took_s = time.time() - min((at - shard.seconds for shard, at in new), default=math.inf)
         num_new = sum(shard.rows for shard, _ in new)
@@ -198,9 +197,10 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
 
 def _whole(document: dict[str, Any]) -> dict[str, Any]:
     """A trial's status.json, or nothing where a number is not what was ever written."""
-    numbers = (document.get(name) for name in ("started", "updated", "max_steps"))
-    is_whole = all(number is None or isinstance(number, int | float) for number in numbers)
-    return document if is_whole and ("started" not in document or "updated" in document) else {}
+    times = [document[name] for name in ("started", "updated") if name in document]
+    numbers = [*times, document.get("max_steps") or 0]
+    is_whole = all(isinstance(number, int | float) for number in numbers)
+    return document if is_whole and len(times) != 1 else {}
 
 
 def newest_metrics(data: bytes | None) -> Metrics:
@@ -210,14 +210,6 @@ def newest_metrics(data: bytes | None) -> Metrics:
     last = next((line for line in reversed(lines) if b'"eval/' in line), b"")
     evaluation = next(iter(parse_metrics(last)), {})
     return {**evaluation, **newest[0]}
-
-
-def made_at(manifest: Manifest) -> float:
-    """When an artefact was finished, seconds since 1970; manifests tell whole seconds."""
-    try:
-        return datetime.fromisoformat(manifest.created).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def status_document(status: SweepStatus) -> dict[str, Any]:

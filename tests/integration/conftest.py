@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.sweep import Sweep
+
 from .ray_cluster import RayNodes, ray_nodes
+from .small import small_sweep
 
 S3_KEYS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -14,6 +19,14 @@ S3_KEYS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """The small sweep, run to its end; whoever changes its store does so in a copy."""
+    sweep = small_sweep(tmp_path_factory.mktemp("finished") / "store")
+    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources))
+    return sweep
 
 
 @pytest.fixture(scope="session")

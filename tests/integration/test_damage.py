@@ -24,10 +24,9 @@ def run(sweep: Sweep) -> list[Status]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    sweep = small_sweep(tmp_path_factory.mktemp("undisturbed"))
-    assert run(sweep) == [Status.SUCCEEDED] * 3
-    return sweep
+def undisturbed(finished_sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    storage = tmp_path_factory.mktemp("undisturbed") / "store"
+    return small_sweep(shutil.copytree(finished_sweep.storage, storage))
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,8 @@ def test_the_parcel_is_importable_where_prefsweep_is_not_installed(
     module.mkdir()
     (module / "__init__.py").write_text("")
     (module / "rewards.py").write_text("def zero(p, c): return [0.0 for _ in c]")
+    (tmp_path / "prefsweep.egg-info").mkdir()  # what a checkout may have beside the packages
+    (tmp_path / "prefsweep.egg-info" / "PKG-INFO").write_text("Name: prefsweep\nVersion: 3.4.5\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     reward = "reward={type: callable, function: 'mine.rewards:zero'}"
     folder = tmp_path / "parcel"
@@ -69,7 +71,7 @@ def test_the_parcel_is_importable_where_prefsweep_is_not_installed(
     )
     where, version, mine = run.stdout.split()
     assert where == str(folder / "prefsweep" / "sweeps" / "spec.py")
-    assert version
+    assert version == "3.4.5"
     assert mine == str(folder / "mine" / "rewards.py")
 
 

@@ -184,10 +184,18 @@ def test_a_lease_that_cannot_be_read_holds_nobody_up(store: Store, content: byte
     assert json.loads(store.read(store.sweep("mine", "lease.json")) or b"")["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("since", [1e18, -1e18, "yesterday", None])
-def test_a_lease_with_an_impossible_time_holds_nobody_up(store: Store, since: object) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"since": time} for time in (1e18, -1e18, "yesterday", None)),
+        *({"host": None}, {"process": 1}, {"pid": "1"}, {"beats": None}),
+    ],
+)
+def test_a_lease_with_impossible_values_holds_nobody_up(
+    store: Store, wrong: dict[str, object]
+) -> None:
     taken_elsewhere(store)
-    change(store, since=since)
+    change(store, **wrong)
     assert read_holder(store, "mine") is None
     Lease(store, "mine").acquire()
 

@@ -125,8 +125,8 @@ def test_a_lost_head_ends_the_driver_with_a_message_and_a_new_cluster_goes_on(
     ("override", "asked"),
     [
         ("resources.cpus_per_worker=999", "cpus_per_worker=999"),
-        ("resources.gpus_per_trial=64", "gpus_per_trial=64"),
-        ("resources.gpus_per_generator=64", "gpus_per_generator=64"),
+        ("resources.gpus_per_trial=1", "gpus_per_trial=1"),
+        ("resources.gpus_per_generator=0.5", "gpus_per_generator=0.5"),
     ],
 )
 def test_a_cluster_too_small_is_refused_at_once_with_what_it_has(

@@ -20,6 +20,9 @@ class FlakyFileSystem(LocalFileSystem):
     protocol = ("flaky",)
     failed: ClassVar[Counter] = Counter()
 
+    def __init__(self, **options):
+        super().__init__(**(options | {"auto_mkdir": True}))  # an object store has no folders
+
     def _open(self, path, mode="rb", block_size=None, **kwargs):
         control = Path(os.environ["PREFSWEEP_TEST_STORAGE"])
         failing = (control / "failing").read_text()

@@ -22,6 +22,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from prefsweep.orchestrator.storage.attempts import attempt
-from prefsweep.orchestrator.storage.downloads import download_cache, downloaded
+from prefsweep.orchestrator.storage.downloads import download_cache, downloaded, drop_copies
 from prefsweep.orchestrator.storage.filesystem import (
     append_line,
     delete,
@@ -273,11 +274,15 @@ class Store:
             shutil.rmtree(folder)  # the copy here may be what is damaged
             folder = self._download(path, manifest)
         if damaged_files(folder, manifest):
-            self._condemn(
-                path, damaged_files(folder, manifest)
-            )  # a second look tells a bad read apart
+            self._condemn(path, damaged_files(folder, manifest))  # looked at again: a bad read?
         self._verified.add(path)
         return folder
+
+    def drop_copies(self, path: str) -> None:
+        """Delete this machine's copies of what is at or below `path` in a remote store."""
+        if not self.is_local:
+            drop_copies(self.uri, path)
+            self._verified = {p for p in self._verified if not p.startswith(path)}
 
     def read_columns(self, path: str, columns: Sequence[str]) -> pa.Table:
         """Some columns of all parquet files of a finished artefact, read where they are.
@@ -289,10 +294,8 @@ class Store:
             raise StoreError(f"{self.display(path)} is not a finished artefact")
         files = [f"{path}/{name}" for name in sorted(manifest.files) if name.endswith(".parquet")]
         try:
-            tables = [
-                pq.read_table(self._full(file), filesystem=self.fs, columns=list(columns))
-                for file in files
-            ]
+            read = partial(pq.read_table, filesystem=self.fs, columns=list(columns))
+            tables = [read(self._full(file)) for file in files]
         except (pa.ArrowException, OSError) as error:
             self._verified.discard(path)
             self.fetch(path)  # raises DamagedError, where that is the reason
@@ -349,7 +352,7 @@ class Store:
         def copy(name: str, local: Path) -> None:
             self._copy_here(f"{path}/{name}", local)
 
-        return downloaded(f"{self.uri}/{path}/{manifest.created}", manifest.files, copy)
+        return downloaded(self.uri, path, manifest.created, manifest.files, copy)
 
     def _copy_here(self, path: str, local: Path) -> None:
         source, here = self._full(path), fs.LocalFileSystem()

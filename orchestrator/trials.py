@@ -117,11 +117,14 @@ class _Runner:
 
     def _train_and_evaluate(self, output: TrialOutput) -> None:
         sweep, trial = self._sweep, self._trial
-        if not _has_whole_weights(sweep, trial):
-            _train(self._kept, trial, self._log, self._should_stop, output)
-        delete_checkpoints(sweep, trial)
-        if sweep.store.manifest(sweep.evaluation_path(trial.trial_id)) is None:
-            _evaluate(self._kept, trial, self._should_stop)
+        try:
+            if not _has_whole_weights(sweep, trial):
+                _train(self._kept, trial, self._log, self._should_stop, output)
+            delete_checkpoints(sweep, trial)
+            if sweep.store.manifest(sweep.evaluation_path(trial.trial_id)) is None:
+                _evaluate(self._kept, trial, self._should_stop)
+        finally:
+            sweep.store.drop_copies(sweep.store.trial(trial.trial_id))
 
     def _what_next(self, error: Exception, failure: Failure) -> Status:
         """RUNNING: again here; PENDING: again with a larger share of the GPU; FAILED."""

@@ -236,6 +236,8 @@ class TrialStatus:
     step: int = 0
     max_steps: int | None = None
     seconds: float | None = None
+    step_seconds: float | None = None
+    """Of a running one: its pace since it began, or went on from a checkpoint."""
     metrics: Metrics = field(default_factory=dict[str, float | None])
     failure: Failure | None = None
     attempts: int = 0

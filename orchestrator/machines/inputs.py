@@ -77,6 +77,16 @@ def stored_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> SweepSpec:
     return with_inputs(spec, paths)
 
 
+def input_paths(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
+    """Where `store_inputs` has put, or would put, what the spec names."""
+    named = {field: _get(spec, field) for field in _SOURCES}
+    return [
+        _path(store, getattr(inputs, _SOURCES[field]), Path(value))
+        for field, value in named.items()
+        if isinstance(value, str) and not value.startswith((BUILTIN, PACKAGE))
+    ]
+
+
 def copy(source: Path, target: Path) -> None:
     """Copy a file, or a folder with all that is in it."""
     target.parent.mkdir(parents=True, exist_ok=True)

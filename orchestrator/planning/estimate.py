@@ -189,11 +189,16 @@ def _mean_time(sweep: Sweep, known: AbstractSet[str]) -> TrialTime | None:
     on_gpu = any("gpu_memory_gib" in weights.notes for weights, _ in pairs)
     trials = "1 trial" if len(pairs) == 1 else f"{len(pairs)} trials"
     return TrialTime(
-        fmean(weights.seconds for weights, _ in pairs),
+        fmean(_train_seconds(weights) for weights, _ in pairs),
         fmean(evaluated.seconds for _, evaluated in pairs),
         on_gpu,
         f"by {trials} of sweep {sweep.spec.name} on {'a GPU' if on_gpu else 'CPUs'}",
     )
+
+
+def _train_seconds(weights: Manifest) -> float:
+    """Of all attempts; the manifest's own seconds are those of the last."""
+    return max(weights.seconds, weights.notes.get("train_seconds", 0.0))
 
 
 def _train_scale(sweep: Sweep, other: Sweep) -> float | None:

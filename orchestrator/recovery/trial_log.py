@@ -40,7 +40,8 @@ class TrialLog:
         """How often its share of the GPU was doubled."""
         self.last_failure = read_failure(found.get("last_failure"))
         self._reached = read_count(found, "reached")
-        self._started = time.time()
+        self._started = self._resumed = time.time()
+        self._resumed_step = 0.0
         self._step, self._max_steps = float(read_count(found, "step")), found.get("max_steps")
         self._lines: list[bytes] = []
         self._is_behind, self._next_rewrite_s = False, 0.0
@@ -70,6 +71,7 @@ class TrialLog:
         self._is_behind = True
         self.flush()
         self._step, self._max_steps = float(step), max_steps
+        self._resumed, self._resumed_step = time.time(), float(step)
 
     def report(self, record: dict[str, float]) -> None:
         """Append one line of metrics, and record the step it is of."""
@@ -106,6 +108,8 @@ class TrialLog:
             "updated": time.time(),
             "step": self._step,
             "max_steps": self._max_steps,
+            "resumed": self._resumed,
+            "resumed_step": self._resumed_step,
             "failure": None if failure is None else asdict(failure),
             "last_failure": None if last is None else asdict(last),
             "attempts": self.attempts,

@@ -7,6 +7,7 @@ a spec.json cannot be read nobody knows what its sweep refers to, so nothing is 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from prefsweep.orchestrator.machines.inputs import input_paths
 from prefsweep.orchestrator.recovery.lease import read_holder
 from prefsweep.orchestrator.storage.scratch import is_abandoned, is_in_use
 from prefsweep.orchestrator.store import ASIDE, Store
@@ -53,8 +54,11 @@ def _read(store: Store, name: str) -> Sweep:
 def _unused(store: Store, sweeps: list[Sweep]) -> Iterator[tuple[str, str]]:
     """Artefacts, trials and evaluations."""
     used = {path for sweep in sweeps for path in _references(sweep)}
+    is_quiet = _is_quiet(store)
     for name in store.names("artifacts"):
-        if f"artifacts/{name}" not in used:
+        is_measurement = name.startswith("probe-")  # small, and of use to later sweeps
+        is_being_looked_at = name.startswith("preflight-") and not is_quiet
+        if f"artifacts/{name}" not in used and not is_measurement and not is_being_looked_at:
             yield f"artifacts/{name}", "artefact"
     for trial_id in store.names("trials"):
         if store.trial(trial_id) not in used:
@@ -69,6 +73,7 @@ def _unused(store: Store, sweeps: list[Sweep]) -> Iterator[tuple[str, str]]:
 def _references(sweep: Sweep) -> Iterator[str]:
     for stage in sweep.fingerprints.parts:
         yield sweep.path(stage)
+    yield from input_paths(sweep.store, sweep.spec, sweep.inputs)
     yield sweep.evaluation_path(UNTRAINED)
     for trial in sweep.trials:
         yield sweep.store.trial(trial.trial_id)
@@ -79,8 +84,13 @@ def _leftovers(store: Store) -> Iterator[tuple[str, str]]:
     """Damaged things, and what processes left half-made: of other machines, if no driver lives."""
     for name in store.names(ASIDE):
         yield f"{ASIDE}/{name}", "damaged"
-    holders = [read_holder(store, name) for name in store.names("sweeps")]
-    is_quiet = all(holder is None or not holder.seems_alive for holder in holders)
+    is_quiet = _is_quiet(store)
     for name in store.names("tmp"):
         if is_abandoned(name) or (is_quiet and not is_in_use(name)):
             yield f"tmp/{name}", "half-made"
+
+
+def _is_quiet(store: Store) -> bool:
+    """Whether no sweep of the store seems to be run now."""
+    holders = [read_holder(store, name) for name in store.names("sweeps")]
+    return all(holder is None or not holder.seems_alive for holder in holders)

@@ -261,8 +261,8 @@ def _time(trial: TrialStatus) -> Text:
     """Time to go of a running trial, at its pace so far; the time taken of any other."""
     if trial.seconds is None:
         return Text("")
-    if trial.status is Status.RUNNING and trial.max_steps and trial.step:
-        left_s = trial.seconds / trial.step * max(trial.max_steps - trial.step, 0)
+    if trial.max_steps and trial.step_seconds is not None:
+        left_s = trial.step_seconds * max(trial.max_steps - trial.step, 0)
         return Text(f"eta {duration(left_s)}")
     return Text(duration(trial.seconds))
 

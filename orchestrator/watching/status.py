@@ -188,6 +188,7 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
         step=int(metrics.get("step") or 0),
         max_steps=document.get("max_steps"),
         seconds=_seconds(document, status),
+        step_seconds=_step_seconds(document, status),
         metrics=metrics,
         failure=failure,
         attempts=read_count(document, "attempts"),
@@ -281,15 +282,24 @@ def _seconds(document: dict[str, Any], status: Status) -> float | None:
     return end - document["started"]
 
 
+def _step_seconds(document: dict[str, Any], status: Status) -> float | None:
+    """Pace of a running trial since this attempt at it began, perhaps from a checkpoint."""
+    resumed, updated = document.get("resumed"), document.get("updated")
+    num_steps = read_count(document, "step") - read_count(document, "resumed_step")
+    if status != Status.RUNNING or num_steps <= 0:
+        return None
+    if not isinstance(resumed, int | float) or not isinstance(updated, int | float):
+        return None
+    return max(0.0, updated - resumed) / num_steps
+
+
 def eta(trials: list[TrialStatus]) -> float | None:
     """Seconds until the trials are done, by what finished ones took and how many run at once.
 
     Before any has finished, by what the running ones will take at their pace.
     """
     running = [t for t in trials if t.status == Status.RUNNING]
-    paces = [
-        t.seconds * t.max_steps / t.step for t in running if t.seconds and t.max_steps and t.step
-    ]
+    paces = [t.step_seconds * t.max_steps for t in running if t.step_seconds and t.max_steps]
     took = [t.seconds for t in trials if t.status == Status.SUCCEEDED and t.seconds is not None]
     if not running or not (took or paces):
         return None

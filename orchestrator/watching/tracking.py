@@ -8,6 +8,7 @@ nothing; where W&B fails, the mirror goes online -> offline -> disabled, each st
 
 import configparser
 import logging
+import math
 import netrc
 import os
 import queue
@@ -186,6 +187,8 @@ class _Writer:
         self._folder = folder
         self._mode: Mode = mode
         self._runs: dict[str, wandb.Run] = {}
+        self._known: dict[str, float] = {}
+        """Trial -> the step up to which the server has it from an earlier driver."""
         self._lost_table = False
 
     def do(self, job: "_Job") -> None:
@@ -206,11 +209,12 @@ class _Writer:
             run.define_metric(STEP)
             run.define_metric("*", step_metric=STEP)
             self._runs[trial_id] = run
+            self._known[trial_id] = _known_step(run)
 
     def log(self, trial_id: str, record: Mapping[str, float | None]) -> None:
         run = self._runs.get(trial_id)
         row = history_row(record)
-        if run is not None and row:
+        if run is not None and row and row.get(STEP, math.inf) > self._known[trial_id]:
             run.log(row)
 
     def finish_trial(self, result: TrialResult, weights: Folder | None) -> None:
@@ -374,6 +378,12 @@ def _project(spec: WandbSpec, environ: Mapping[str, str]) -> str:
     """The project of the spec; WANDB_PROJECT replaces the default one."""
     default = WandbSpec.model_fields["project"].default
     return environ.get("WANDB_PROJECT", default) if spec.project == default else spec.project
+
+
+def _known_step(run: "wandb.Run") -> float:
+    """The newest step of a run that is continued online; an offline one has nothing from before."""
+    step = run.summary.get(STEP) if run.resumed else None
+    return float(step) if isinstance(step, int | float) else -math.inf
 
 
 def _one_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ can stop a trial.
 """
 
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ class TrialWatch:
         self._reader = StatusReader(sweep)
         self._num_logged: dict[str, int] = {}
         self._num_ended, self._num_trials = 0, len(trials)
-        folder = Path(tempfile.gettempdir()) / "prefsweep-wandb"
+        folder = Path(tempfile.gettempdir()) / f"prefsweep-wandb-{os.getuid()}"
         if sweep.store.is_local:
             folder = Path(sweep.store.display(sweep.store.sweep(sweep.spec.name)))
         wandb, config = sweep.spec.tracking.wandb, sweep.spec.model_dump(mode="json")
@@ -79,9 +80,11 @@ class TrialWatch:
             self._mirror.trial_started(trial_id, trial.name, config)
         data = sweep.store.read(sweep.store.trial(trial_id, "metrics.jsonl"))
         records = parse_metrics(data)
-        for record in records[self._num_logged[trial_id] :]:
+        num_logged = self._num_logged[trial_id]
+        for record in records[num_logged:]:
             self._mirror.log(trial_id, dict(record))
-        self._num_logged[trial_id] = len(records)
+        # a trial that goes on from a checkpoint writes lines again that were logged already
+        self._num_logged[trial_id] = max(num_logged, len(records))
         if status in ENDED:
             result = read_result(sweep, trial)
             path = sweep.store.trial(trial_id, "weights")

@@ -20,9 +20,16 @@ import pytest
 from prefsweep.orchestrator.cluster import InlineCluster
 from prefsweep.orchestrator.drawing import publish_report
 from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.recovery.trial_log import TrialLog, read_document, status_path
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import StatusReader, eta, newest_metrics, read_status
+from prefsweep.orchestrator.watching.status import (
+    StatusReader,
+    eta,
+    newest_metrics,
+    read_status,
+    trial_status,
+)
 from prefsweep.sweeps.records import Status, TrialStatus
 
 from .small import OVERRIDES, small_sweep
@@ -231,10 +238,29 @@ def test_piped_status_has_no_control_characters_and_every_trial(finished: Sweep)
 
 
 def test_the_time_to_go_is_known_before_the_first_trial_has_ended() -> None:
-    half = TrialStatus("a", "a", Status.RUNNING, "x", 50, 100, seconds=30.0)
+    half = TrialStatus("a", "a", Status.RUNNING, "x", 50, 100, step_seconds=0.6)
     waiting = TrialStatus("b", "b", Status.PENDING, "x")
     assert eta([half, waiting]) == 90.0  # each takes 60 s, and half of one is done
     done = TrialStatus("c", "c", Status.SUCCEEDED, "x", 100, 100, seconds=100.0)
     assert eta([done, half, waiting]) == 150.0
     assert eta([done, waiting]) is None
     assert eta([TrialStatus("a", "a", Status.RUNNING, "x")]) is None
+
+
+def test_a_trial_that_goes_on_from_a_checkpoint_has_the_pace_of_what_it_does_itself(
+    tmp_path: Path,
+) -> None:
+    sweep = small_sweep(tmp_path)
+    trial = sweep.trials[0]
+    log = TrialLog(sweep, trial)
+    log.restart(900, b"", 1000)
+    log.report({"step": 910.0, "loss": 0.5})
+    document = read_document(sweep, trial)
+    document |= {"resumed": 1000.0, "updated": 1010.0}
+    sweep.store.write_json(status_path(sweep.store, trial), document)
+    status = trial_status(sweep, trial)
+    assert status.step_seconds == 1.0
+    assert eta([status]) == pytest.approx(90.0)
+    for unknown in ({"resumed": None}, {"resumed_step": 910.0}):
+        sweep.store.write_json(status_path(sweep.store, trial), document | unknown)
+        assert trial_status(sweep, trial).step_seconds is None

@@ -18,6 +18,8 @@ class FakeWandb(ModuleType):
         super().__init__("wandb")
         self.broken, self.slow = broken, slow
         self.error: type[Exception] = Broken
+        self.earlier: dict[str, float] = {}
+        """The summary that the server has of a run from before."""
         self.released = threading.Event()
         self.calls: list[str] = []
         self.modes: list[str] = []
@@ -37,7 +39,10 @@ class FakeWandb(ModuleType):
         return SimpleNamespace(
             define_metric=lambda *a, **k: self.call("define_metric"),
             log=self.log,
-            summary=SimpleNamespace(update=lambda values: self.call("summary")),
+            resumed=bool(self.earlier),
+            summary=SimpleNamespace(
+                update=lambda values: self.call("summary"), get=self.earlier.get
+            ),
             finish=lambda exit_code: self.call("finish"),
             log_artifact=lambda artifact: self.call("log_artifact"),
         )

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from prefsweep.orchestrator.machines.inputs import store_inputs
 from prefsweep.orchestrator.pipeline import spec_document
 from prefsweep.orchestrator.recovery.lease import Lease
 from prefsweep.orchestrator.storage.garbage import delete_garbage, find_garbage
 from prefsweep.orchestrator.storage.scratch import scratch_name
 from prefsweep.orchestrator.store import Store
-from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
+from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, resolve
 from prefsweep.sweeps.errors import StoreError
+from prefsweep.sweeps.load import load_spec
 from tests.integration.small import small_sweep
 from tests.unit.orchestrator.test_cli import prefsweep
 
@@ -72,6 +74,24 @@ def test_an_evaluation_that_nobody_asks_for_any_more_goes_and_its_trial_stays(
     assert [item.what for item in garbage] == ["artefact", "evaluation", "evaluation"]
     delete_garbage(store, garbage)
     assert files(store) == used
+
+
+def test_what_workers_read_from_the_store_for_a_sweep_stays(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(9)))
+    prompts = f"prompts={{type: file, path: '{file}', num_eval: 2}}"
+    sweep = resolve(load_spec("quickstart", [prompts]), store.uri)
+    make(sweep)
+    store_inputs(store, sweep.spec, sweep.inputs)
+    store.write("artifacts/probe-0123/H100.json", b"{}")
+    store.write("artifacts/preflight-0123/node", b"x")
+    lease = Lease(store, sweep.spec.name)
+    lease.acquire()
+    assert find_garbage(store) == []
+    lease.release()
+    assert [item.path for item in find_garbage(store)] == ["artifacts/preflight-0123"]
+    file.unlink()  # as on another machine
+    assert [item.path for item in find_garbage(store)] == ["artifacts/preflight-0123"]
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"spec": {}, "inputs": {}}'])

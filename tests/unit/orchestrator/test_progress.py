@@ -31,7 +31,8 @@ def a_plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trial(name: str, status: Status, **changes: object) -> TrialStatus:
-    values: dict[str, object] = {"step": 20, "max_steps": 40, "seconds": 12.0, **changes}
+    values: dict[str, object] = {"step": 20, "max_steps": 40, "seconds": 12.0}
+    values |= {"step_seconds": 0.6 if status is Status.RUNNING else None, **changes}
     return TrialStatus(name, name, status, f"trials/{name}", **values)  # pyright: ignore[reportArgumentType]
 
 

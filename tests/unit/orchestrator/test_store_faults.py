@@ -19,6 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs
 
 from prefsweep.orchestrator.storage import attempts
+from prefsweep.orchestrator.storage.downloads import download_cache
 from prefsweep.orchestrator.storage.scratch import scratch_name
 from prefsweep.orchestrator.store import ASIDE, MANIFEST, Store, new_manifest
 from prefsweep.sweeps.errors import DamagedError, StoreError
@@ -158,7 +159,7 @@ def test_changed_content_is_never_used_but_put_aside_and_made_again(store: Store
     change(store, f"{ARTEFACT}/b")
     other = Store(store.uri)  # another process: this one has looked already
     other.fs, other.is_local = store.fs, store.is_local
-    shutil.rmtree(Path(tempfile.gettempdir()) / "prefsweep-cache", ignore_errors=True)
+    shutil.rmtree(download_cache(), ignore_errors=True)
     with pytest.raises(DamagedError, match=r"x/b is damaged: .*the same command makes it again"):
         other.fetch(ARTEFACT)
     assert other.manifest(ARTEFACT) is None
@@ -173,6 +174,16 @@ def test_a_damaged_copy_of_what_is_whole_in_the_store_is_fetched_again(remote: S
     remote._verified.clear()
     assert (remote.fetch(ARTEFACT) / "a").read_text() == "content"
     assert remote.manifest(ARTEFACT) is not None
+
+
+def test_copies_of_a_trial_are_dropped_and_nothing_else(remote: Store) -> None:
+    weights, other = remote.trial("aaa", "weights"), remote.trial("bbb", "weights")
+    for path in (weights, other):
+        publish(remote, path, a="content")
+    dropped, kept = remote.fetch(weights), remote.fetch(other)
+    remote.drop_copies(remote.trial("aaa"))
+    assert not dropped.exists() and kept.exists()
+    assert (remote.fetch(weights) / "a").read_text() == "content"
 
 
 def test_of_shards_only_those_that_are_damaged_are_put_aside(store: Store, tmp_path: Path) -> None:

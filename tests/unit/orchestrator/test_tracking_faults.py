@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from prefsweep.orchestrator.recovery.trial_log import TrialLog
 from prefsweep.orchestrator.watching import tracking
 from prefsweep.orchestrator.watching.tracking import WandbMirror, wandb_mode
+from prefsweep.orchestrator.watching.watch import TrialWatch
 from prefsweep.sweeps.spec import WandbSpec
+from tests.integration.small import small_sweep
 
 from .fake_wandb import fake_wandb
 from .wandb_runs import CONFIG, KEY, UNTRAINED, mirror_two_trials, result, sweep_of, warnings
@@ -133,6 +136,35 @@ def test_an_upload_that_times_out_sends_the_rest_offline(
     assert fake.modes == ["online", "online", "offline"]
     assert fake.calls.count("finish") == 3
     assert len(warnings(caplog)) == 1
+
+
+def test_what_the_server_has_of_a_trial_from_an_earlier_driver_is_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_wandb(monkeypatch)
+    fake.earlier = {"train/global_step": 2.0}
+    mirror = WandbMirror(WandbSpec(), "demo", CONFIG, tmp_path)
+    mirror.trial_started("aaa", "a", {})
+    for step in (1, 2, 3, 4):
+        mirror.log("aaa", {"step": step, "loss": 0.5})
+    mirror.finish(sweep_of([]))
+    assert [row["train/global_step"] for row in fake.rows if "train/loss" in row] == [3, 4]
+
+
+def test_lines_that_a_trial_writes_again_after_a_checkpoint_are_mirrored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_wandb(monkeypatch)
+    sweep = small_sweep(tmp_path, "tracking.wandb.mode=offline")
+    trial = sweep.trials[0]
+    log = TrialLog(sweep, trial)
+    with TrialWatch(sweep, [trial]) as watch:
+        for steps in ((1, 2, 3, 4), (3, 4, 5)):  # dies after 4, goes on from step 2
+            log.restart(steps[0] - 1, log.metrics, 5)
+            for step in steps:
+                log.report({"step": step, "loss": 0.5})
+                watch._poll()
+    assert [row["train/global_step"] for row in fake.rows if "train/loss" in row] == [1, 2, 3, 4, 5]
 
 
 # --- when it does nothing ------------------------------------------------------------------------

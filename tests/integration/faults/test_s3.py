@@ -1,51 +1,67 @@
-"""A store on S3 (moto's server): a whole sweep, a driver that is killed, resumed from elsewhere."""
+"""The whole quickstart into an S3 server (moto's), its driver killed twice, resumed from elsewhere.
 
-import signal
-import time
+Everything is real but the server: the command, a Ray of its own, its workers.
+"""
+
 from pathlib import Path
 
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.orchestrator.trials import parse_metrics
 from prefsweep.orchestrator.watching.status import open_sweep
 
-from ..ray_cluster import prefsweep
-from ..small import OVERRIDES, small_sweep, table, weights
+from ..small import table, weights
+from .conftest import Start
+from .harness import Fault
 
-STEPS = ["training.max_steps=60", "training.logging_steps=1", "training.save_steps=20"]
+COMMAND = ["run", "quickstart", "training.save_steps=10"]
 
 
-def test_a_sweep_on_s3_whose_driver_is_killed_goes_on_from_another_folder(
-    s3: str, tmp_path: Path
+def test_quickstart_on_s3_killed_and_resumed_from_other_folders_gives_the_same_table(
+    s3: str, start: Start, tmp_path: Path
 ) -> None:
-    undisturbed = small_sweep(tmp_path / "undisturbed", *STEPS)
-    run_sweep(undisturbed, lambda: InlineCluster(undisturbed.spec.resources))
+    undisturbed = start(tmp_path / "undisturbed", *COMMAND)
+    assert undisturbed.wait() == 0, undisturbed.output
+    here = open_sweep("quickstart", str(tmp_path / "undisturbed"))
 
-    words = ["--storage", s3, "--inline"]
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir()
-    second.mkdir()
-    process = prefsweep("run", "quickstart", *OVERRIDES, *STEPS, *words, cwd=first)
-    wait_for_checkpoint(Store(s3), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    store, driver = Store(s3), tmp_path / "driver"  # every run has a folder of its own beside it
+    first = start(driver, *COMMAND, uri=s3, faults=[Fault("completions", after=2)])
+    first.held()
+    first.kill()
+    in_second_trial = Fault("training", after=40 + 25)
+    second = start(driver, *COMMAND, uri=s3, faults=[in_second_trial])
+    second.held()
+    trained = second.until(lambda: trials_with_weights(store, least=3))
+    second.kill()
+    assert "policy: found in the store" in second.output
+    third = start(driver, "resume", "quickstart", uri=s3)
+    assert third.wait() == 0, third.output
+    assert "reference: found in the store" in third.output
 
-    resumed = prefsweep("resume", "small", *words, cwd=second)
-    output = resumed.communicate(timeout=300)[0]
-    assert resumed.returncode == 0, output
-    assert "reference: found in the store" in output
-    sweep = open_sweep("small", s3)
-    assert weights(sweep) == weights(undisturbed)
-    assert table(sweep) == table(undisturbed)
-    assert not list(first.iterdir()) and not list(second.iterdir())
+    there = open_sweep("quickstart", s3)
+    goes_on = [trial for trial in there.trials if "training from step 20" in log_of(there, trial)]
+    assert goes_on and not {trial.trial_id for trial in goes_on} & set(trained)
+    assert table(there) == table(here)
+    assert weights(there) == weights(here)
+    assert curves(there) == curves(here)
+    assert not driver.exists(), "nothing of the store is on the driver's disk"
 
 
-def wait_for_checkpoint(store: Store, process) -> None:
-    deadline = time.monotonic() + 240
-    while True:
-        trials = store.names("trials")
-        if any(store.names(store.trial(trial, "checkpoints")) for trial in trials):
-            return
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.1)
+def trials_with_weights(store: Store, least: int) -> list[str]:
+    """The trials that are trained, once there are so many."""
+    trials = store.names("trials")
+    found = [t for t in trials if store.manifest(store.trial(t, "weights")) is not None]
+    return found if len(found) >= least else []
+
+
+def log_of(sweep: Sweep, trial: Trial) -> str:
+    return (sweep.store.read(sweep.store.trial(trial.trial_id, "trial.log")) or b"").decode()
+
+
+def curves(sweep: Sweep) -> dict[str, list[tuple[float, float | None]]]:
+    """Step and loss of every line of every trial's log."""
+    paths = {t.name: sweep.store.trial(t.trial_id, "metrics.jsonl") for t in sweep.trials}
+    return {
+        name: [(line["step"], line.get("loss")) for line in parse_metrics(sweep.store.read(path))]
+        for name, path in paths.items()
+    }

@@ -6,7 +6,8 @@ memory is estimated from the weights, and matters only where it is short.
 """
 
 import json
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,6 +23,7 @@ PARTS = (1, 2, 4, 8)
 """Trials that a GPU may be shared by."""
 MARGIN = 1.15
 """Room for what two steps do not show: fragmentation, and batches that pack worse."""
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9+._-]+")
 PROCESS_BYTES = 1.3 * 2**30
 """Resident memory of a worker that has imported torch and TRL, without any model."""
 
@@ -38,16 +40,7 @@ class ProbeTrial:
     @property
     def path(self) -> str:
         """By model, batch and GPU type."""
-        spec = self.sweep.spec
-        key = {
-            "policy": self.sweep.fingerprints.policy,
-            "dtype": spec.policy.dtype,
-            "training": spec.training.model_dump(mode="json", exclude={"max_steps"}),
-            "reference": self.sweep.fingerprints.reference,
-            "gpu": self.gpu_type,
-        }
-        digest = sha256(canonical_json(key).encode()).hexdigest()
-        return f"{self.sweep.store.artifact('probe', digest)}/memory.json"
+        return f"{_probes(self.sweep)}/{_NOT_IN_NAMES.sub('-', self.gpu_type) or 'gpu'}.json"
 
     def done(self) -> bool:
         return False
@@ -68,6 +61,30 @@ class ProbeTrial:
     def found(self) -> GpuMemory:
         """What `run` has found."""
         return GpuMemory(**self.sweep.store.read_json(self.path))
+
+
+def probed_shares(sweep: Sweep) -> dict[str, float]:
+    """GPU type -> the share of one that a trial got, for the types that it was probed on."""
+    store, folder = sweep.store, _probes(sweep)
+    found = {name: store.read_object(f"{folder}/{name}") for name in store.names(folder)}
+    known = {field.name for field in fields(GpuMemory)}
+    return {
+        name.removesuffix(".json"): trial_share(GpuMemory(**memory))
+        for name, memory in found.items()
+        if memory.keys() == known
+    }
+
+
+def _probes(sweep: Sweep) -> str:
+    """The folder of what was found for a model and batch."""
+    spec = sweep.spec
+    key = {
+        "policy": sweep.fingerprints.policy,
+        "dtype": spec.policy.dtype,
+        "training": spec.training.model_dump(mode="json", exclude={"max_steps"}),
+        "reference": sweep.fingerprints.reference,
+    }
+    return sweep.store.artifact("probe", sha256(canonical_json(key).encode()).hexdigest())
 
 
 def trial_share(memory: GpuMemory) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from prefsweep.orchestrator.machines.probing import probed_shares
 from prefsweep.orchestrator.recovery.checkpoints import KEPT_CHECKPOINTS
 from prefsweep.orchestrator.recovery.state import read_state
 from prefsweep.orchestrator.store import Manifest, Store
@@ -49,7 +50,9 @@ class Estimate:
     num_to_evaluate: int
     time: TrialTime | None
     gpus_per_trial: float
-    """GPUs of a trial; one where the spec says auto, which is the most it can be."""
+    """GPUs of a trial: as the spec says; for `auto` as probed, or one, which is the most."""
+    share_basis: str
+    """The kind of GPU that a probe found that share on; "" without one."""
     at_most: bool
     """Whether a trial may get less of a GPU than that: what fits is measured when it runs."""
     gpu_hour_price: float | None
@@ -100,19 +103,28 @@ def estimate(sweep: Sweep, unfinished: Sequence[Trial]) -> Estimate:
         store.manifest(store.trial(trial.trial_id, "weights")) is None for trial in unfinished
     )
     size, size_basis = _size(sweep) if num_to_train else (None, "")
-    share = resources.gpus_per_trial
+    share, share_basis = _share(sweep)
     return Estimate(
         num_to_train=num_to_train,
         num_to_evaluate=len(unfinished),
         time=_time(sweep) if unfinished else None,
-        gpus_per_trial=1.0 if share == "auto" else share,
-        at_most=share == "auto",
+        gpus_per_trial=share,
+        share_basis=share_basis,
+        at_most=resources.gpus_per_trial == "auto" and not share_basis,
         gpu_hour_price=resources.gpu_hour_price,
         size=size,
         size_basis=size_basis,
         checkpoints_kept=KEPT_CHECKPOINTS + 1 if sweep.spec.training.save_steps else 0,
         free_bytes=free_bytes(store),
     )
+
+
+def _share(sweep: Sweep) -> tuple[float, str]:
+    """GPUs of a trial, and the kind of GPU that it was probed on: the larger share of several."""
+    share = sweep.spec.resources.gpus_per_trial
+    if share != "auto":
+        return share, ""
+    return max(((share, kind) for kind, share in probed_shares(sweep).items()), default=(1.0, ""))
 
 
 # --- time ----------------------------------------------------------------------------------------

@@ -1,15 +1,18 @@
 """Estimates come from what ran or from shapes, are exact where those are, and else say so."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from prefsweep.orchestrator.machines.probing import ProbeTrial
 from prefsweep.orchestrator.pipeline import spec_document
 from prefsweep.orchestrator.planning.estimate import Estimate, estimate
 from prefsweep.orchestrator.planning.estimate_lines import estimate_lines, model_lines
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.workers.probe import GpuMemory
 from tests.integration.small import small_sweep
 
 GRID = "grid=[{beta: [0.1, 0.2, 0.3, 0.4], learning_rate: 1e-3}]"
@@ -53,6 +56,23 @@ def test_a_share_that_is_measured_later_makes_the_figures_upper_bounds(tmp_path:
     time, cost, *_ = estimate_lines(of_rest(sweep, 1))
     assert time.startswith("time: at most 3.00 GPU-hours of trials (1 GPU a trial")
     assert cost.startswith("cost: at most 6.00 (3.00 GPU-hours at 2)")
+
+
+def test_a_share_that_was_probed_for_this_model_and_batch_is_used(tmp_path: Path) -> None:
+    def probe(sweep: Sweep, gpu: str, peak: int) -> None:
+        memory = GpuMemory(peak, free=80, total=80)
+        sweep.store.write_json(ProbeTrial(sweep, sweep.trials[0].spec, gpu).path, asdict(memory))
+
+    sweep = small_sweep(tmp_path, GRID, "resources.gpu_hour_price=2")
+    finish(sweep, sweep.trials[0], 3500.0, 100.0, gpu=True)
+    probe(sweep, "H100", peak=15)
+    time, cost, *_ = estimate_lines(of_rest(sweep, 1))
+    assert time.startswith("time: 0.75 GPU-hours of trials (0.25 GPU a trial, as probed on H100;")
+    assert cost.startswith("cost: 1.50 (0.75 GPU-hours at 2)")
+    probe(sweep, "A100", peak=30)
+    assert (of_rest(sweep, 1).gpus_per_trial, of_rest(sweep, 1).share_basis) == (0.5, "A100")
+    larger = small_sweep(tmp_path, GRID, "training.per_device_train_batch_size=5")
+    assert of_rest(larger, 1).at_most, "another batch: nobody knows yet"
 
 
 def test_times_on_a_cpu_are_never_sold_as_gpu_hours(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from prefsweep.orchestrator.machines.attach import attach_ray, start_ray
 from prefsweep.orchestrator.machines.border import set_up_worker
 from prefsweep.orchestrator.machines.hosts import Hosts
 from prefsweep.orchestrator.machines.inputs import store_inputs
+from prefsweep.orchestrator.machines.membership import Members, members_of
 from prefsweep.orchestrator.machines.nodes import check_cluster
 from prefsweep.orchestrator.machines.placement import Demand, Placement, gpu_types, ray_nodes
 from prefsweep.orchestrator.machines.probing import (
@@ -77,7 +78,7 @@ def attach(sweep: Sweep, address: str) -> "RayCluster":
         check_cluster(sweep.store)
         for field in store_inputs(sweep.store, sweep.spec, sweep.inputs):
             log.info("%s: in the store, for workers on other machines", field)
-        return RayCluster(sweep.spec.resources, attached=ray)
+        return RayCluster(sweep.spec.resources, attached=ray, members=members_of(sweep))
     except BaseException:
         ray.shutdown()
         raise
@@ -130,13 +131,15 @@ class RayCluster:
         num_cpus: int | None = None,
         num_gpus: int | None = None,
         attached: "ModuleType | None" = None,
+        members: Members | None = None,
         probe: type[ProbeTrial] = ProbeTrial,
     ) -> None:
-        self._resources, self._probe = resources, probe
+        self._resources, self._probe, self._members = resources, probe, members
         self._ray = attached or start_ray(resources.threads_per_worker, num_cpus, num_gpus)
         # by the time there are trials, Tune (seconds to import) is there
         threading.Thread(target=import_module, args=["ray.tune"], daemon=True).start()
-        self._placement = Placement(resources, ray_nodes)
+        kept_off = frozenset[str]() if members is None else members.kept_off
+        self._placement = Placement(resources, lambda: ray_nodes(kept_off))
         self._demand = Demand(self._placement, told=attached is not None)
         try:
             with self._demand.of(list(STAGES_ON_WORKERS), 1):
@@ -147,6 +150,7 @@ class RayCluster:
         self._hosts = Hosts(
             num_cpus=resources.cpus_per_worker,
             threads=resources.threads_per_worker,
+            members=members,
         )
 
     def run_tasks(self, tasks: Sequence[Task]) -> None:
@@ -175,7 +179,7 @@ class RayCluster:
             needed, nodes = cpu_memory(sweep.spec, *policy_size(sweep)), self._placement.nodes
             memory = reserved_memory(needed, nodes, self._resources.cpus_per_worker)
         self._hosts.end_idle()
-        tune_trials(sweep, trials, gpus, memory)
+        tune_trials(sweep, trials, gpus, memory, self._members)
 
     def close(self) -> None:
         self._ray.shutdown()

@@ -244,6 +244,9 @@ def _take_one(pools: Sequence[Pool], hosts: Hosts, flow: TaskFlow | ShardFlow) -
     try:
         ray.get(ready[0])
     except RayTaskError as error:
+        if hosts.refused(host, error):
+            pool.waiting.appendleft(item)
+            return
         hosts.give_back(host)
         raise stage_error(pool.name, error) from error
     except (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError) as error:

@@ -7,14 +7,17 @@ unfinished is launched again, as long as launches get further.
 """
 
 import logging
+import pickle
 import re
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.machines.border import hide_gpus_of_others, set_up_worker
+from prefsweep.orchestrator.machines.membership import Members
 from prefsweep.orchestrator.machines.secrets import keep_from_tune
 from prefsweep.orchestrator.recovery.checkpoints import newest_step
 from prefsweep.orchestrator.recovery.failures import AGAIN, delay_s, pause, worker_killed_for_memory
@@ -41,20 +44,27 @@ _PID = re.compile(r"\bpid=(\d+)")
 
 
 def tune_trials(
-    sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float, memory: float = 0.0
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    gpus_per_trial: float,
+    memory: float = 0.0,
+    members: Members | None = None,
 ) -> None:
     """Run all trials to an end; each is succeeded, failed or interrupted in the store afterwards.
 
     A launch that gets no trial any further counts, and `retries.max_attempts` of them in a row are
-    the end. After a stop request nothing is launched any more.
+    the end. After a stop request nothing is launched any more. `members` are the nodes that may
+    work; None is all of them.
     """
     retries, should_stop = sweep.spec.retries, polled_stop(sweep.store, sweep.spec.name)
     unfinished, fruitless, error = list(trials), 0, ""
+    kept_off = set[str]() if members is None else members.kept_off
     while True:
-        before = [_progress(sweep, trial) for trial in unfinished]
-        error = _launch(sweep, unfinished, gpus_per_trial, memory)
+        before, num_kept_off = [_progress(sweep, trial) for trial in unfinished], len(kept_off)
+        error = _launch(sweep, unfinished, gpus_per_trial, memory, members)
         fruitless += 1
-        if before != [_progress(sweep, trial) for trial in unfinished]:
+        came_further = before != [_progress(sweep, trial) for trial in unfinished]
+        if came_further or len(kept_off) > num_kept_off:
             fruitless = 0
         unfinished = [trial for trial in unfinished if not _has_ended(sweep, trial)]
         if not unfinished or should_stop():
@@ -82,7 +92,13 @@ def shares(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> dict
     return share
 
 
-def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float, memory: float) -> str:
+def _launch(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    gpus_per_trial: float,
+    memory: float,
+    members: Members | None,
+) -> str:
     """One Tuner over `trials`; returns what went wrong with it, or ""."""
     from ray import tune
 
@@ -93,6 +109,8 @@ def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float, memory
     kept = Kept(sweep)  # each worker has its own, for all its trials
 
     def trainable(config: dict[str, Any]) -> dict[str, int]:
+        if members is not None:
+            members.check()
         hide_gpus_of_others()
         set_up_worker(resources.threads_per_worker)
         trial_id = config["trial_id"]
@@ -102,7 +120,10 @@ def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float, memory
     def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         share = {"GPU": gpus[config["trial_id"]], "memory": memory}
         asked = {name: amount for name, amount in share.items() if amount}
-        return tune.PlacementGroupFactory([{"CPU": float(resources.cpus_per_worker), **asked}])
+        bundles = [{"CPU": float(resources.cpus_per_worker), **asked}]
+        selector = {} if members is None else members.selector()
+        places: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
+        return tune.PlacementGroupFactory(bundles, **places)
 
     with tempfile.TemporaryDirectory(prefix="prefsweep-tune-") as folder:
         tuner = tune.Tuner(
@@ -115,7 +136,7 @@ def _launch(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float, memory
                 verbose=0,
                 # run_trial gives up first, and says why
                 failure_config=tune.FailureConfig(max_failures=retries.max_attempts + 1),
-                callbacks=[_watchdog(retries.max_stall_s)],
+                callbacks=[_watchdog(retries.max_stall_s), *_refusals(members)],
             ),
         )
         try:
@@ -144,6 +165,23 @@ def _watchdog(max_stall_s: float) -> "tune.Callback":
                 )
 
     return Watchdog()
+
+
+def _refusals(members: Members | None) -> list["tune.Callback"]:
+    """Hears at once of a node that may not work; the next launch leaves it out."""
+    if members is None:
+        return []
+    from ray import tune
+
+    class Refusals(tune.Callback):
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
+            file = trial.pickled_error_file  # of this process's own making
+            if file is not None and Path(file).is_file():
+                members.keep_off(pickle.loads(Path(file).read_bytes()))
+
+        on_trial_error = on_trial_recover
+
+    return [Refusals()]
 
 
 def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> None:

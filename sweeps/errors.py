@@ -9,6 +9,7 @@
     |-- StoreError            the store cannot be read or written
     |   `-- DamagedError        something in it is not what was written, and is to be made again
     |-- ClusterError          Ray is unreachable, or too small for what was asked (exit code 2)
+    |   `-- NodeError           a node that joined is not like the driver; it is kept off
     |-- StageError            a stage failed in a worker; carries the remote traceback
     |-- TrialError            a trial failed in a way that retrying will not mend
     |-- OutOfMemory           a batch does not fit the memory of the GPU or the host
@@ -52,6 +53,13 @@ class DamagedError(StoreError):
 
 class ClusterError(SweepError):
     """The Ray cluster is unreachable or cannot provide what the spec asks for."""
+
+
+class NodeError(ClusterError):
+    """A node of the cluster has other versions than the driver, or does not reach the store."""
+
+    node_id = ""
+    """Ray's id of the node."""
 
 
 class StageError(SweepError):

@@ -28,6 +28,10 @@ WORKER_ENV = {
 }
 FORWARDED = ("HF_", "TRANSFORMERS_", "WANDB_")
 """Beginnings of the names of settings that workers get from the driver."""
+TOKEN_REMEDY = (
+    "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token) as "
+    "on its nodes"
+)
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH")
 _PLACE = re.compile(r"_(HOME|CACHE|DIR|PATH|FILE)$")
 
@@ -40,8 +44,8 @@ def start_ray(threads: int, num_cpus: int | None, num_gpus: int | None = None) -
         return _init("local", None, own)
 
 
-def attach_ray(address: str, spec: SweepSpec) -> ModuleType:
-    """Join the cluster at `address`, with what its workers need to run our code.
+def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
+    """Join the cluster at `address`, with what its workers need to run our code (and the spec's).
 
     Raises ClusterError.
     """
@@ -51,7 +55,8 @@ def attach_ray(address: str, spec: SweepSpec) -> ModuleType:
             "with --address auto, or send the sweep there: "
             "prefsweep submit SPEC --address http://HEAD:8265"
         )
-    environment = worker_environment(spec.resources.threads_per_worker, os.environ)
+    threads = 1 if spec is None else spec.resources.threads_per_worker
+    environment = worker_environment(threads, os.environ)
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours takes the place of its
     with tempfile.TemporaryDirectory(prefix="prefsweep-parcel-") as folder:
         make_parcel(Path(folder), spec)
@@ -81,6 +86,7 @@ def _init(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # we say what is lost, and go on
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours to handle
     import ray
     from ray.exceptions import RayError
@@ -106,6 +112,11 @@ def _explained(address: str, message: str) -> str:
             f"Ray at {where} and this environment differ. {' '.join(message.split())} "
             "Install the same versions here, or start prefsweep in the cluster's own environment "
             "(prefsweep submit does)"
+        )
+    if "Failed to connect" in message:  # Ray says why in its log alone
+        return (
+            f"Ray at {where}: {message}. See that it runs (ray status there) and that this is its "
+            f"address; where it asks for a token, {TOKEN_REMEDY}"
         )
     return f"Ray at {where}: {message}"
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefsweep.orchestrator.machines.border import hide_gpus_of_others, set_up_worker
+from prefsweep.orchestrator.machines.membership import Members
+from prefsweep.orchestrator.machines.placement import ray_nodes
 from prefsweep.orchestrator.sharded import ShardStage, run_shard
 from prefsweep.orchestrator.stages import Task
 
@@ -24,8 +26,9 @@ class Host:
 class Hosts:
     """The hosts of a run: leased to a stage, given back, leased again."""
 
-    def __init__(self, *, num_cpus: float, threads: int) -> None:
-        self._num_cpus, self._threads = num_cpus, threads
+    def __init__(self, *, num_cpus: float, threads: int, members: Members | None = None) -> None:
+        """`members` are the nodes that may have hosts; None is all of them."""
+        self._num_cpus, self._threads, self._members = num_cpus, threads, members
         self._idle: list[Host] = []
         self._num_leased = 0
 
@@ -52,6 +55,13 @@ class Hosts:
         self._num_leased -= 1
         _end(host)
 
+    def refused(self, host: Host, error: Exception) -> bool:
+        """Whether a host has not worked because of its node, which then gets none any more."""
+        if self._members is None or not self._members.keep_off(error):
+            return False
+        self.lost(host)
+        return True
+
     def end_idle(self) -> None:
         """End the idle hosts, and with them their claim on CPUs and GPUs."""
         for host in self._idle:
@@ -59,17 +69,19 @@ class Hosts:
         self._idle = []
 
     def _present_cpus(self) -> float:
-        """CPUs that the cluster has now: nodes may have been lost, or have joined."""
-        import ray
-
-        return ray.cluster_resources().get("CPU", 0.0)
+        """CPUs to be had in the cluster now: nodes may have been lost, or have joined."""
+        kept_off = frozenset[str]() if self._members is None else self._members.kept_off
+        return sum(node.cpus for node in ray_nodes(kept_off))
 
     def _start(self, num_gpus: float) -> Host:
         import ray
 
         self.end_idle()  # idle hosts of another kind may hold what the new one needs
-        actor = ray.remote(num_cpus=self._num_cpus, num_gpus=num_gpus)(_HostActor)
-        return Host(actor.remote(self._threads), num_gpus)
+        options: dict[str, Any] = {"num_cpus": self._num_cpus, "num_gpus": num_gpus}
+        if self._members is not None and (selector := self._members.selector()):
+            options["label_selector"] = selector
+        actor = ray.remote(**options)(_HostActor)
+        return Host(actor.remote(self._threads, self._members), num_gpus)
 
 
 def _end(host: Host) -> None:
@@ -81,15 +93,15 @@ def _end(host: Host) -> None:
 class _HostActor:
     """What runs in the worker process."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, members: Members | None) -> None:
         hide_gpus_of_others()
-        self._threads = threads
+        self._threads, self._members = threads, members
         self._stage = ""
         self._worker: Any = None
 
     def run_task(self, task: Task) -> None:
         """Run a task."""
-        set_up_worker(self._threads)
+        self._set_up()
         task.run()
 
     def run_shard(self, stage: ShardStage, index: int) -> None:
@@ -104,10 +116,15 @@ class _HostActor:
 
     def _load(self, stage: ShardStage) -> None:
         """What the stage needs is loaded at its first shard."""
-        set_up_worker(self._threads)
+        self._set_up()
         if self._stage != stage.name:
             self.forget()
             self._worker, self._stage = stage.load(), stage.name
+
+    def _set_up(self) -> None:
+        if self._members is not None:
+            self._members.check()
+        set_up_worker(self._threads)
 
     def forget(self) -> None:
         """Drop the loaded model."""

@@ -1,83 +1,94 @@
-"""Looks at every node of a cluster before work starts: same versions, and the store within reach.
+"""The nodes of a cluster: their versions and GPUs, and whether the store is within their reach.
 
-One small task a node. What is wrong is told with the node's name and what to do; nothing is mended.
+`check_cluster` looks before work starts, `prefsweep doctor` (survey.py) whenever it is asked, and
+every worker at the node it is on (membership.py), which may have joined later. What is wrong is
+told with the node's name and what to do; nothing is mended.
 """
 
 import platform
+import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
 from prefsweep.orchestrator.store import Store
 from prefsweep.sweeps.errors import ClusterError, SweepError
 
-PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "pydantic")
+PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "datasets", "pyarrow", "pydantic")
 """Those on whose versions results, or what is sent between processes, depend."""
 TIMEOUT_S = 180.0
-"""Longest that a node may take to start a worker and answer."""
+"""Longest that nodes may take to start a worker and answer."""
+REMEDY = (
+    "Install the same ones on every node (one image, or constraints.txt), or start the sweep in "
+    "the cluster's own environment (prefsweep submit)"
+)
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node that can run work."""
+    """One node, as it was found; texts that are "" mean that nothing is wrong."""
 
     node_id: str
     name: str
     """Its address, and its host name where that is another word."""
+    cpus: float = 0.0
+    """Without any, nothing of ours runs there, and nothing else is known of it."""
+    gpus: float = 0.0
+    memory_gib: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of Python and of PACKAGES, those it has."""
+    gpu_names: Sequence[str] = ()
+    storage_error: str = ""
+    error: str = ""
+    """Why nothing can run there."""
+
+    @property
+    def differences(self) -> str:
+        """Its versions that are not this process's, in words."""
+        return version_differences(own_versions(), self.versions) if self.versions else ""
 
 
 def check_cluster(store: Store) -> None:
     """Raises ClusterError for nodes that differ from this process or do not reach the store."""
-    nodes = working_nodes()
-    check_versions(nodes)
-    check_storage(store, nodes)
-
-
-def working_nodes() -> list[Node]:
-    """The nodes that are alive and have CPUs to give, by name."""
-    import ray
-
-    nodes: list[Node] = []
-    for node in ray.nodes():
-        if node["Alive"] and node["Resources"].get("CPU"):
-            address, host = node["NodeManagerAddress"], node["NodeManagerHostname"]
-            name = address if host in ("", address) else f"{address} ({host})"
-            nodes.append(Node(node["NodeID"], name))
-    return sorted(nodes, key=lambda node: (node.name, node.node_id))
-
-
-def check_versions(nodes: list[Node]) -> None:
-    """Raises ClusterError, with every difference, if a node has not the versions of this driver."""
-
-    def versions(names: tuple[str, ...]) -> dict[str, str]:  # sent whole: needs nothing of ours
-        import platform
-        from importlib import metadata
-
-        found = {"python": platform.python_version()}
-        for name in names:
-            try:
-                found[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
-        return found
-
-    ours = {"python": platform.python_version()}
-    ours |= {name: metadata.version(name) for name in PACKAGES}
-    theirs = _on_each(nodes, versions, lambda node: (PACKAGES,))
-    lines = [
-        f"  {node.name}: {differences}"
-        for node in nodes
-        if (differences := version_differences(ours, theirs[node.node_id]))
-    ]
+    nodes = look_at_nodes(store, TIMEOUT_S)
+    lines = [f"  {node.name}: {node.differences}" for node in nodes if node.differences]
     if lines:
+        told = "\n".join(lines)
         raise ClusterError(
-            "nodes of the cluster have other versions than this driver:\n"
-            + "\n".join(lines)
-            + "\nInstall the same ones on every node (one image, or constraints.txt), or start the "
-            "sweep in the cluster's own environment (prefsweep submit)"
+            f"nodes of the cluster have other versions than this driver:\n{told}\n{REMEDY}"
         )
+    for node in nodes:
+        if node.error:
+            raise ClusterError(f"node {node.name}: {node.error}")
+        if node.storage_error:
+            raise ClusterError("; ".join(storage_refusal(store, node.name, node.storage_error)))
+
+
+def look_at_nodes(store: Store, timeout_s: float) -> list[Node]:
+    """All nodes of the cluster that this process is attached to, each asked once, by name."""
+    token = uuid.uuid4().hex
+    folder = store.artifact("preflight", token)
+    store.write(f"{folder}/driver", token.encode())
+    try:
+        asked = [(node, _ask(node, store.uri, folder, token)) for node in _nodes()]
+        deadline = time.monotonic() + timeout_s
+        answers = [_answered(node, ref, deadline - time.monotonic()) for node, ref in asked]
+        return [_seen_from_here(node, store, folder, token) for node in answers]
+    finally:
+        store.delete(folder)
+
+
+def own_versions() -> dict[str, str]:
+    """Versions of this process's Python and packages."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def version_differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
@@ -92,24 +103,15 @@ def version_differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> s
     return ", ".join(found)
 
 
-def check_storage(store: Store, nodes: list[Node]) -> None:
-    """Raises ClusterError for a node that does not read what is written here, or the reverse."""
-    token = uuid.uuid4().hex
-    folder = store.artifact("preflight", token)
-    store.write(f"{folder}/driver", token.encode())
-    try:
-        said = _on_each(
-            nodes, answer_through, lambda node: (store.uri, folder, token, node.node_id)
-        )
-        for node in nodes:
-            answer = store.read(f"{folder}/{node.node_id}")
-            wrong = said[node.node_id]
-            if not wrong and answer != token.encode():
-                wrong = "what it writes there cannot be seen here"
-            if wrong:
-                raise ClusterError(_unreachable(store, node, wrong))
-    finally:
-        store.delete(folder)
+def storage_refusal(store: Store, name: str, wrong: str) -> tuple[str, str]:
+    """What is said of a node that does not reach the store, and what to do."""
+    remedy = (
+        "its credentials come from each node's own environment or role (AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY where Ray is started)"
+    )
+    if store.is_local:
+        remedy = "give a folder that all nodes share, or a store of its own such as s3://"
+    return f"--storage {store.uri} does not work on node {name}: {wrong}", remedy
 
 
 def answer_through(uri: str, folder: str, token: str, name: str) -> str:
@@ -124,43 +126,83 @@ def answer_through(uri: str, folder: str, token: str, name: str) -> str:
     return ""
 
 
-def _unreachable(store: Store, node: Node, wrong: str) -> str:
-    remedy = (
-        "its credentials come from each node's own environment or role (AWS_ACCESS_KEY_ID, "
-        "AWS_SECRET_ACCESS_KEY where Ray is started)"
-    )
-    if store.is_local:
-        remedy = "give a folder that all nodes share, or a store of its own such as s3://"
-    return f"--storage {store.uri} does not work on node {node.name}: {wrong}; {remedy}"
+def node_name(address: str, host: str) -> str:
+    """What a node is called to the user."""
+    return address if host in ("", address) else f"{address} ({host})"
 
 
-def _on_each(
-    nodes: list[Node], function: Callable[..., Any], arguments: Callable[[Node], tuple[Any, ...]]
-) -> dict[str, Any]:
-    """Node id -> what the function returned there."""
+def _nodes() -> list[Node]:
     import ray
-    from ray.exceptions import GetTimeoutError, RayError
+
+    nodes: list[Node] = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            name = node_name(node["NodeManagerAddress"], node["NodeManagerHostname"])
+            sizes = (has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", 0.0) / 2**30)
+            nodes.append(Node(node["NodeID"], name, *sizes))
+    return sorted(nodes, key=lambda node: (node.name, node.node_id))
+
+
+def _ask(node: Node, *storage: str) -> Any:
+    """Have a node answer; gives a Ray reference, or None for one that takes no work."""
+    if not node.cpus:
+        return None
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    remote = ray.remote(num_cpus=0, max_retries=1)(function)
-    references = {
-        node: remote.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        ).remote(*arguments(node))
-        for node in nodes
-    }
-    returned: dict[str, Any] = {}
-    for node, reference in references.items():
+    def answer(names: tuple[str, ...], *storage: str) -> dict[str, Any]:  # travels by value:
+        import platform  # a node that lacks what we need can still tell
+        import subprocess
+        from importlib import metadata
+
+        versions = {"python": platform.python_version()}
+        for name in names:
+            try:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
         try:
-            returned[node.node_id] = ray.get(reference, timeout=TIMEOUT_S)
-        except GetTimeoutError:
-            raise ClusterError(
-                f"node {node.name} started no worker within {TIMEOUT_S:g} s; see its Ray logs "
-                "(/tmp/ray/session_latest/logs there)"
-            ) from None
-        except RayError as error:
-            raise ClusterError(f"node {node.name} cannot run our code: {error}") from error
-    return returned
+            run = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+            gpu_names = run.stdout.strip().splitlines()
+        except (OSError, subprocess.SubprocessError):
+            gpu_names = []
+        found: dict[str, Any] = {"versions": versions, "gpu_names": gpu_names}
+        try:
+            from prefsweep.orchestrator.machines.nodes import answer_through
+        except ImportError as error:
+            return found | {"error": f"it cannot run our code: {error}"}
+        return found | {"storage_error": answer_through(*storage)}
+
+    here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    task: Any = ray.remote(num_cpus=0, max_retries=1)(answer).options(scheduling_strategy=here)
+    return task.remote(PACKAGES, *storage, node.node_id)
+
+
+def _answered(node: Node, reference: Any, timeout_s: float) -> Node:
+    if reference is None:
+        return node
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+
+    try:
+        answer: dict[str, Any] = ray.get(reference, timeout=max(0.0, timeout_s))
+        return replace(node, **answer)
+    except GetTimeoutError:
+        logs = "see its Ray logs (/tmp/ray/session_latest/logs there)"
+        return replace(node, error=f"it started no worker within the time it had; {logs}")
+    except RayError as error:
+        return replace(node, error=f"it cannot run our code: {str(error).strip()}")
+
+
+def _seen_from_here(node: Node, store: Store, folder: str, token: str) -> Node:
+    """The node, with an error if it has answered where this process does not see it."""
+    if not node.versions or node.error or node.storage_error:
+        return node
+    if store.read(f"{folder}/{node.node_id}") == token.encode():
+        return node
+    return replace(node, storage_error="what it writes there cannot be seen here")
 
 
 def _compared(name: str, version: str) -> str:

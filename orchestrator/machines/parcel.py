@@ -18,8 +18,8 @@ PACKAGES = ("sweeps", "workers", "orchestrator")
 DISTRIBUTION = "prefsweep"
 
 
-def make_parcel(folder: Path, spec: SweepSpec) -> None:
-    """Fill `folder` with all that has to be importable where a sweep runs."""
+def make_parcel(folder: Path, spec: SweepSpec | None) -> None:
+    """Fill `folder` with all that has to be importable where a sweep, or nothing (None), runs."""
     for name in PACKAGES:
         source = Path(str(import_module(f"prefsweep.{name}").__file__)).parent
         ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -29,7 +29,7 @@ def make_parcel(folder: Path, spec: SweepSpec) -> None:
     info.mkdir()
     told = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""  # of a checkout
     (info / "METADATA").write_text(told, encoding="utf-8")
-    if isinstance(spec.reward, CallableReward):
+    if spec is not None and isinstance(spec.reward, CallableReward):
         _add_module(folder, spec.reward.function)
 
 

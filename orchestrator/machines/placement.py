@@ -6,6 +6,7 @@ Read anew whenever it is asked, because nodes come and go. It starts nothing.
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -173,11 +174,12 @@ def _has(total: float, most: float, unit: str) -> str:
     return f"no node has more than {most:g} of the cluster's {total:g} {unit}"
 
 
-def ray_nodes() -> list[NodeSize]:
-    """The nodes that Ray has now."""
+def ray_nodes(kept_off: AbstractSet[str] = frozenset()) -> list[NodeSize]:
+    """The nodes that Ray has now, without those whose ids are `kept_off`."""
     import ray
 
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in kept_off]
+    resources = [node["Resources"] for node in alive]
     return [
         NodeSize(has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", 0.0))
         for has in resources

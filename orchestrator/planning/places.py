@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from prefsweep.orchestrator.machines.survey import PACKAGES, Node, survey
+from prefsweep.orchestrator.machines.nodes import PACKAGES, Node, storage_refusal
+from prefsweep.orchestrator.machines.survey import survey
 from prefsweep.orchestrator.planning.estimate import free_bytes
 from prefsweep.orchestrator.planning.estimate_lines import readable_bytes
 from prefsweep.orchestrator.planning.findings import Level, Line
-from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.store import Store, absolute
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.spec import SweepSpec
 
@@ -135,13 +136,8 @@ def cluster(spec: SweepSpec | None, storage: str, address: str) -> Iterator[Line
         yield Line("cluster", Level.ERROR, refused, remedy)
         yield from storage_here(storage)
         return
-    store = Store(storage)
-    token = _write_token(store)
-    try:
-        root = store.uri if not store.is_local else store.display("").rstrip("/")
-        nodes = survey(address, root, token, CLUSTER_TIMEOUT_S)
-    finally:
-        store.delete(token)
+    store = Store(absolute(storage))
+    nodes = survey(address, store.uri, CLUSTER_TIMEOUT_S)
     yield from cluster_lines(nodes, address)
     yield from storage_lines(nodes, store)
     if spec is not None:
@@ -156,38 +152,25 @@ def cluster_lines(nodes: Sequence[Node], address: str) -> Iterator[Line]:
     for node in nodes:
         gpus = f"{node.gpus:g} GPUs" + (f" ({', '.join(node.gpu_names)})" if node.gpu_names else "")
         found = f"{node.name}: {node.cpus:g} CPUs, {node.memory_gib:.0f} GiB, {gpus}"
-        if node.error:
-            yield Line("node", Level.ERROR, f"{found}; {node.error}", "end or mend that node")
-            continue
-        different = _differences(node)
-        if different:
+        if node.differences:
             remedy = "install the driver's versions there (constraints.txt), or use one image"
-            yield Line("node", Level.ERROR, f"{found}; {different}", remedy)
+            yield Line("node", Level.ERROR, f"{found}; {node.differences}", remedy)
+        elif node.error:
+            yield Line("node", Level.ERROR, f"{found}; {node.error}", "end or mend that node")
         else:
-            yield Line("node", Level.OK, found)
+            yield Line("node", Level.OK, found if node.cpus else f"{found}; it takes no work")
 
 
 def storage_lines(nodes: Sequence[Node], store: Store) -> Iterator[Line]:
-    """Whether every node reads what the driver wrote."""
+    """Whether every node that works reads what the driver wrote, and the reverse."""
     where = store.display("").rstrip("/")
-    failed = [node for node in nodes if node.storage_error]
+    asked = [node for node in nodes if node.cpus and not node.error]
+    failed = [node for node in asked if node.storage_error]
     for node in failed:
-        found = f"{where}: {node.name} does not read what was written here ({node.storage_error})"
-        remedy = "use a folder that all nodes share, or an object store (--storage s3://...)"
+        found, remedy = storage_refusal(store, node.name, node.storage_error)
         yield Line("storage", Level.ERROR, found, remedy)
     if not failed:
-        yield Line("storage", Level.OK, f"{where} is written and read by all {len(nodes)} nodes")
-
-
-def _differences(node: Node) -> str:
-    """Versions that are not the driver's; builds of one version (+cpu, +cu128) are the same."""
-    here = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-    there = {"python": node.python} | node.packages
-    return ", ".join(
-        f"{name} {there[name] or 'missing'} (the driver has {version})"
-        for name, version in here.items()
-        if there[name].partition("+")[0] != version.partition("+")[0]
-    )
+        yield Line("storage", Level.OK, f"{where} is written and read by all {len(asked)} nodes")
 
 
 def _refused(address: str) -> str:

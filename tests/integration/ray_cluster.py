@@ -29,8 +29,8 @@ AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 class RayNodes:
     """The nodes that were started; use `ray_nodes` to have them ended."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder, self._more = folder, environment
         self.python = dependencies_only(folder / "python")
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -87,6 +87,11 @@ class RayNodes:
             assert not ended and time.monotonic() < deadline, self.logs()
             time.sleep(0.5)
 
+    def node_of(self, pid: int) -> str:
+        """The node that a process is a worker of."""
+        above = {parent.pid for parent in psutil.Process(pid).parents()}
+        return next(name for name, process in self.processes.items() if process.pid in above)
+
     def kill(self, name: str) -> None:
         """SIGKILL for a node and all its processes, as if its machine had gone."""
         process = self.processes.pop(name)
@@ -123,13 +128,14 @@ class RayNodes:
             "PATH": os.pathsep.join(paths),
             **AUTH,
             "RAY_raylet_start_wait_time_s": "180",
+            **self._more,
         }
 
 
 @contextmanager
-def ray_nodes(folder: Path) -> Iterator[RayNodes]:
-    """Nodes to be started, all of them ended in the end."""
-    nodes = RayNodes(folder)
+def ray_nodes(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[RayNodes]:
+    """Nodes to be started, with more in their environment; all of them ended in the end."""
+    nodes = RayNodes(folder, environment or {})
     try:
         yield nodes
     finally:

@@ -16,8 +16,11 @@ def test_a_cluster_that_has_nothing_of_ours_makes_what_one_process_makes(tmp_pat
     with ray_nodes(tmp_path / "nodes") as nodes:
         nodes.start("head")
         nodes.wait(1)
-        words = ["--address", nodes.address, "--storage", "store", "--until", "scores"]
-        run = prefsweep("run", "quickstart", *OVERRIDES, *words, cwd=tmp_path)
+        words = ["--address", "auto", "--storage", "store", "--until", "scores"]
+        of_that_node = {"RAY_TMPDIR": str(nodes.temp / "head")}  # where `auto` looks for it
+        run = prefsweep(
+            *("run", "quickstart", *OVERRIDES, *words), cwd=tmp_path, environment=of_that_node
+        )
         output = run.communicate(timeout=300)[0]
     assert run.returncode == 0, output
     attached = open_sweep("small", str(tmp_path / "store"))

@@ -64,6 +64,20 @@ def test_a_sweep_runs_on_all_nodes_of_a_cluster_that_has_nothing_of_ours(
         assert not holding(secret, tmp_path / "store"), secret
 
 
+def test_doctor_looks_at_every_node_as_a_run_does(three_nodes: RayNodes, tmp_path: Path) -> None:
+    words = ["doctor", "quickstart", *OVERRIDES, "--storage", "store", "--json"]
+    address = {"RAY_ADDRESS": three_nodes.address}
+    process = prefsweep(*words, cwd=tmp_path, environment=address)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    lines = json.loads(output)["checks"]
+    found = {line["check"]: line["found"] for line in lines}
+    assert found["cluster"].endswith(": 3 nodes")
+    assert [line["level"] for line in lines if line["check"] == "node"] == ["ok"] * 3
+    assert found["storage"].endswith("is written and read by all 3 nodes")
+    assert not list((tmp_path / "store").rglob("*.json")), "nothing is left behind"
+
+
 def holding(text: str, folder: Path) -> list[Path]:
     """The files below a folder that hold a text."""
     files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]

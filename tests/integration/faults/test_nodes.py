@@ -16,7 +16,7 @@ from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.tuning import tune_trials
 from prefsweep.orchestrator.watching.status import open_sweep
 
-from ..ray_cluster import dependencies_only, prefsweep, ray_nodes
+from ..ray_cluster import AUTH, dependencies_only, prefsweep, ray_nodes
 from ..small import OVERRIDES, small_sweep
 
 pytestmark = pytest.mark.faults
@@ -110,7 +110,8 @@ def test_three_hundred_trials_that_do_nothing_end_and_the_driver_does_not_grow(
     cluster.run_trials(sweep, sweep.trials[:1])
     for trial in sweep.trials[1:]:
         copy_results(sweep, sweep.trials[0], trial)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name, value in AUTH.items():
+        monkeypatch.setenv(name, value)
     with ray_nodes(tmp_path / "nodes") as nodes:
         for num, name in enumerate(("head", "left", "right"), start=1):
             nodes.start(name)

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from prefsweep.orchestrator.machines.nodes import own_versions
 from prefsweep.orchestrator.machines.survey import survey
 
 TOKEN = "f3a1c5d2e4b6978812345678aabbccdd"
@@ -97,11 +98,9 @@ def test_with_the_token_the_nodes_answer_and_share_the_storage(
 ) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, head.environment[name])
-    (tmp_path / "token").write_text("here")
-    nodes = survey(head.address, str(tmp_path), "token", START_TIMEOUT_S)
-    assert [(node.cpus, node.error, node.storage_error) for node in nodes] == [(1.0, "", "")]
-    missing = survey(head.address, str(tmp_path), "elsewhere", START_TIMEOUT_S)
-    assert "FileNotFoundError" in missing[0].storage_error
+    [node] = survey(head.address, str(tmp_path), START_TIMEOUT_S)
+    assert (node.cpus, node.error, node.storage_error, node.differences) == (1.0, "", "", "")
+    assert node.versions == own_versions()
 
 
 def test_workers_have_the_keys_of_their_node_and_not_the_driver_s(head: Head) -> None:
@@ -120,24 +119,33 @@ print(ray.get(ray.remote(lambda: os.environ.get("HF_TOKEN")).remote()))
     assert run.stdout.splitlines()[-1] == "the node's"
 
 
+LOOK = """
+import sys
+from prefsweep.orchestrator.machines.survey import survey
+survey(*sys.argv[1:3], float(sys.argv[3]))
+"""
+ATTACH = """
+import sys
+from prefsweep.orchestrator.machines.attach import attach_ray
+attach_ray(sys.argv[1], None)
+"""
+
+
 def test_without_the_token_a_driver_is_refused_and_told_what_it_needs(
     head: Head, tmp_path: Path
 ) -> None:
-    program = """
-import sys
-from prefsweep.orchestrator.machines.survey import survey
-survey(sys.argv[1], sys.argv[2], "token", float(sys.argv[3]))
-"""
-
-    def refusal(**given: str) -> str:
+    def refusal(program: str, **given: str) -> str:
         words = [sys.executable, "-c", program, head.address, str(tmp_path), str(START_TIMEOUT_S)]
         run = subprocess.run(words, env=os.environ | given, capture_output=True, text=True)
         assert run.returncode != 0
         assert TOKEN not in run.stdout + run.stderr
+        assert "ClusterError: Ray at 127.0.0.1" in run.stderr
+        assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN" in run.stderr
         return run.stderr
 
+    none = {"RAY_AUTH_MODE": "disabled"}
+    another = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
     with ThreadPoolExecutor() as pool:
-        none = pool.submit(refusal, RAY_AUTH_MODE="disabled")
-        another = pool.submit(refusal, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 32)
-        for refused in (none.result(), another.result()):
-            assert "ClusterError" in refused and "it asks for its token" in refused
+        refused = [pool.submit(refusal, LOOK, **given) for given in (none, another)]
+        pool.submit(refusal, ATTACH, **another).result()
+        assert all("it asks for its token" in said.result() for said in refused)

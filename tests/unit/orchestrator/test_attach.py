@@ -1,11 +1,17 @@
 """What reaches the workers of a cluster: settings by name, never a secret; our code as a folder."""
 
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prefsweep.orchestrator.machines import membership
+from prefsweep.orchestrator.machines import nodes as looking
 from prefsweep.orchestrator.machines.attach import attach_ray, worker_environment
 from prefsweep.orchestrator.machines.inputs import (
     local_inputs,
@@ -13,17 +19,21 @@ from prefsweep.orchestrator.machines.inputs import (
     stored_inputs,
     with_inputs,
 )
+from prefsweep.orchestrator.machines.membership import members_of
 from prefsweep.orchestrator.machines.nodes import (
     Node,
     answer_through,
-    check_storage,
+    check_cluster,
+    own_versions,
     version_differences,
 )
 from prefsweep.orchestrator.machines.parcel import make_parcel
+from prefsweep.orchestrator.recovery.control import Control
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import resolve
-from prefsweep.sweeps.errors import ClusterError
+from prefsweep.sweeps.errors import ClusterError, NodeError
 from prefsweep.sweeps.load import load_spec
+from tests.integration.small import small_sweep
 
 
 def test_settings_are_forwarded_and_secrets_and_places_are_not() -> None:
@@ -102,22 +112,83 @@ def test_versions_that_matter_are_compared_and_builds_of_one_are_not() -> None:
     )
 
 
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes a cluster of nodes that answer with what is given, and are asked in this process."""
+
+    def make(**found: Callable[..., dict[str, Any]]) -> None:
+        here = [Node(name, f"10.0.0.{name}", cpus=1.0) for name in found]
+        monkeypatch.setattr(looking, "_nodes", lambda: here)
+        monkeypatch.setattr(looking, "_ask", lambda node, *storage: (node.node_id, storage))
+
+        def answered(node: Node, reference: tuple[str, Any], timeout_s: float) -> Node:
+            name, storage = reference
+            return replace(node, **{"versions": own_versions(), **found[name](*storage, name)})
+
+        monkeypatch.setattr(looking, "_answered", answered)
+
+    return make
+
+
+def shares(*storage: str) -> dict[str, Any]:
+    return {"storage_error": answer_through(*storage)}
+
+
 def test_a_folder_that_a_node_does_not_share_is_refused_with_its_name(
+    nodes: Callable[..., None], tmp_path: Path
+) -> None:
+    def has_its_own(uri: str, *rest: str) -> dict[str, Any]:
+        return shares(str(tmp_path / "another disk"), *rest)
+
+    def answers_elsewhere(uri: str, *rest: str) -> dict[str, Any]:
+        return {}
+
+    store = Store(str(tmp_path / "store"))
+    nodes(a=shares)
+    check_cluster(store)
+    nodes(a=shares, b=has_its_own)
+    with pytest.raises(ClusterError, match=r"does not work on node 10\.0\.0\.b: what the driver"):
+        check_cluster(store)
+    nodes(a=answers_elsewhere, b=shares)
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.a: what it writes there cannot be"):
+        check_cluster(store)
+    assert store.names("artifacts") == [], "nothing is left behind"
+
+
+def test_all_nodes_that_differ_are_told_before_what_follows_from_it(
+    nodes: Callable[..., None], tmp_path: Path
+) -> None:
+    old = own_versions() | {"trl": "0.9.0"}
+    bare = {name: version for name, version in own_versions().items() if name != "torch"}
+    nodes(
+        a=lambda *storage: {"versions": bare, "error": "it cannot run our code: no torch"},
+        b=lambda *storage: {"versions": old} | shares(*storage),
+        c=shares,
+    )
+    with pytest.raises(ClusterError) as refused:
+        check_cluster(Store(str(tmp_path / "store")))
+    told = str(refused.value)
+    assert "10.0.0.a: torch is missing" in told and "10.0.0.b: trl 0.9.0 (driver" in told
+    assert "10.0.0.c" not in told
+
+
+def test_a_worker_on_another_node_refuses_work_and_the_node_gets_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def elsewhere(nodes, function, arguments):
-        assert function is answer_through
-        said = {}
-        for node in nodes:
-            uri, *rest = arguments(node)
-            seen = uri if node.name == "10.0.0.1" else str(tmp_path / "another disk")
-            said[node.node_id] = answer_through(seen, *rest)
-        return said
-
-    monkeypatch.setattr("prefsweep.orchestrator.machines.nodes._on_each", elsewhere)
-    shares, has_own = Node("a", "10.0.0.1"), Node("b", "10.0.0.2 (lonely)")
-    store = Store(str(tmp_path / "store"))
-    check_storage(store, [shares])
-    with pytest.raises(ClusterError, match=r"does not work on node 10\.0\.0\.2 \(lonely\): what "):
-        check_storage(store, [shares, has_own])
-    assert store.names("artifacts") == [], "nothing is left behind"
+    sweep = small_sweep(tmp_path / "store")
+    node_id = "f0" * 28
+    monkeypatch.setattr(membership, "_here", lambda: (node_id, "10.0.0.9"))
+    with Control(sweep.store, sweep.spec.name):
+        members = members_of(sweep)
+        pickle.loads(pickle.dumps(members)).check()
+        assert members.selector() == {}
+        away = replace(members, store=Store(str(tmp_path / "another disk")))
+        with pytest.raises(NodeError, match=r"does not work on node 10\.0\.0\.9: what the driver"):
+            away.check()
+        old = replace(members, versions=members.versions | {"trl": "9"})
+        with pytest.raises(NodeError, match=r"node 10\.0\.0\.9 has .*trl .* \(driver 9\)") as error:
+            old.check()
+        assert not members.keep_off(ValueError("something else"))
+        sent_back = pickle.loads(pickle.dumps(error.value))
+        assert members.keep_off(sent_back) and members.keep_off(sent_back)
+        assert members.selector() == {"ray.io/node-id": f"!in({node_id})"}

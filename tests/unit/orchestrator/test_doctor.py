@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from prefsweep.orchestrator import cli
-from prefsweep.orchestrator.machines.survey import PACKAGES, Node
+from prefsweep.orchestrator.machines.nodes import Node, own_versions
 from prefsweep.orchestrator.planning import places
 from prefsweep.orchestrator.planning.doctor import document, examine
 from prefsweep.orchestrator.planning.findings import Check, Level, Line
@@ -245,38 +245,39 @@ def node(name: str, **changes: object) -> Node:
         "cpus": 2.0,
         "gpus": 1.0,
         "memory_gib": 8.0,
-        "python": sys.version.split()[0],
-        "packages": {package: places._version(package) for package in PACKAGES},
+        "versions": own_versions(),
         "gpu_names": ["H100"],
-        "storage_error": "",
     }
-    return Node(name, **(fields | changes))  # pyright: ignore[reportArgumentType]
+    return Node(name, name, **(fields | changes))  # pyright: ignore[reportArgumentType]
 
 
 def test_nodes_that_differ_are_named_with_the_difference() -> None:
-    packages = node("a").packages
+    ours = own_versions()
     nodes = [
         node("same"),
-        node("build", packages=packages | {"torch": packages["torch"].split("+")[0] + "+cu130"}),
-        node("old", packages=packages | {"torch": "2.1.0"}),
-        node("bare", packages=packages | {"trl": ""}),
-        node("dead", error="it did not answer"),
+        node("build", versions=ours | {"torch": ours["torch"].split("+")[0] + "+cu130"}),
+        node("old", versions=ours | {"torch": "2.1.0"}),
+        node("bare", versions={k: v for k, v in ours.items() if k != "trl"}, error="no trl"),
+        node("dead", versions={}, error="it did not answer"),
+        node("head", versions={}, cpus=0.0),
     ]
     cluster, *lines = cluster_lines(nodes, "head:6379")
-    assert cluster.found == "head:6379: 5 nodes"
+    assert cluster.found == "head:6379: 6 nodes"
     levels = [line.level for line in lines]
-    assert levels == [Level.OK, Level.OK, Level.ERROR, Level.ERROR, Level.ERROR]
-    assert f"torch 2.1.0 (the driver has {packages['torch']})" in lines[2].found
-    assert "trl missing" in lines[3].found
+    assert levels == [Level.OK, Level.OK, *[Level.ERROR] * 3, Level.OK]
+    assert f"torch 2.1.0 (driver {ours['torch']})" in lines[2].found
+    assert f"trl is missing (driver {ours['trl']})" in lines[3].found
     assert "it did not answer" in lines[4].found
+    assert "it takes no work" in lines[5].found
 
 
 def test_a_node_that_does_not_share_the_storage_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    nodes = [node("near"), node("far", storage_error="FileNotFoundError: tmp/x")]
+    far = node("far", storage_error="what the driver wrote there cannot be seen on it")
+    nodes = [node("near"), far, node("dead", error="gone"), node("head", cpus=0.0)]
     [line] = storage_lines(nodes, store)
     assert line.level == Level.ERROR
-    assert "far does not read what was written here" in line.found
+    assert f"--storage {tmp_path} does not work on node far: what the driver wrote" in line.found
     assert "a folder that all nodes share" in line.remedy
-    [line] = storage_lines(nodes[:1], store)
-    assert line.level == Level.OK
+    [line] = storage_lines([nodes[0], *nodes[2:]], store)
+    assert (line.level, "by all 1 nodes" in line.found) == (Level.OK, True)

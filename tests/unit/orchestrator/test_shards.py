@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from prefsweep.orchestrator.machines.hosts import Host
 from prefsweep.orchestrator.shards import MAX_DEATHS, Pool, TaskFlow, run_tasks
 from prefsweep.orchestrator.shards import _drain as drain
-from prefsweep.sweeps.errors import DataError, StageError
+from prefsweep.sweeps.errors import DataError, NodeError, StageError
 
 
 @dataclass
@@ -33,6 +33,10 @@ class FakeHosts:
 
     def lost(self, host: Host) -> None:
         self.ended += 1
+
+    def refused(self, host: Host, error: Any) -> bool:
+        self.ended += isinstance(error.cause, NodeError)
+        return isinstance(error.cause, NodeError)
 
 
 @dataclass(eq=False)
@@ -76,6 +80,12 @@ def test_a_task_whose_worker_dies_is_run_again(death: Callable[[], Exception]) -
 def test_a_task_that_ends_too_many_workers_ends_the_run() -> None:
     with pytest.raises(StageError, match=rf"policy: it ended {MAX_DEATHS} workers"):
         work(FakeTask("policy", [died() for _ in range(MAX_DEATHS)]))
+
+
+def test_what_a_node_may_not_do_is_handed_out_again_and_counts_as_no_death() -> None:
+    refused = RayTaskError("run", "traceback", NodeError("node b has other versions"))
+    hosts = work(FakeTask("policy", [*[refused] * (MAX_DEATHS + 1), None]))
+    assert (hosts.leased, hosts.given_back) == (MAX_DEATHS + 2, 1)
 
 
 def test_an_error_comes_back_as_it_was_and_no_host_stays_leased() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefsweep.orchestrator import tuning
+from prefsweep.orchestrator.machines.membership import Members
 from prefsweep.orchestrator.recovery.stopping import request_stop
 from prefsweep.orchestrator.recovery.trial_log import TrialLog, read_document
 from prefsweep.orchestrator.sweep import Sweep, Trial
@@ -33,7 +34,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def play(monkeypatch: pytest.MonkeyPatch, launched: list[list[str]], *steps: Step) -> None:
     """Each launch plays the next of `steps`, the last one for ever."""
 
-    def launch(sweep: Sweep, trials: list[Trial], gpus_per_trial: float, memory: float) -> str:
+    def launch(sweep: Sweep, trials: list[Trial], *rest: object) -> str:
         launched.append([trial.name for trial in trials])
         return steps[min(len(launched), len(steps)) - 1](sweep, trials)
 
@@ -103,6 +104,20 @@ def test_a_launch_that_gets_further_does_not_count(
     play(monkeypatch, launched, *steps)
     tuning.tune_trials(sweep, sweep.trials, 0)
     assert len(launched) == 6
+
+
+def test_a_launch_that_finds_a_node_that_may_not_work_does_not_count(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
+) -> None:
+    members = Members(sweep.store, sweep.spec.name, "token", {})
+
+    def refused(sweep: Sweep, trials: list[Trial]) -> str:
+        members.kept_off.add(f"node {len(members.kept_off)}")
+        return "node b has other versions"
+
+    play(monkeypatch, launched, refused, refused, refused, refused, all_succeed)
+    tuning.tune_trials(sweep, sweep.trials, 0, members=members)
+    assert len(launched) == 5
 
 
 def test_only_what_is_unfinished_is_launched_again(

@@ -216,6 +216,7 @@ def _drain(
                 pool.dispatch(hosts)
                 if not pool.waiting:
                     pool.release(hosts)
+            hosts.make_room()
             _take_one(pools, hosts, flow)
     finally:
         for pool in pools:

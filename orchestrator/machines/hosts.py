@@ -4,6 +4,7 @@ A host is a Ray actor with its share of CPUs and GPUs. It runs tasks, and shards
 the other; the model of a stage stays loaded from its first shard to its last.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ from prefsweep.orchestrator.machines.placement import ray_nodes
 from prefsweep.orchestrator.sharded import ShardStage, run_shard
 from prefsweep.orchestrator.stages import Task
 
+START_S = 15.0
+"""A process that is not there by then most likely waits for room."""
+
 
 @dataclass(frozen=True, eq=False)
 class Host:
@@ -21,6 +25,10 @@ class Host:
 
     actor: Any
     num_gpus: float
+    up: Any = None
+    """A Ray reference that is there once the process is."""
+    started_s: float = 0.0
+    """When it was asked for, on the monotonic clock."""
 
 
 class Hosts:
@@ -30,7 +38,7 @@ class Hosts:
         """`members` are the nodes that may have hosts; None is all of them."""
         self._num_cpus, self._threads, self._members = num_cpus, threads, members
         self._idle: list[Host] = []
-        self._num_leased = 0
+        self._leased: list[Host] = []
 
     def lease(self, num_gpus: float) -> Host:
         """A host with that share of a GPU: an idle one, or a new one (which may wait for room)."""
@@ -38,13 +46,13 @@ class Hosts:
         host = same[0] if same else self._start(num_gpus)
         if same:
             self._idle.remove(host)
-        self._num_leased += 1
+        self._leased.append(host)
         return host
 
     def give_back(self, host: Host) -> None:
         """The host is idle again; it forgets what it has loaded."""
-        self._num_leased -= 1
-        if (self._num_leased + len(self._idle) + 1) * self._num_cpus > self._present_cpus():
+        self._leased.remove(host)
+        if (len(self._leased) + len(self._idle) + 1) * self._num_cpus > self._present_cpus():
             _end(host)  # another one waits for its CPUs
         else:
             host.actor.forget.remote()
@@ -52,7 +60,7 @@ class Hosts:
 
     def lost(self, host: Host) -> None:
         """The host's process has died, or is ended in the middle of its work."""
-        self._num_leased -= 1
+        self._leased.remove(host)
         _end(host)
 
     def refused(self, host: Host, error: Exception) -> bool:
@@ -61,6 +69,20 @@ class Hosts:
             return False
         self.lost(host)
         return True
+
+    def make_room(self) -> None:
+        """End idle hosts where a leased one does not come up: it waits for what they hold.
+
+        That happens where a node is lost: until Ray has noticed, it counts as room.
+        """
+        now_s = time.monotonic()
+        late = [host.up for host in self._leased if now_s - host.started_s > START_S]
+        if not self._idle or not late:
+            return
+        import ray
+
+        if ray.wait(late, num_returns=len(late), timeout=0)[1]:
+            self.end_idle()
 
     def end_idle(self) -> None:
         """End the idle hosts, and with them their claim on CPUs and GPUs."""
@@ -80,8 +102,9 @@ class Hosts:
         options: dict[str, Any] = {"num_cpus": self._num_cpus, "num_gpus": num_gpus}
         if self._members is not None and (selector := self._members.selector()):
             options["label_selector"] = selector
-        actor = ray.remote(**options)(_HostActor)
-        return Host(actor.remote(self._threads, self._members), num_gpus)
+        worker: Any = ray.remote(**options)(_HostActor)
+        actor = worker.remote(self._threads, self._members)
+        return Host(actor, num_gpus, actor.forget.remote(), time.monotonic())
 
 
 def _end(host: Host) -> None:

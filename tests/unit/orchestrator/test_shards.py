@@ -34,6 +34,9 @@ class FakeHosts:
     def lost(self, host: Host) -> None:
         self.ended += 1
 
+    def make_room(self) -> None:
+        pass
+
     def refused(self, host: Host, error: Any) -> bool:
         self.ended += isinstance(error.cause, NodeError)
         return isinstance(error.cause, NodeError)

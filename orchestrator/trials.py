@@ -72,7 +72,7 @@ class _Runner:
     def __init__(self, kept: Kept, trial: Trial, place: Place) -> None:
         self._kept, self._trial, self._place = kept, trial, place
         self._sweep, self._retries = kept.sweep, kept.sweep.spec.retries
-        self._log = TrialLog(kept.sweep, trial)
+        self._log = TrialLog(kept.sweep, trial, place.gpus)
         self._should_stop = _lenient(polled_stop(kept.sweep.store, kept.sweep.spec.name))
 
     def run(self, output: TrialOutput) -> None:
@@ -258,6 +258,8 @@ def _train(
             hooks,
         )
         state.flush()  # nobody trains again for lines that are missing then
+        if state.gpus:
+            notes["gpus"] = state.gpus
         if state.halvings:  # such weights differ from others by rounding
             notes["halvings"] = float(state.halvings)
         manifest = new_manifest(trial.trial_id, 1, time.monotonic() - started, notes)

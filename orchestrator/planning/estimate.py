@@ -40,6 +40,8 @@ class TrialTime:
     evaluation_s: float
     on_gpu: bool
     basis: str
+    gpus: float | None = None
+    """The share of a GPU that they had; None if that was not recorded."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ class Estimate:
     num_to_evaluate: int
     time: TrialTime | None
     gpus_per_trial: float
-    """GPUs of a trial: as the spec says; for `auto` as probed, or one, which is the most."""
+    """GPUs of a trial: what those had that `time` is of, since seconds depend on the share. Else
+    as the spec says; for `auto` as probed, or one, which is the most."""
     share_basis: str
-    """The kind of GPU that a probe found that share on; "" without one."""
+    """Where that share is from, in words; "" for the spec's, or the most."""
     at_most: bool
-    """Whether a trial may get less of a GPU than that: what fits is measured when it runs."""
+    """Whether a trial may get less of a GPU than that, and so the hours be fewer."""
     gpu_hour_price: float | None
     size: TrialSize | None
     size_basis: str
@@ -103,14 +106,19 @@ def estimate(sweep: Sweep, unfinished: Sequence[Trial]) -> Estimate:
         store.manifest(store.trial(trial.trial_id, "weights")) is None for trial in unfinished
     )
     size, size_basis = _size(sweep) if num_to_train else (None, "")
+    time = _time(sweep) if unfinished else None
     share, share_basis = _share(sweep)
+    at_most = resources.gpus_per_trial == "auto" and not share_basis
+    if time is not None and time.gpus is not None:
+        at_most = time.gpus > share or (at_most and time.gpus == 1)
+        share, share_basis = time.gpus, "as those had"
     return Estimate(
         num_to_train=num_to_train,
         num_to_evaluate=len(unfinished),
-        time=_time(sweep) if unfinished else None,
+        time=time,
         gpus_per_trial=share,
         share_basis=share_basis,
-        at_most=resources.gpus_per_trial == "auto" and not share_basis,
+        at_most=at_most,
         gpu_hour_price=resources.gpu_hour_price,
         size=size,
         size_basis=size_basis,
@@ -120,11 +128,12 @@ def estimate(sweep: Sweep, unfinished: Sequence[Trial]) -> Estimate:
 
 
 def _share(sweep: Sweep) -> tuple[float, str]:
-    """GPUs of a trial, and the kind of GPU that it was probed on: the larger share of several."""
+    """GPUs of a trial, and for `auto` where it was probed: the larger share of several."""
     share = sweep.spec.resources.gpus_per_trial
     if share != "auto":
         return share, ""
-    return max(((share, kind) for kind, share in probed_shares(sweep).items()), default=(1.0, ""))
+    probed = ((share, f"as probed on {kind}") for kind, share in probed_shares(sweep).items())
+    return max(probed, default=(1.0, ""))
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -154,6 +163,7 @@ def _scaled(times: TrialTime, train: float, evaluation: float, why: str) -> Tria
         times.evaluation_s * evaluation,
         times.on_gpu,
         f"{times.basis} ({why}{scaled})",
+        times.gpus,
     )
 
 
@@ -199,12 +209,14 @@ def _mean_time(sweep: Sweep, known: AbstractSet[str]) -> TrialTime | None:
     if not pairs:
         return None
     on_gpu = any("gpu_memory_gib" in weights.notes for weights, _ in pairs)
+    gpus = [weights.notes["gpus"] for weights, _ in pairs if "gpus" in weights.notes]
     trials = "1 trial" if len(pairs) == 1 else f"{len(pairs)} trials"
     return TrialTime(
         fmean(_train_seconds(weights) for weights, _ in pairs),
         fmean(evaluated.seconds for _, evaluated in pairs),
         on_gpu,
         f"by {trials} of sweep {sweep.spec.name} on {'a GPU' if on_gpu else 'CPUs'}",
+        fmean(gpus) if len(gpus) == len(pairs) else None,
     )
 
 

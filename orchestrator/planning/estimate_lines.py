@@ -48,8 +48,8 @@ def _time_line(found: Estimate) -> str:
     if found.gpu_hours is None:
         return f"{_duration(found.trial_hours)} of trials, one after the other ({based})"
     at_most = "at most " if found.at_most else ""
-    probed = f", as probed on {found.share_basis}" if found.share_basis else ""
-    share = f"{found.gpus_per_trial:g} GPU a trial{probed}"
+    basis = f", {found.share_basis}" if found.share_basis else ""
+    share = f"{found.gpus_per_trial:g} GPU a trial{basis}"
     return f"{at_most}{found.gpu_hours:.2f} GPU-hours of trials ({share}; {based})"
 
 

@@ -27,8 +27,10 @@ REWRITE_SHARE = 0.05
 class TrialLog:
     """Both files of one trial, as who works on it writes them."""
 
-    def __init__(self, sweep: Sweep, trial: Trial) -> None:
+    def __init__(self, sweep: Sweep, trial: Trial, gpus: float = 0.0) -> None:
         self._store, self._trial = sweep.store, trial
+        self.gpus = gpus
+        """The share of a GPU that this process has for the trial."""
         found = read_document(sweep, trial)
         self.found = read_status_field(found)
         """The status before this process came to the trial."""

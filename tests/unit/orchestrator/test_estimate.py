@@ -18,11 +18,18 @@ from tests.integration.small import small_sweep
 GRID = "grid=[{beta: [0.1, 0.2, 0.3, 0.4], learning_rate: 1e-3}]"
 
 
-def finish(sweep: Sweep, trial: Trial, train_s: float, evaluation_s: float, gpu: bool) -> None:
+def finish(
+    sweep: Sweep,
+    trial: Trial,
+    train_s: float,
+    evaluation_s: float,
+    gpu: bool,
+    **more_notes: float,
+) -> None:
     """Put into the store what a finished trial that took so long leaves there."""
     store = sweep.store
     store.write_json(store.sweep(sweep.spec.name, "spec.json"), spec_document(sweep))
-    notes = {"gpu_memory_gib": 1.0} if gpu else {}
+    notes = ({"gpu_memory_gib": 1.0} if gpu else {}) | more_notes
     for path, seconds in (
         (store.trial(trial.trial_id, "weights"), train_s),
         (sweep.evaluation_path(trial.trial_id), evaluation_s),
@@ -70,9 +77,29 @@ def test_a_share_that_was_probed_for_this_model_and_batch_is_used(tmp_path: Path
     assert time.startswith("time: 0.75 GPU-hours of trials (0.25 GPU a trial, as probed on H100;")
     assert cost.startswith("cost: 1.50 (0.75 GPU-hours at 2)")
     probe(sweep, "A100", peak=30)
-    assert (of_rest(sweep, 1).gpus_per_trial, of_rest(sweep, 1).share_basis) == (0.5, "A100")
+    found = of_rest(sweep, 1)
+    assert (found.gpus_per_trial, found.share_basis) == (0.5, "as probed on A100")
     larger = small_sweep(tmp_path, GRID, "training.per_device_train_batch_size=5")
     assert of_rest(larger, 1).at_most, "another batch: nobody knows yet"
+
+
+def test_seconds_count_by_the_share_of_a_gpu_that_they_were_measured_with(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, GRID, "resources.gpus_per_trial=0.25")
+    finish(sweep, sweep.trials[0], 3500.0, 100.0, gpu=True, gpus=1.0)  # a whole one then
+    alone = of_rest(sweep, 3)
+    assert (alone.gpu_hours, alone.at_most) == (1.0, True)
+    shared = small_sweep(tmp_path, "name=shared", GRID, "seeds=[1]")  # auto, not probed
+    finish(shared, shared.trials[0], 7100.0, 100.0, gpu=True, gpus=0.125)
+    found = of_rest(shared, 3)
+    assert (found.gpu_hours, found.at_most) == (0.25, False)
+    assert "0.125 GPU a trial, as those had" in "".join(estimate_lines(found))
+
+
+def test_a_trial_that_was_resumed_took_as_long_as_all_of_its_attempts(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, GRID)
+    finish(sweep, sweep.trials[0], 5.0, 1.0, gpu=False, train_seconds=100.0)
+    time = of_rest(sweep, 1).time
+    assert time is not None and time.train_s == 100.0
 
 
 def test_times_on_a_cpu_are_never_sold_as_gpu_hours(tmp_path: Path) -> None:

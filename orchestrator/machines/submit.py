@@ -6,6 +6,7 @@ ours has to be installed there. The store is named, never sent; secrets are the 
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -15,17 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefsweep.orchestrator.machines.attach import worker_environment
+from prefsweep.orchestrator.machines.attach import TOKEN_REMEDY, worker_environment
 from prefsweep.orchestrator.machines.inputs import copy, local_inputs, with_inputs
 from prefsweep.orchestrator.machines.parcel import make_parcel
 from prefsweep.sweeps.errors import ClusterError, UsageError
 from prefsweep.sweeps.spec import SweepSpec
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+log = logging.getLogger(__name__)
 
 SPEC_FILE = "sweep.json"
 POLL_S = 1.0
+PATIENCE_S = 60.0
+"""How long a dashboard may be out of reach while a job is waited for."""
+_NO_CLIENT = "submit needs Ray's job client: pip install 'prefsweep[cluster]'"
 FAILED, INTERRUPTED = 1, 130
 """Exit codes for a job that ended without one of its own, and for one that was stopped."""
 
@@ -38,13 +44,13 @@ class Job:
     job_id: str
 
     def exit_code(self) -> int:
-        """Wait for the end; the exit code of `prefsweep run` there."""
+        """Wait for the end; the exit code of `prefsweep run` there. Raises ClusterError."""
         from ray.job_submission import JobStatus
 
-        info = self.client.get_job_info(self.job_id)
+        info = self._info()
         while not info.status.is_terminal():
             time.sleep(POLL_S)
-            info = self.client.get_job_info(self.job_id)
+            info = self._info()
         if info.status == JobStatus.SUCCEEDED:
             return 0
         if info.status == JobStatus.STOPPED:
@@ -55,13 +61,31 @@ class Job:
         return info.driver_exit_code if info.driver_exit_code > 0 else FAILED
 
     def follow(self, write: Callable[[str], Any]) -> None:
-        """Pass on what the job prints until it ends."""
+        """Pass on what the job prints, until it ends or its dashboard is out of reach."""
+        from aiohttp import ClientError
 
         async def pass_on() -> None:
             async for lines in self.client.tail_job_logs(self.job_id):
                 write(lines)
 
-        asyncio.run(pass_on())
+        try:
+            asyncio.run(pass_on())
+        except (RuntimeError, OSError, ClientError) as error:
+            log.warning("the log of job %s is out of reach (%s)", self.job_id, error)
+
+    def _info(self) -> "JobDetails":
+        """How the job stands; a dashboard that is out of reach is waited for, not for ever."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self.client.get_job_info(self.job_id)
+            except (RuntimeError, OSError) as error:
+                if time.monotonic() >= deadline_s:
+                    raise ClusterError(
+                        f"job {self.job_id}: for {PATIENCE_S:g} s its dashboard has not answered "
+                        f"({error}); it may go on, which `prefsweep status` tells"
+                    ) from None
+                time.sleep(POLL_S)
 
 
 def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) -> Job:
@@ -100,14 +124,21 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
 
 def _client(address: str) -> "JobSubmissionClient":
     try:
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
-
+    except ImportError:
+        raise UsageError(_NO_CLIENT) from None
+    logging.getLogger("ray").setLevel(logging.WARNING)  # not every upload and closed connection
+    try:
         return JobSubmissionClient(address)
-    except (ImportError, RuntimeError) as error:
-        if isinstance(error, ImportError) or "ray[default]" in str(error):
-            raise UsageError(
-                "submit needs Ray's job client: pip install 'prefsweep[cluster]'"
-            ) from None
+    except AuthenticationError:
+        raise ClusterError(
+            f"--address {address}: it asks for its token, which is missing here or another one; "
+            f"{TOKEN_REMEDY}"
+        ) from None
+    except RuntimeError as error:
+        if "ray[default]" in str(error):
+            raise UsageError(_NO_CLIENT) from None
         raise ClusterError(f"--address {address}: {error}") from None
     except (ConnectionError, ValueError) as error:
         raise ClusterError(

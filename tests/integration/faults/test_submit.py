@@ -5,7 +5,7 @@ from pathlib import Path
 from prefsweep.orchestrator.watching.status import open_sweep, read_status
 from prefsweep.sweeps.records import Status
 
-from ..ray_cluster import RayNodes, prefsweep
+from ..ray_cluster import AUTH, RayNodes, prefsweep
 from ..small import OVERRIDES
 from .test_attach import users_folder
 
@@ -41,6 +41,16 @@ def test_a_job_brings_its_files_shows_its_log_and_ends_with_the_sweeps_exit_code
     assert code == 1, output
     assert "completions: found in the store" in output
     assert "1 of 1 trials have not succeeded" in output
+
+
+def test_a_wrong_token_is_refused_with_what_to_set(three_nodes: RayNodes, tmp_path: Path) -> None:
+    words = ["--address", three_nodes.dashboard, "--storage", str(tmp_path)]
+    another = AUTH | {"RAY_AUTH_TOKEN": "0" * 64}
+    process = prefsweep("submit", "quickstart", *words, cwd=tmp_path, environment=another)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode == 2, output
+    assert "it asks for its token" in output and "RAY_AUTH_TOKEN_PATH" in output
+    assert "Traceback" not in output
 
 
 def test_a_dashboard_that_does_not_answer_is_named(tmp_path: Path) -> None:

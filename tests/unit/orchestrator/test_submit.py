@@ -3,7 +3,9 @@
 import json
 import shlex
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,18 @@ class Dashboard:
         self.words: list[str] = []
         self.spec: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
+        self.answers: list[Any] = []
+        """What it says of the job, one after the other, the last for ever; errors are raised."""
+
+    def get_job_info(self, job_id: str) -> Any:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        yield "trial 1 of 2\n"
+        raise RuntimeError("WebSocket connection closed unexpectedly")
 
     def submit_job(
         self, *, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]
@@ -83,3 +97,45 @@ def test_what_cannot_work_there_is_refused_before_anything_is_sent(
     assert submit(monkeypatch, *words) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not dashboard.words
+
+
+def info(status: str, code: int | None) -> Any:
+    from ray.job_submission import JobStatus
+
+    return SimpleNamespace(status=JobStatus[status], driver_exit_code=code, message="it was so")
+
+
+@pytest.mark.parametrize(
+    ("status", "driver_code", "code"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 1, 1),
+        ("FAILED", 2, 2),
+        ("FAILED", -9, 1),
+        ("STOPPED", 0, 130),
+    ],
+)
+def test_a_follower_ends_with_the_code_of_the_job_though_the_connection_breaks(
+    status: str,
+    driver_code: int,
+    code: int,
+    dashboard: Dashboard,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(submitting, "POLL_S", 0.0)
+    away = ConnectionError("no route to the head")
+    dashboard.answers = [info("RUNNING", None), away, away, info(status, driver_code)]
+    assert submit(monkeypatch, *OTHERS, "--follow") == code
+    assert "trial 1 of 2" in capsys.readouterr().out
+
+
+def test_a_dashboard_that_stays_away_is_told_with_what_tells_more(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submitting, "POLL_S", 0.0)
+    monkeypatch.setattr(submitting, "PATIENCE_S", 0.1)
+    dashboard.answers = [info("RUNNING", None), ConnectionError("no route to the head")]
+    assert submit(monkeypatch, *OTHERS, "--follow") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no route to the head" in said and "`prefsweep status` tells" in said

@@ -30,6 +30,7 @@ from prefsweep.orchestrator.recovery.trial_log import (
 )
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import Place, run_trial
+from prefsweep.sweeps.errors import NodeError
 from prefsweep.sweeps.records import Failure, Status
 from prefsweep.workers.losses import mixes_rows
 
@@ -175,9 +176,9 @@ def _refusals(members: Members | None) -> list["tune.Callback"]:
 
     class Refusals(tune.Callback):
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-            file = trial.pickled_error_file  # of this process's own making
-            if file is not None and Path(file).is_file():
-                members.keep_off(pickle.loads(Path(file).read_bytes()))
+            told, error = trial.error_file, trial.pickled_error_file  # made by this process
+            if told and error and NodeError.__name__ in Path(told).read_text(errors="replace"):
+                members.keep_off(pickle.loads(Path(error).read_bytes()))
 
         on_trial_error = on_trial_recover
 

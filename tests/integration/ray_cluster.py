@@ -57,11 +57,11 @@ class RayNodes:
             words = ["--head", "--port", str(self.port)]
             words += ["--include-dashboard", str(dashboard).lower()]
             words += ["--dashboard-port", str(self.dashboard_port)]
+            words += ["--ray-client-server-port", str(free_port())]
         words += ["--num-cpus", "1", "--block", "--disable-usage-stats"]
-        words += [
-            "--dashboard-agent-listen-port",
-            str(free_port()),
-        ]  # other Rays may have Ray's own
+        # other Rays of this machine may have Ray's own ports, and two workers can share one unseen
+        words += ["--dashboard-agent-listen-port", str(free_port())]
+        words += ["--min-worker-port", "0", "--max-worker-port", "0"]
         words += ["--temp-dir", str(self.temp / name[:6])]  # as on machines of their own
         words += ["--object-store-memory", str(80 * 2**20)]
         command = [python or self.python, "-m", "ray.scripts.scripts", "start", *words]

@@ -54,11 +54,14 @@ class Pool:
     deaths: Counter[Item] = field(default_factory=Counter[Any])
 
     def dispatch(self, hosts: Hosts) -> None:
-        """Give items to idle hosts, and lease more up to `size` while there are items."""
-        while self.waiting and (self.idle or len(self.in_flight) < self.size()):
+        """Give items to idle hosts, and lease more up to `size` while there are items and room."""
+        while self.waiting and (self.idle or self._may_lease(hosts)):
             host = self.idle.pop() if self.idle else hosts.lease(self.num_gpus)
             item = self.waiting.popleft()
             self.in_flight[self.start(host, item)] = (item, host)
+
+    def _may_lease(self, hosts: Hosts) -> bool:
+        return len(self.in_flight) < self.size() and hosts.has_room(self.num_gpus)
 
     def release(self, hosts: Hosts) -> None:
         """Give back hosts that have nothing to do."""

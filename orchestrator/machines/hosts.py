@@ -40,6 +40,14 @@ class Hosts:
         self._idle: list[Host] = []
         self._leased: list[Host] = []
 
+    def has_room(self, num_gpus: float) -> bool:
+        """Whether one more host with that share of a GPU fits beside those that are leased.
+
+        One that does not would come up only when another ends; better use that one's process
+        again. Where none is leased there is nothing to wait for but the cluster.
+        """
+        return not self._leased or self._fits(num_gpus, beside=self._leased)
+
     def lease(self, num_gpus: float) -> Host:
         """A host with that share of a GPU: an idle one, or a new one (which may wait for room)."""
         same = [host for host in self._idle if host.num_gpus == num_gpus]
@@ -52,8 +60,8 @@ class Hosts:
     def give_back(self, host: Host) -> None:
         """The host is idle again; it forgets what it has loaded."""
         self._leased.remove(host)
-        if (len(self._leased) + len(self._idle) + 1) * self._num_cpus > self._present_cpus():
-            _end(host)  # another one waits for its CPUs
+        if not self._fits(host.num_gpus, beside=[*self._leased, *self._idle]):
+            _end(host)  # another one waits for its CPUs or its GPU
         else:
             host.actor.forget.remote()
             self._idle.append(host)
@@ -90,10 +98,17 @@ class Hosts:
             _end(host)
         self._idle = []
 
-    def _present_cpus(self) -> float:
-        """CPUs to be had in the cluster now: nodes may have been lost, or have joined."""
+    def _fits(self, num_gpus: float, *, beside: Sequence[Host]) -> bool:
+        """Whether the nodes of now have the CPUs and GPUs of a host and of those beside it.
+
+        Counted over all nodes: that shares do not fill single cards shows when a host is late.
+        """
         kept_off = frozenset[str]() if self._members is None else self._members.kept_off
-        return sum(node.cpus for node in ray_nodes(kept_off))
+        nodes = ray_nodes(kept_off)
+        gpus = num_gpus + sum(host.num_gpus for host in beside)
+        enough_gpus = not num_gpus or gpus <= sum(node.gpus for node in nodes) + 1e-6
+        cpus = self._num_cpus * (len(beside) + 1)
+        return enough_gpus and cpus <= sum(node.cpus for node in nodes)
 
     def _start(self, num_gpus: float) -> Host:
         import ray

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from prefsweep.orchestrator.cluster import InlineCluster, RayCluster
+from prefsweep.orchestrator.machines.hosts import Host, Hosts
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps.errors import ClusterError, DataError
@@ -58,6 +59,27 @@ def test_one_generator_gives_what_two_give(on_ray: Sweep, tmp_path: Path) -> Non
     run_on_ray(one, until="pairs")
     for stage in ("completions", "scores", "pairs"):
         assert content(one, stage) == content(on_ray, stage)
+
+
+def test_workers_that_want_one_gpu_take_turns_and_give_the_same(
+    inline: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once: list[float] = []
+    lease = Hosts.lease
+
+    def counted(self: Hosts, num_gpus: float) -> Host:
+        host = lease(self, num_gpus)
+        at_once.append(sum(leased.num_gpus for leased in self._leased))
+        assert at_once[-1] <= 1, "a host that waits for a GPU may wait for ever"
+        return host
+
+    monkeypatch.setattr(Hosts, "lease", counted)
+    sweep = small_sweep(tmp_path, "resources.num_generators=2")
+    resources = sweep.spec.resources
+    run_sweep(sweep, lambda: RayCluster(resources, num_cpus=4, num_gpus=1), until="scores")
+    for stage in ("completions", "scores"):
+        assert content(sweep, stage) == content(inline, stage), stage
+    assert at_once.count(1) >= 4, "policy, reward, a generator and a scorer had it"
 
 
 def test_running_again_starts_no_cluster_and_changes_nothing(on_ray: Sweep) -> None:

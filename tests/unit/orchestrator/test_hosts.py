@@ -8,20 +8,24 @@ import ray
 
 from prefsweep.orchestrator.machines import hosts as module
 from prefsweep.orchestrator.machines.hosts import START_S, Hosts
+from prefsweep.orchestrator.machines.placement import NodeSize
 
 
 class Cluster:
     """Ray, as far as hosts see it: a process comes up where there is a CPU for it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
-        self.cpus, self.counted = cpus, cpus
+        self.cpus, self.counted, self.gpus = cpus, cpus, 0.0
         self.actors: list[Any] = []
         self.now_s = 100.0
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now_s))
-        monkeypatch.setattr(module, "ray_nodes", lambda _: [SimpleNamespace(cpus=self.counted)])
+        monkeypatch.setattr(module, "ray_nodes", self.nodes)
         monkeypatch.setattr(ray, "remote", lambda **options: lambda actor: self)
         monkeypatch.setattr(ray, "wait", self.wait)
         monkeypatch.setattr(ray, "kill", self.actors.remove)
+
+    def nodes(self, _: object) -> list[NodeSize]:
+        return [NodeSize(self.counted, self.gpus)]
 
     def remote(self, *arguments: object) -> Any:
         actor = SimpleNamespace()
@@ -61,3 +65,43 @@ def test_while_all_that_are_leased_work_idle_ones_stay(cluster: Cluster) -> None
     hosts.make_room()
     assert len(cluster.actors) == 2
     assert hosts.lease(0.0) is idle
+
+
+def test_there_is_room_for_what_the_leased_leave_of_the_gpus(cluster: Cluster) -> None:
+    cluster.counted, cluster.gpus = 8, 1.0
+    hosts = Hosts(num_cpus=1, threads=1)
+    assert hosts.has_room(2.0), "nobody ends for it; it waits for a node"
+    generator = hosts.lease(0.6)
+    assert hosts.has_room(0.4)
+    assert not hosts.has_room(0.6)
+    assert hosts.has_room(0.0), "a scorer without a model needs none"
+    hosts.give_back(generator)
+    assert hosts.has_room(1.0), "idle hosts go when a new one starts"
+    cluster.gpus = 2.0  # a node joins
+    hosts.lease(1.0)
+    assert hosts.has_room(1.0)
+
+
+def test_there_is_room_for_what_the_leased_leave_of_the_cpus(cluster: Cluster) -> None:
+    hosts = Hosts(num_cpus=1, threads=1)
+    hosts.lease(0.0)
+    assert hosts.has_room(0.0)
+    hosts.lease(0.0)
+    assert not hosts.has_room(0.0)
+
+
+def test_who_has_done_its_work_keeps_no_gpu_that_another_waits_for(cluster: Cluster) -> None:
+    cluster.counted, cluster.gpus = 8, 2.0
+    hosts = Hosts(num_cpus=1, threads=1)
+    first, waiting = hosts.lease(1.0), hosts.lease(1.0)
+    cluster.gpus = 1.0  # a node is lost
+    hosts.give_back(first)
+    assert cluster.actors == [waiting.actor]
+
+
+def test_the_next_stage_has_the_process_of_the_one_before(cluster: Cluster) -> None:
+    cluster.counted, cluster.gpus = 8, 1.0
+    hosts = Hosts(num_cpus=1, threads=1)
+    policy = hosts.lease(1.0)
+    hosts.give_back(policy)
+    assert hosts.lease(1.0) is policy

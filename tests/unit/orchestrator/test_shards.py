@@ -23,6 +23,9 @@ class FakeHosts:
     given_back: int = 0
     ended: int = 0
 
+    def has_room(self, num_gpus: float) -> bool:
+        return True
+
     def lease(self, num_gpus: float) -> Host:
         self.leased += 1
         method = SimpleNamespace(remote=lambda task: task)

@@ -298,6 +298,7 @@ def _run(
 ) -> None:
     from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster, attach
     from prefsweep.orchestrator.drawing import report_path
+    from prefsweep.orchestrator.machines.placement import resources_of
     from prefsweep.orchestrator.pipeline import run_sweep
     from prefsweep.orchestrator.recovery.quarantine import as_recorded, num_quarantined
     from prefsweep.orchestrator.watching.live import LiveView, log_handler
@@ -310,11 +311,10 @@ def _run(
     logger.addHandler(log_handler(console))
 
     def open_cluster() -> Cluster:
-        resources = sweep.spec.resources
         if inline:
-            return InlineCluster(resources)
+            return InlineCluster(sweep.spec.resources)
         where = address or os.environ.get("RAY_ADDRESS")
-        return attach(sweep, where) if where else RayCluster(resources)
+        return attach(sweep, where) if where else RayCluster(resources_of(sweep.spec))
 
     try:
         with LiveView(StatusReader(sweep).read, console):

@@ -18,7 +18,13 @@ from prefsweep.orchestrator.machines.hosts import Hosts
 from prefsweep.orchestrator.machines.inputs import store_inputs
 from prefsweep.orchestrator.machines.membership import Members, members_of
 from prefsweep.orchestrator.machines.nodes import check_cluster
-from prefsweep.orchestrator.machines.placement import Demand, Placement, gpu_types, ray_nodes
+from prefsweep.orchestrator.machines.placement import (
+    Demand,
+    Placement,
+    gpu_types,
+    ray_nodes,
+    resources_of,
+)
 from prefsweep.orchestrator.machines.probing import (
     ProbeTrial,
     cpu_memory,
@@ -78,7 +84,7 @@ def attach(sweep: Sweep, address: str) -> "RayCluster":
         check_cluster(sweep.store)
         for field in store_inputs(sweep.store, sweep.spec, sweep.inputs):
             log.info("%s: in the store, for workers on other machines", field)
-        return RayCluster(sweep.spec.resources, attached=ray, members=members_of(sweep))
+        return RayCluster(resources_of(sweep.spec), attached=ray, members=members_of(sweep))
     except BaseException:
         ray.shutdown()
         raise
@@ -189,7 +195,11 @@ class RayCluster:
         whole = self._placement.share("trials")
         if self._resources.gpus_per_trial != "auto" or not whole:
             return whole
-        probe = self._probe(sweep, trial.spec, "+".join(gpu_types()))
+        if len(kinds := gpu_types()) > 1:  # a probe would tell of one of them
+            told = "gpus_per_trial: %g, for there are several kinds of GPU (%s); set it to share"
+            log.info(told, whole, ", ".join(kinds))
+            return whole
+        probe = self._probe(sweep, trial.spec, "+".join(kinds))
         run_tasks([probe], self._hosts, {probe.name: whole})
         memory = probe.found()
         share = trial_share(memory)

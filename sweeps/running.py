@@ -23,7 +23,8 @@ class ResourcesSpec(Section):
     gpus_per_generator: Share = "auto"
     """GPUs of a generation actor; auto is one where there are GPUs."""
     gpus_per_scorer: Share = "auto"
-    """GPUs of a scoring actor."""
+    """GPUs of a scoring actor; auto is one where there are GPUs and the reward is a classifier. A
+    function that wants a GPU says so here."""
     gpus_per_reference_worker: Share = "auto"
     """GPUs of a reference actor."""
     gpus_per_trial: Share = "auto"

@@ -5,12 +5,12 @@ a GPU are made of it in `orchestrator/machines/placement.py`.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefsweep.sweeps.errors import TrialError
+from prefsweep.sweeps.errors import OutOfMemory, TrialError
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import TrainingSpec
@@ -35,31 +35,33 @@ class GpuMemory:
 def probe_gpu(
     trial: TrialSpec,
     spec: TrainingSpec,
-    model: "PreTrainedModel",
+    load: "Callable[[], PreTrainedModel]",
     tokenizer: "PreTrainedTokenizerBase",
     pairs: Sequence[TokenizedPair],
 ) -> GpuMemory:
-    """Train `model` for two steps on the longest pairs, on the GPU that it is on.
+    """Train what `load` puts on this process's GPU for two steps on the longest pairs.
 
-    `model` is used up. Where the trial does not fit at all, its peak is the whole card.
+    Where the model or its training does not fit at all, the peak is the whole card.
     """
     import torch
 
+    from prefsweep.workers.memory import is_out_of_memory
     from prefsweep.workers.train import Hooks, train
 
     free, total = gpu_room()
-    free += torch.cuda.memory_reserved()  # the model is ours already
     torch.cuda.reset_peak_memory_stats()
     short = spec.model_copy(update={"max_steps": STEPS, "save_steps": None, "logging_steps": 1})
     largest = largest_batches(pairs, spec, STEPS)
     with tempfile.TemporaryDirectory(prefix="prefsweep-probe-") as folder:
         output = Path(folder) / "weights"
         try:
-            train(trial, short, model, tokenizer, largest, output, Hooks(lambda record: None))
-        except torch.OutOfMemoryError:
-            return GpuMemory(total, free, total)
+            train(trial, short, load(), tokenizer, largest, output, Hooks(lambda record: None))
         except TrialError:  # the numbers diverge; what its steps took is the same
             pass
+        except (OutOfMemory, RuntimeError, MemoryError) as error:
+            if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+                raise
+            return GpuMemory(total, free, total)
     left, _ = torch.cuda.mem_get_info()
     context = max(0, free - left - torch.cuda.memory_reserved())
     return GpuMemory(torch.cuda.max_memory_reserved() + context, free, total)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from prefsweep.sweeps.errors import ClusterError
-from prefsweep.sweeps.spec import ResourcesSpec
+from prefsweep.sweeps.spec import ResourcesSpec, SweepSpec
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,14 @@ class NodeSize:
     gpus: float = 0.0
     memory: float = 0.0
     """Bytes."""
+
+
+def resources_of(spec: SweepSpec) -> ResourcesSpec:
+    """The spec's resources, where `auto` gives no GPU to scorers that load no model."""
+    resources, reward = spec.resources, spec.reward
+    if resources.gpus_per_scorer != "auto" or reward is None or reward.type == "classifier":
+        return resources
+    return resources.model_copy(update={"gpus_per_scorer": 0.0})
 
 
 class Placement:
@@ -96,7 +104,9 @@ class Placement:
         scorers = 0
         if "scores" in stages:
             scorers = max(1, slots // 4) if "completions" in stages else slots
-        fitting = {"scores": scorers, "completions": slots - scorers, "reference": slots}
+        beside = slots if "scores" in stages and self.share("scores") else self.fitting(0.0)
+        generators = min(slots, beside - scorers)
+        fitting = {"scores": scorers, "completions": generators, "reference": slots}
         sizes = [
             fitting[stage] if num == "auto" else int(num)
             for stage, num in zip(stages, wanted, strict=True)

@@ -1,8 +1,9 @@
 """How many trials share a GPU, or a node's memory, where the spec says `auto`.
 
 On GPUs one worker runs two steps of the first trial on its largest batch (`workers/probe.py`); what
-they took is kept in the store, what is free on the card is looked at every time. Without GPUs the
-memory is estimated from the weights, and matters only where it is short.
+they took is kept in the store, what is free on the card is looked at every time; so is what did not
+fit at all, which another program on the card may have caused. Without GPUs the memory is estimated
+from the weights, and matters only where it is short.
 """
 
 import json
@@ -49,13 +50,13 @@ class ProbeTrial:
         from prefsweep.workers.probe import gpu_room, probe_gpu
 
         known = self.sweep.store.read_json(self.path)
-        if known is not None:
+        if known is not None and known["peak"] < known["total"]:
             free, total = gpu_room()
             found = GpuMemory(known["peak"], free, total)
         else:
             kept = Kept(self.sweep)
             training = self.sweep.spec.training
-            found = probe_gpu(self.trial, training, kept.policy(), kept.tokenizer, kept.pairs)
+            found = probe_gpu(self.trial, training, kept.policy, kept.tokenizer, kept.pairs)
         self.sweep.store.write_json(self.path, asdict(found))
 
     def found(self) -> GpuMemory:

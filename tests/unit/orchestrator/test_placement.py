@@ -3,8 +3,9 @@
 import pytest
 
 from prefsweep.orchestrator.machines import placement
-from prefsweep.orchestrator.machines.placement import NodeSize, Placement
+from prefsweep.orchestrator.machines.placement import NodeSize, Placement, resources_of
 from prefsweep.sweeps.errors import ClusterError
+from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.spec import ResourcesSpec
 
 
@@ -28,6 +29,26 @@ def test_auto_fills_the_cluster_and_keeps_a_quarter_for_scoring() -> None:
     assert on(NodeSize(cpus=8)).pool_sizes(["scores"], 100) == [8], "all is generated already"
     assert on(NodeSize(cpus=8)).pool_sizes(["reference"], 3) == [3], "no more than there is to do"
     assert on(NodeSize(cpus=8), num_generators=2).pool_sizes(["completions"], 100) == [2]
+
+
+def test_scorers_without_a_model_leave_the_gpus_to_generators() -> None:
+    words = {"gpus_per_scorer": 0.0}
+    both = ["completions", "scores"]
+    assert on(NodeSize(cpus=64, gpus=8), **words).pool_sizes(both, 100) == [8, 2]
+    assert on(NodeSize(cpus=8, gpus=8), **words).pool_sizes(both, 100) == [6, 2]
+    assert on(NodeSize(cpus=16, gpus=1), **words).pool_sizes(both, 100) == [1, 1]
+
+
+def test_auto_gives_scorers_a_gpu_only_for_a_classifier() -> None:
+    def share(*overrides: str) -> float:
+        spec = load_spec("quickstart", list(overrides))
+        return Placement(resources_of(spec), lambda: [NodeSize(cpus=8, gpus=2)]).share("scores")
+
+    function = "reward={type: callable, function: 'package.module:f'}"
+    assert share() == 1.0
+    assert share("reward={type: vader}") == 0.0
+    assert share(function) == 0.0
+    assert share(function, "resources.gpus_per_scorer=0.5") == 0.5
 
 
 def test_a_node_that_joins_makes_pools_larger(monkeypatch: pytest.MonkeyPatch) -> None:

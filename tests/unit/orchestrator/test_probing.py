@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.machines.placement import NodeSize
+from prefsweep.orchestrator import cluster
+from prefsweep.orchestrator.cluster import RayCluster
+from prefsweep.orchestrator.machines import probing
+from prefsweep.orchestrator.machines.placement import NodeSize, Placement
 from prefsweep.orchestrator.machines.probing import (
     PROCESS_BYTES,
     ProbeTrial,
@@ -16,6 +21,7 @@ from prefsweep.orchestrator.machines.probing import (
 )
 from prefsweep.orchestrator.sweep import resolve
 from prefsweep.sweeps.load import load_spec
+from prefsweep.workers import probe as workers_probe
 from prefsweep.workers.probe import GpuMemory
 
 GIB = 2**30
@@ -51,6 +57,33 @@ def test_a_probe_is_kept_by_model_batch_and_gpu(tmp_path: Path) -> None:
     assert path("A100") != same
     assert path("H100", "training.per_device_train_batch_size=2") != same
     assert path("H100", "policy.sft.seed=5") != same
+
+
+def test_a_probe_that_did_not_fit_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = resolve(load_spec("quickstart", []), str(tmp_path))
+    probe = ProbeTrial(sweep, sweep.trials[0].spec, "H100")
+    answers = [GpuMemory(80, 9, 80), GpuMemory(30, 79, 80)]
+    kept = SimpleNamespace(policy=None, tokenizer=None, pairs=[])
+    monkeypatch.setattr(probing, "Kept", lambda _: kept)
+    monkeypatch.setattr(workers_probe, "probe_gpu", lambda *_: answers.pop(0))
+    monkeypatch.setattr(workers_probe, "gpu_room", lambda: (70, 80))
+    found = [probe.run() or probe.found() for _ in range(3)]
+    assert found[0].peak == 80, "a neighbour had the card"
+    assert found[1:] == [GpuMemory(30, 79, 80), GpuMemory(30, 70, 80)]
+
+
+def test_several_kinds_of_gpu_are_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = resolve(load_spec("quickstart", []), str(tmp_path))
+    monkeypatch.setattr(cluster, "gpu_types", lambda: ["A10G", "H100"])
+    node = NodeSize(cpus=8, gpus=2)
+    mixed: Any = RayCluster.__new__(RayCluster)
+    mixed._resources = sweep.spec.resources
+    mixed._placement = Placement(sweep.spec.resources, lambda: [node])
+    assert mixed._gpus_per_trial(sweep, sweep.trials[0]) == 1.0
 
 
 def test_memory_on_the_cpu_grows_with_weights_and_batch(tmp_path: Path) -> None:

@@ -1,8 +1,17 @@
-"""The pairs that a probe trains on are those of the largest batches."""
+"""A probe trains on the pairs of the largest batches, and that they do not fit is an answer."""
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from prefsweep.sweeps.errors import OutOfMemory
+from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import Split, TokenizedPair
 from prefsweep.sweeps.spec import TrainingSpec
-from prefsweep.workers.probe import largest_batches
+from prefsweep.workers import probe, train
+from prefsweep.workers.probe import GpuMemory, largest_batches, probe_gpu
 
 
 def pair(
@@ -32,3 +41,48 @@ def test_the_longest_pairs_come_first_and_none_of_the_test_split() -> None:
 def test_where_batches_are_of_prompts_all_their_pairs_come() -> None:
     spec = TrainingSpec(prompts_per_batch=1)
     assert [p.prompt_id for p in largest_batches(PAIRS, spec, 2)] == ["long", "long", "middle"]
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: object) -> Any:
+        raise error
+
+    return call
+
+
+@pytest.fixture
+def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GpuMemory]:
+    """A card of 80 bytes of which 60 are free, and a training that ends as it is told."""
+    monkeypatch.setattr(probe, "gpu_room", lambda: (60, 80))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+
+    def run(load: Callable[[], Any], fit: Callable[..., Any]) -> GpuMemory:
+        def trained(trial: object, spec: object, model: object, *_: object) -> None:
+            fit()
+
+        monkeypatch.setattr(train, "train", trained)
+        trial = TrialSpec(loss_type="sigmoid", beta=0.1, learning_rate=1e-3)
+        spec = TrainingSpec.model_validate({})
+        return probe_gpu(trial, spec, load, None, PAIRS)  # pyright: ignore[reportArgumentType]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemory("step 1 of the training does not fit the memory"),  # as train tells it
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_a_trial_that_does_not_fit_takes_the_whole_card(
+    on_a_card: Callable[..., GpuMemory], error: Exception
+) -> None:
+    whole = GpuMemory(peak=80, free=60, total=80)
+    assert on_a_card(lambda: None, raising(error)) == whole
+    assert on_a_card(raising(error), lambda: None) == whole, "the model alone does not"
+
+
+def test_other_errors_of_a_probe_are_told(on_a_card: Callable[..., GpuMemory]) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        on_a_card(lambda: None, raising(RuntimeError("shapes do not match")))

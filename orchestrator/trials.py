@@ -267,13 +267,16 @@ def _train(
 
 
 def _has_whole_weights(sweep: Sweep, trial: Trial) -> bool:
-    """Whether the trained weights are there, to the last byte; damaged ones are taken away."""
+    """Whether the trained weights are there, to the last byte; damaged ones are taken away.
+
+    Raises StoreError if they cannot be read just now, which says nothing of them.
+    """
     path = sweep.store.trial(trial.trial_id, "weights")
     if sweep.store.manifest(path) is not None:
         try:
             Store(sweep.storage).fetch(path)
             return True
-        except StoreError as error:
+        except DamagedError as error:
             log.warning("trial %s is trained again: %s", trial.name, error)
     sweep.store.delete(path)
     return False

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prefsweep.orchestrator.store import MANIFEST, Store, new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.sweeps.errors import StoreError
+from prefsweep.sweeps.errors import DamagedError
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ def newest_checkpoint(sweep: Sweep, trial: Trial) -> Checkpoint | None:
     """The newest whole checkpoint; None if there is none.
 
     Damaged ones that are newer are taken away, with a line in the log, so that their steps can be
-    saved again.
+    saved again. Raises StoreError if one cannot be read just now, which says nothing of it.
     """
     store = Store(sweep.storage)  # one that has not verified anything yet
     for step in reversed(_steps(store, trial)):
         path = _path(store, trial, step)
         try:
             return _open(store, trial, step)
-        except StoreError as error:
+        except DamagedError as error:
             log.warning("a checkpoint is passed over: %s", error)
             store.delete(path)
     return None
@@ -86,15 +86,15 @@ def delete_checkpoints(sweep: Sweep, trial: Trial) -> None:
 
 
 def _open(store: Store, trial: Trial, step: int) -> Checkpoint:
-    """Raises StoreError for a checkpoint that is not whole, or not this trial's."""
+    """Raises DamagedError for a checkpoint that is not whole, or not this trial's."""
     path = _path(store, trial, step)
     folder = store.fetch(path)
     manifest = store.manifest(path)
     if manifest is None or (manifest.fingerprint, manifest.rows) != (trial.trial_id, step):
-        raise StoreError(f"{store.display(path)}/{MANIFEST} is not that of step {step}")
+        raise DamagedError(f"{store.display(path)}/{MANIFEST} is not that of step {step}")
     missing = NEEDED - manifest.files.keys()
     if missing:
-        raise StoreError(f"{store.display(path)} has no {', '.join(sorted(missing))}")
+        raise DamagedError(f"{store.display(path)} has no {', '.join(sorted(missing))}")
     return Checkpoint(step, folder)
 
 

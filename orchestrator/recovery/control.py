@@ -120,7 +120,7 @@ class Control:
                 self._lost = error
                 self._interrupt()
                 return
-            except StoreError as error:  # the next round may be luckier
+            except (StoreError, OSError) as error:  # the next round may be luckier
                 log.warning("the lease cannot be renewed: %s", error)
 
     def _pass_on_request(self) -> None:

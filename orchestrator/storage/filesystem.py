@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from prefsweep.orchestrator.storage.attempts import attempt
+
 
 def read_file(system: fs.FileSystem, path: str) -> bytes | None:
     """The file's content, or None if there is no such file."""
@@ -74,8 +76,9 @@ def locked_file(path: Path) -> Iterator[None]:
     """
     import fcntl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:  # the kernel unlocks it when the process ends
+    attempt(str(path), "written", lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    with attempt(str(path), "written", lambda: path.open("ab")) as file:
+        # the kernel unlocks it when the process ends
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

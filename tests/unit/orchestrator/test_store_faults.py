@@ -18,11 +18,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs
 
+from prefsweep.orchestrator import trials
+from prefsweep.orchestrator.recovery.checkpoints import newest_checkpoint
 from prefsweep.orchestrator.storage import attempts
 from prefsweep.orchestrator.storage.downloads import download_cache
 from prefsweep.orchestrator.storage.scratch import scratch_name
 from prefsweep.orchestrator.store import ASIDE, MANIFEST, Store, new_manifest
 from prefsweep.sweeps.errors import DamagedError, StoreError
+from tests.integration.small import small_sweep
 
 from .test_store import FINGERPRINT, publish
 
@@ -184,6 +187,38 @@ def test_copies_of_a_trial_are_dropped_and_nothing_else(remote: Store) -> None:
     remote.drop_copies(remote.trial("aaa"))
     assert not dropped.exists() and kept.exists()
     assert (remote.fetch(weights) / "a").read_text() == "content"
+
+
+def test_what_cannot_be_read_for_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk for downloads, say: weights and checkpoints stay as they are."""
+    sweep = small_sweep(tmp_path)
+    trial = sweep.trials[0]
+    weights = sweep.store.trial(trial.trial_id, "weights")
+    checkpoint = sweep.store.trial(trial.trial_id, "checkpoints", "step-000004")
+    for path in (weights, checkpoint):
+        publish(sweep.store, path, a="content")
+
+    def fail(store: Store, path: str) -> Path:
+        raise StoreError(f"{path} cannot be read: the disk is full")
+
+    monkeypatch.setattr(Store, "fetch", fail)
+    with pytest.raises(StoreError, match="disk is full"):
+        trials._has_whole_weights(sweep, trial)
+    with pytest.raises(StoreError, match="disk is full"):
+        newest_checkpoint(sweep, trial)
+    monkeypatch.undo()
+    assert sweep.store.manifest(weights) and sweep.store.manifest(checkpoint)
+
+
+def test_a_storage_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(StoreError, match=r"lock cannot be written"),
+        Store(str(tmp_path / "file")).locked("sweeps/x/lock"),
+    ):
+        raise AssertionError("it was locked")
 
 
 def test_of_shards_only_those_that_are_damaged_are_put_aside(store: Store, tmp_path: Path) -> None:

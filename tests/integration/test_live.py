@@ -201,6 +201,7 @@ def test_watching_goes_on_when_the_driver_is_killed_and_leaves_the_terminal_clea
         screen = Screen(tmp_path)
         screen.wait_for(f"run by pid {driver.pid}")
         screen.wait_for("/4000")  # a trial's steps
+        wait_until_told(lines, "running", told)
         driver.kill()
         driver.wait()
         screen.wait_for(f"its driver, pid {driver.pid}")

@@ -20,7 +20,7 @@ import yaml
 from tests.benchmarks.data import preference_pairs, write_policy
 
 LOSSES, BETAS = ("sigmoid", "hinge"), (0.1, 0.5, 1.0)
-NUM_PROMPTS, NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 48, 24, 12, 1e-4
+NUM_PROMPTS, NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 48, 48, 12, 1e-4
 MAX_LENGTH, NUM_ROUNDS = 256, 3
 """As in the benchmark of one trial: next to no completion is cut."""
 LORA = {"r": 8, "lora_alpha": 32, "target_modules": ["c_attn", "c_proj"]}

@@ -54,8 +54,11 @@ STAGES_ON_WORKERS = ("completions", "scores", "reference", "trials")
 class Cluster(Protocol):
     """What the pipeline asks of the place where work runs."""
 
-    def run_tasks(self, tasks: Sequence[Task]) -> None:
-        """Run tasks side by side; raises what the first of them raised."""
+    def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
+        """Run tasks side by side; raises what the first of them raised.
+
+        Returns prompts that end whoever takes them, by task; such a task is not done.
+        """
         ...
 
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
@@ -96,10 +99,11 @@ class InlineCluster:
     def __init__(self, resources: ResourcesSpec) -> None:
         self._threads = resources.threads_per_worker
 
-    def run_tasks(self, tasks: Sequence[Task]) -> None:
+    def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
         set_up_worker(self._threads)
         for task in tasks:
             task.run()
+        return {}
 
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
         set_up_worker(self._threads)
@@ -159,9 +163,10 @@ class RayCluster:
             members=members,
         )
 
-    def run_tasks(self, tasks: Sequence[Task]) -> None:
+    def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
         gpus = min(1.0, self._placement.num_gpus)
-        run_tasks(tasks, self._hosts, {t.name: gpus if t.name in GPU_TASKS else 0.0 for t in tasks})
+        shares = {task.name: gpus if task.name in GPU_TASKS else 0.0 for task in tasks}
+        return run_tasks(tasks, self._hosts, shares)
 
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
         names = [stage.name for stage in stages]

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,21 @@ class EvaluateUntrained:
         kept = Kept(self.sweep)
         policy = kept.policy()
         evaluate_and_publish(kept, UNTRAINED, policy, lambda: nullcontext(policy))
+
+    def prompt_ids(self, index: int) -> list[str]:
+        """The held-out prompts, each of which may be what ends the worker."""
+        return [prompt.prompt_id for prompt in Kept(self.sweep).eval_prompts]
+
+    def load(self) -> Kept:
+        """What a worker needs to try some of them."""
+        return Kept(self.sweep)
+
+    def work(
+        self, worker: Kept, index: int, only: Sequence[str] | None = None
+    ) -> list[EvaluationSample]:
+        """Evaluate the policy on the held-out prompts in `only`; nothing is published."""
+        policy = worker.policy()
+        return evaluate_fitting(worker, policy, lambda: nullcontext(policy), only=only)[1]
 
 
 def evaluate_and_publish(
@@ -76,9 +91,15 @@ def evaluate_and_publish(
 
 
 def evaluate_fitting(
-    kept: Kept, policy: Any, reference: Any, should_stop: ShouldStop = lambda: False
+    kept: Kept,
+    policy: Any,
+    reference: Any,
+    should_stop: ShouldStop = lambda: False,
+    only: Sequence[str] | None = None,
 ) -> tuple[Metrics, list[EvaluationSample], Any]:
     """`evaluate`, in halved passes where they do not fit the memory: (metrics, samples, Batching).
+
+    Of the held-out prompts, those in `only` where they are given.
 
     Which samples are drawn does not depend on the passes; their numbers do, by rounding.
     """
@@ -91,10 +112,11 @@ def evaluate_fitting(
             raise StopRequested("the evaluation was asked to stop; it is done again as a whole")
 
     spec, chat = kept.sweep.spec.evaluation, kept.sweep.spec.policy.chat
+    prompts = [p for p in kept.eval_prompts if only is None or p.prompt_id in only]
     halvings = 0
     while True:
         batching = Batching(halvings, before_each)
-        models = (policy, reference, kept.tokenizer, kept.eval_prompts, kept.scorer)
+        models = (policy, reference, kept.tokenizer, prompts, kept.scorer)
         try:
             return *evaluate(*models, spec, chat, batching), batching
         except Exception as error:

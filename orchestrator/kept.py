@@ -39,8 +39,10 @@ class Kept:
 
     @cached_property
     def eval_prompts(self) -> list[Prompt]:
-        """The held-out prompts."""
-        return read_records(self.sweep, "eval_prompts", Prompt)
+        """The held-out prompts, but for those that end whoever evaluates on them."""
+        left_out = self.sweep.inputs.quarantined.get(UNTRAINED, ())
+        prompts: list[Prompt] = read_records(self.sweep, "eval_prompts", Prompt)
+        return [prompt for prompt in prompts if prompt.prompt_id not in left_out]
 
     @cached_property
     def untrained_samples(self) -> list[EvaluationSample]:

@@ -200,7 +200,9 @@ class Run:
         if missing:
             names = ", ".join(task.name for task in missing)
             log.info("%s: running", names)
-            self._cluster_for(f"finishing {names} first").run_tasks(missing)
+            killers = self._cluster_for(f"finishing {names} first").run_tasks(missing)
+            if killers:
+                raise QuarantineError(killers)
             for task in missing:
                 self._log_done(task.name)
             self.control.check()

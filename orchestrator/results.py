@@ -49,11 +49,11 @@ def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
 def _quarantined(sweep: Sweep) -> dict[str, dict[str, str]]:
     """The prompts that the sweep leaves out, with their texts where it has them."""
     left_out, texts = sweep.inputs.quarantined, dict[str, str]()
-    if left_out and "prompts" in sweep.stages and sweep.store.manifest(sweep.path("prompts")):
-        columns = sweep.store.read_columns(sweep.path("prompts"), ("prompt_id", "text"))
-        texts = dict(
-            zip(*(columns[name].to_pylist() for name in ("prompt_id", "text")), strict=True)
-        )
+    for stage in ("prompts", "eval_prompts") if left_out else ():
+        if stage in sweep.stages and sweep.store.manifest(sweep.path(stage)):
+            columns = sweep.store.read_columns(sweep.path(stage), ("prompt_id", "text"))
+            names = ("prompt_id", "text")
+            texts |= dict(zip(*(columns[name].to_pylist() for name in names), strict=True))
     return {
         stage: {prompt_id: texts.get(prompt_id, "") for prompt_id in prompt_ids}
         for stage, prompt_ids in left_out.items()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from prefsweep.orchestrator.stages import read_records
 from prefsweep.orchestrator.store import new_manifest
@@ -27,15 +27,26 @@ REFERENCE_SHARD_PROMPTS = 64
 """Prompts whose pairs make one shard of the reference stage."""
 
 
-class ShardStage(Protocol):
-    """Something workers do for every shard; `load` is called once in every worker.
+@runtime_checkable
+class Searchable(Protocol):
+    """Work whose prompts can be tried one by one; `load` is called once in every worker.
 
-    `work` makes the records of a shard, of the prompts in `only` alone where they are given;
-    prompts that are quarantined at this stage are left out always.
+    `work` makes the records of an item (a shard), of the prompts in `only` alone where they are
+    given; prompts that are quarantined at this stage are left out always.
     """
 
     @property
     def name(self) -> str: ...
+
+    def prompt_ids(self, index: int) -> list[str]: ...
+
+    def load(self) -> Any: ...
+
+    def work(self, worker: Any, index: int, only: Sequence[str] | None = None) -> list[Any]: ...
+
+
+class ShardStage(Searchable, Protocol):
+    """Something workers do for every shard."""
 
     @property
     def sweep(self) -> Sweep: ...
@@ -44,12 +55,6 @@ class ShardStage(Protocol):
 
     @property
     def record_type(self) -> type: ...
-
-    def prompt_ids(self, index: int) -> list[str]: ...
-
-    def load(self) -> Any: ...
-
-    def work(self, worker: Any, index: int, only: Sequence[str] | None = None) -> list[Any]: ...
 
 
 @dataclass(frozen=True)

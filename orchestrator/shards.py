@@ -2,7 +2,7 @@
 
 A host has one item in flight; an item whose host dies is handed out again. A shard enters the next
 stage the moment it leaves the one before, and is on storage before it moves on, so the driver holds
-nothing but indices. A shard that goes on killing is tried in parts, to find the prompts that do it.
+nothing but indices. What goes on killing is tried in parts, to find the prompts that do it.
 """
 
 import logging
@@ -15,7 +15,7 @@ from prefsweep.orchestrator.machines.border import stage_error
 from prefsweep.orchestrator.machines.hosts import Host, Hosts
 from prefsweep.orchestrator.recovery.bisection import Bisection
 from prefsweep.orchestrator.recovery.stopping import POLL_S, polled_stop
-from prefsweep.orchestrator.sharded import ShardStage, is_missing
+from prefsweep.orchestrator.sharded import Searchable, ShardStage, is_missing
 from prefsweep.orchestrator.stages import Task
 from prefsweep.sweeps.errors import StageError
 
@@ -27,9 +27,9 @@ MAX_DEATHS = 3
 
 @dataclass(frozen=True)
 class Part:
-    """Some prompts of a shard, tried to see whether they end their worker; nothing is published."""
+    """Some prompts of an item, tried to see whether they end their worker; nothing is published."""
 
-    shard: int
+    of: Any
     prompt_ids: tuple[str, ...]
 
 
@@ -77,7 +77,7 @@ class Pool:
 
     def again(self, item: Item, error: Exception) -> None:
         """Hand out an item again whose host died. Raises StageError if too many did."""
-        label = f"shard {item}" if isinstance(item, int) else "it"
+        label = _label(item)
         self.deaths[item] += 1
         if self.deaths[item] >= MAX_DEATHS:
             raise StageError(
@@ -87,31 +87,74 @@ class Pool:
         self.waiting.appendleft(item)
 
 
+class Search:
+    """The search for prompts that end whoever takes them; `killers` are those found, by stage."""
+
+    def __init__(self, pools: Sequence[Pool], works: Sequence[Task | ShardStage]) -> None:
+        self._pools, self._works = pools, works
+        self._open: dict[tuple[int, Item], Bisection] = {}
+        self._searched: set[tuple[int, Item]] = set()
+        self.killers: dict[str, list[str]] = {}
+
+    def survived(self, position: int, part: Part) -> None:
+        """A part is innocent."""
+        self._open[position, part.of].survived(part.prompt_ids)
+        self._go_on(position, part.of)
+
+    def died(self, position: int, item: Item, error: Exception) -> None:
+        """An item is handed out again, or looked into; of a part, smaller ones are tried."""
+        pool, work = self._pools[position], self._works[position]
+        if isinstance(item, Part):
+            self._open[position, item.of].died(item.prompt_ids)
+            self._go_on(position, item.of)
+        elif (
+            pool.deaths[item] + 1 < MAX_DEATHS
+            or (position, item) in self._searched
+            or not isinstance(work, Searchable)
+        ):
+            pool.again(item, error)
+        else:
+            log.warning(
+                "%s: %s ended %d workers; looking for the prompts that do it",
+                pool.name,
+                _label(item),
+                MAX_DEATHS,
+            )
+            self._open[position, item] = Bisection(work.prompt_ids(item))
+            self._go_on(position, item)
+
+    def _go_on(self, position: int, item: Item) -> None:
+        """Queue what is to be tried next of an item; at the end, note the guilty."""
+        pool, bisection = self._pools[position], self._open[position, item]
+        pool.waiting.extendleft(Part(item, group) for group in bisection.take_waiting())
+        if not bisection.is_over:
+            return
+        if bisection.guilty:
+            self.killers.setdefault(pool.name, []).extend(bisection.guilty)
+        else:  # no prompt does it alone: once more, and then the stage gives up
+            self._searched.add((position, item))
+            pool.deaths[item] = 0
+            pool.waiting.append(item)
+
+
 class TaskFlow:
     """Tasks: each is done once, and that is all."""
 
-    def __init__(self, pools: Sequence[Pool]) -> None:
-        self._pools = pools
+    def __init__(self, pools: Sequence[Pool], tasks: Sequence[Task]) -> None:
+        self.search = Search(pools, tasks)
 
     def done(self, position: int, item: Item) -> None:
-        """Nothing follows."""
-
-    def died(self, position: int, item: Item, error: Exception) -> None:
-        """The task is handed out again."""
-        self._pools[position].again(item, error)
+        """Nothing follows on a task."""
+        if isinstance(item, Part):
+            self.search.survived(position, item)
 
 
 class ShardFlow:
-    """Shards on their way through the stages, and the search for prompts that kill.
-
-    `killers` are those that were found, by stage; their shards are left unfinished.
-    """
+    """Shards on their way through the stages; those with prompts that kill are left unfinished."""
 
     def __init__(self, pools: Sequence[Pool], stages: Sequence[ShardStage]) -> None:
         self._pools, self._stages = pools, stages
-        self._searches: dict[tuple[int, int], Bisection] = {}
-        self._searched: set[tuple[int, int]] = set()
-        self.killers: dict[str, list[str]] = {}
+        self.search = Search(pools, stages)
 
     def enter(self, position: int, shard: int) -> None:
         """Queue a shard at the first stage from `position` on that has not made it yet."""
@@ -121,50 +164,24 @@ class ShardFlow:
                 return
 
     def done(self, position: int, item: Item) -> None:
-        """A shard moves on; a part is innocent."""
+        """A shard moves on."""
         if isinstance(item, Part):
-            self._searches[position, item.shard].survived(item.prompt_ids)
-            self._go_on(position, item.shard)
+            self.search.survived(position, item)
         else:
             self.enter(position + 1, item)
 
-    def died(self, position: int, item: Item, error: Exception) -> None:
-        """A shard is handed out again, or looked into; of a part, smaller ones are tried."""
-        pool = self._pools[position]
-        if isinstance(item, Part):
-            self._searches[position, item.shard].died(item.prompt_ids)
-            self._go_on(position, item.shard)
-        elif pool.deaths[item] + 1 < MAX_DEATHS or (position, item) in self._searched:
-            pool.again(item, error)
-        else:
-            log.warning(
-                "%s: shard %d ended %d workers; looking for the prompts that do it",
-                pool.name,
-                item,
-                MAX_DEATHS,
-            )
-            prompt_ids = self._stages[position].prompt_ids(item)
-            self._searches[position, item] = Bisection(prompt_ids)
-            self._go_on(position, item)
 
-    def _go_on(self, position: int, shard: int) -> None:
-        """Queue what is to be tried next of a shard; at the end, note the guilty."""
-        pool, search = self._pools[position], self._searches[position, shard]
-        pool.waiting.extendleft(Part(shard, group) for group in search.take_waiting())
-        if not search.is_over:
-            return
-        if search.guilty:
-            self.killers.setdefault(pool.name, []).extend(search.guilty)
-        else:  # no prompt does it alone: once more, and then the stage gives up
-            self._searched.add((position, shard))
-            pool.deaths[shard] = 0
-            pool.waiting.append(shard)
+def run_tasks(
+    tasks: Sequence[Task], hosts: Hosts, num_gpus: Mapping[str, float]
+) -> dict[str, list[str]]:
+    """Run tasks side by side. Raises what the first failing one raised.
 
-
-def run_tasks(tasks: Sequence[Task], hosts: Hosts, num_gpus: Mapping[str, float]) -> None:
-    """Run tasks side by side. Raises what the first failing one raised."""
+    Returns the prompts that end whoever takes them, by task; such a task is left undone.
+    """
     pools = [_task_pool(task, num_gpus[task.name]) for task in tasks]
-    _drain(pools, hosts, TaskFlow(pools))
+    flow = TaskFlow(pools, tasks)
+    _drain(pools, hosts, flow)
+    return flow.search.killers
 
 
 def run_shards(
@@ -180,7 +197,7 @@ def run_shards(
     for shard in range(num):
         flow.enter(0, shard)
     _drain(pools, hosts, flow, polled_stop(sweep.store, sweep.spec.name))
-    return flow.killers
+    return flow.search.killers
 
 
 def stage_pool(stage: ShardStage, size: Callable[[], int], num_gpus: float) -> Pool:
@@ -191,14 +208,20 @@ def stage_pool(stage: ShardStage, size: Callable[[], int], num_gpus: float) -> P
 
     def start(host: Host, item: Item) -> Any:
         if isinstance(item, Part):
-            return host.actor.try_prompts.remote(shared, item.shard, item.prompt_ids)
+            return host.actor.try_prompts.remote(shared, item.of, item.prompt_ids)
         return host.actor.run_shard.remote(shared, item)
 
     return Pool(stage.name, start, size, num_gpus)
 
 
+def _label(item: Item) -> str:
+    return f"shard {item}" if isinstance(item, int) else "it"
+
+
 def _task_pool(task: Task, num_gpus: float) -> Pool:
     def start(host: Host, item: Item) -> Any:
+        if isinstance(item, Part):
+            return host.actor.try_prompts.remote(task, item.of, item.prompt_ids)
         return host.actor.run_task.remote(task)
 
     return Pool(task.name, start, lambda: 1, num_gpus, deque([task.name]))
@@ -255,7 +278,7 @@ def _take_one(pools: Sequence[Pool], hosts: Hosts, flow: TaskFlow | ShardFlow) -
         raise stage_error(pool.name, error) from error
     except (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError) as error:
         hosts.lost(host)
-        flow.died(position, item, error)
+        flow.search.died(position, item, error)
     else:
         pool.idle.append(host)
         flow.done(position, item)

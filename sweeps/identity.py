@@ -121,13 +121,19 @@ class Fingerprints:
         section[unit] = size * training.gradient_accumulation_steps
         return {"training": section, "trial": _fields(trial), "reference": self.reference}
 
+    @property
+    def untrained(self) -> str:
+        """The evaluation of the policy before training."""
+        return self.evaluation("untrained")
+
     def evaluation(self, trial_id: str) -> str:
         """The fingerprint of one trial's evaluation; "untrained" is the policy before training."""
         return fingerprint("evaluation", self.evaluation_parts() | {"trial_id": trial_id})
 
     def evaluation_parts(self) -> dict[str, Any]:
         """What every evaluation's fingerprint is made of, beside the trial."""
-        return {
+        left_out = self._inputs.quarantined.get("untrained")  # who met them first
+        return ({"quarantined": sorted(left_out)} if left_out else {}) | {
             "section": _fields(self._spec.evaluation, {"eval_steps", "max_prompts"}),
             "eval_prompts": self.eval_prompts,
             "reward": self.reward,

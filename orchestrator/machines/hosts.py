@@ -12,7 +12,7 @@ from typing import Any
 from prefsweep.orchestrator.machines.border import hide_gpus_of_others, set_up_worker
 from prefsweep.orchestrator.machines.membership import Members
 from prefsweep.orchestrator.machines.placement import ray_nodes
-from prefsweep.orchestrator.sharded import ShardStage, run_shard
+from prefsweep.orchestrator.sharded import Searchable, ShardStage, run_shard
 from prefsweep.orchestrator.stages import Task
 
 START_S = 15.0
@@ -147,12 +147,12 @@ class _HostActor:
         self._load(stage)
         run_shard(stage, self._worker, index)
 
-    def try_prompts(self, stage: ShardStage, index: int, prompt_ids: Sequence[str]) -> None:
-        """Do the work on some prompts of a shard, to see whether this process survives it."""
+    def try_prompts(self, stage: Searchable, index: int, prompt_ids: Sequence[str]) -> None:
+        """Do the work on some prompts of an item, to see whether this process survives it."""
         self._load(stage)
         stage.work(self._worker, index, prompt_ids)
 
-    def _load(self, stage: ShardStage) -> None:
+    def _load(self, stage: Searchable) -> None:
         """What the stage needs is loaded at its first shard."""
         self._set_up()
         if self._stage != stage.name:

@@ -25,9 +25,9 @@ class Counting(InlineCluster):
         super().__init__(sweep.spec.resources)
         self.asked: list[str] = []
 
-    def run_tasks(self, tasks: Sequence[Task]) -> None:
+    def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
         self.asked += [task.name for task in tasks]
-        super().run_tasks(tasks)
+        return super().run_tasks(tasks)
 
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
         self.asked += [stage.name for stage in stages]

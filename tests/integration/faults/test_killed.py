@@ -10,6 +10,7 @@ from prefsweep.orchestrator.sweep import Sweep
 
 from .conftest import Start
 from .harness import (
+    STAGES,
     Fault,
     assert_nothing_is_redone,
     assert_results,
@@ -32,6 +33,8 @@ DRIVER = [
     *("policy", "reward", "prompts", "completions", "scores", "pairs", "reference", "untrained"),
     *("training", "checkpoint", "evaluation", "report"),
 ]
+ON_RAY = ("completions", "training")
+"""Where the driver's workers outlive it for a moment; in the other stages it does all itself."""
 AFTER = {"completions": 1, "scores": 1, "training": 5, "checkpoint": 1}
 """Calls to let pass, so that there is something to lose."""
 
@@ -58,12 +61,15 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     stage: str, undisturbed: Sweep, start: Start, tmp_path: Path
 ) -> None:
     storage = store_before(stage, undisturbed, tmp_path / "store")
-    run = start(storage, *words(), faults=[Fault(stage, after=AFTER.get(stage, 0))])
+    command = words(*([] if stage in ON_RAY else ["--inline"]))
+    run = start(storage, *command, faults=[Fault(stage, after=AFTER.get(stage, 0))])
     run.held()
     before = finished(storage)
     run.kill()
-    again = start(storage, *words())
+    again = start(storage, *command)
     assert again.wait() == 0, again.output
+    for made in STAGES[: STAGES.index(stage) if stage in STAGES else None]:
+        assert f"{made}: found in the store" in again.output
     assert_nothing_is_redone(before)
     assert_whole(storage)
     assert_results(storage, undisturbed)

@@ -12,7 +12,9 @@ from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.stages import read_records
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps.errors import SweepError
-from prefsweep.sweeps.records import Prompt, ScoredCompletion
+from prefsweep.sweeps.records import EvaluationSample, Prompt, ScoredCompletion
+from prefsweep.workers import tables
+from tests.integration.small import weights
 
 from .conftest import Start
 from .harness import (
@@ -51,10 +53,35 @@ def test_a_prompt_that_kills_its_worker_is_quarantined_and_the_rest_is_done(
     assert_whole(storage, unfinished=True)
 
 
+def test_a_held_out_prompt_that_kills_its_worker_is_quarantined_and_the_rest_is_done(
+    undisturbed: Sweep, start: Start, tmp_path: Path
+) -> None:
+    storage = store_before("untrained", undisturbed, tmp_path / "store")
+    held_out: list[Prompt] = read_records(undisturbed, "eval_prompts", Prompt)
+    poison = held_out[1]
+    run = start(storage, *words(), faults=[Fault("sampling", "die", 1000, text=poison.text)])
+    assert run.wait() == 1, run.output
+    assert f"untrained: the prompts {poison.prompt_id} end every worker" in run.output
+    assert "1 prompts end every worker that takes them and were left out" in run.output
+    evaluations = [*storage.glob("artifacts/untrained-*"), *storage.glob("trials/*/evaluations/*")]
+    assert len(evaluations) == 3
+    rest = sorted(prompt.prompt_id for prompt in held_out if prompt != poison)
+    for folder in evaluations:
+        samples = tables.read_records(EvaluationSample, [folder / "samples.parquet"])
+        assert sorted(sample.prompt_id for sample in samples) == rest
+    assert weights(sweep_in(storage)) == weights(undisturbed), "no trial is another one"
+    before = finished(storage)
+    again = start(storage, *words("--inline"))
+    assert again.wait() == 1, "reported again"
+    assert_nothing_is_redone(before)
+    whole = start(storage, "resume", "small", "--inline", "--restart-errored")
+    assert whole.wait() == 0, whole.output
+    assert_whole(storage)
+    assert_results(storage, undisturbed)
+
+
 def completions_in(folder: Path) -> dict[str, list[tuple[str, float]]]:
     """Prompt id -> completions with their scores."""
-    from prefsweep.workers import tables
-
     found: dict[str, list[tuple[str, float]]] = {}
     for record in tables.read_records(ScoredCompletion, sorted(folder.glob("*.parquet"))):
         found.setdefault(record.prompt_id, []).append((record.text, record.score))

@@ -66,6 +66,12 @@ class FakeStage:
     def prompt_ids(self, index: int) -> list[str]:
         return PROMPTS[index * 4 : index * 4 + 4]
 
+    def load(self) -> None:
+        """Nothing: nothing is really worked on."""
+
+    def work(self, worker: Any, index: int, only: Sequence[str] | None = None) -> list[Any]:
+        raise AssertionError("the test says who dies")
+
 
 def drive(
     monkeypatch: pytest.MonkeyPatch, killers: dict[str, set[str]], *, together: bool = False
@@ -92,7 +98,7 @@ def drive(
             prompts = item.prompt_ids if is_part else stages[position].prompt_ids(item)
             if killers.get(pool.name, set()) & set(prompts) and not (together and is_part):
                 num_deaths += 1
-                flow.died(position, item, RuntimeError("killed"))
+                flow.search.died(position, item, RuntimeError("killed"))
                 continue
             if not is_part:
                 stages[position].made.add(item)
@@ -105,7 +111,7 @@ def test_a_shard_that_kills_is_looked_into_and_the_rest_completes(
 ) -> None:
     killers = {"completions": {"p5"}, "scores": {"p12", "p15"}}
     flow, stages, num_deaths = drive(monkeypatch, killers)
-    assert {stage: set(found) for stage, found in flow.killers.items()} == killers
+    assert {stage: set(found) for stage, found in flow.search.killers.items()} == killers
     assert stages[0].made == {0, 2, 3}
     assert stages[1].made == {0, 2}
     assert num_deaths <= 2 * MAX_DEATHS + 3 * (1 + MAX_LONE_DEATHS)
@@ -132,6 +138,16 @@ def test_the_fingerprints_say_what_was_left_out_from_its_stage_on(sweep: Sweep) 
     assert {t.trial_id for t in other.trials}.isdisjoint({t.trial_id for t in sweep.trials})
     assert other.fingerprints.parts["scores"]["quarantined"] == ["a", "b"]
     assert "quarantined" not in sweep.fingerprints.parts["scores"]
+
+
+def test_held_out_prompts_that_kill_change_evaluations_alone(sweep: Sweep) -> None:
+    after = quarantine(sweep, {"untrained": ["b", "a"]})
+    assert after.trials == sweep.trials
+    assert all(after.path(stage) == sweep.path(stage) for stage in sweep.stages)
+    for trial_id in ("untrained", sweep.trials[0].trial_id):
+        assert after.evaluation_path(trial_id) != sweep.evaluation_path(trial_id)
+    record(after)
+    assert as_recorded(sweep) == after
 
 
 def test_finished_shards_are_taken_over(sweep: Sweep, tmp_path: Path) -> None:

@@ -114,6 +114,6 @@ def test_after_a_stop_what_is_in_flight_is_finished_and_nothing_is_handed_out() 
     pools = [Pool("scores", start, lambda: 2, 0.0)]  # pyright: ignore[reportArgumentType]
     pools[0].waiting.extend(range(10))
     hosts = FakeHosts()
-    drain(pools, hosts, TaskFlow(pools), lambda: len(finished) >= 3)  # pyright: ignore
+    drain(pools, hosts, TaskFlow(pools, []), lambda: len(finished) >= 3)  # pyright: ignore
     assert finished == [0, 1, 2, 3]
     assert hosts.leased == hosts.given_back == 2

@@ -31,6 +31,7 @@ POINTS = {
     "evaluation": ("prefsweep.workers.evaluate", "margin_metrics"),
     "report": ("prefsweep.orchestrator.drawing", "publish_report"),
     "generating": ("prefsweep.workers.generate", "Generator.complete"),
+    "sampling": ("prefsweep.workers.generate", "Generator.sample"),
 }
 HALF_A_CHECKPOINT = "scheduler.pt"
 """The trainer saves it after the optimizer and before the rest."""

@@ -25,6 +25,7 @@ from prefsweep.orchestrator.machines.placement import (
     ray_nodes,
     resources_of,
 )
+from prefsweep.orchestrator.machines.presence import LOCAL_S
 from prefsweep.orchestrator.machines.probing import (
     ProbeTrial,
     cpu_memory,
@@ -87,7 +88,12 @@ def attach(sweep: Sweep, address: str) -> "RayCluster":
         check_cluster(sweep.store)
         for field in store_inputs(sweep.store, sweep.spec, sweep.inputs):
             log.info("%s: in the store, for workers on other machines", field)
-        return RayCluster(resources_of(sweep.spec), attached=ray, members=members_of(sweep))
+        return RayCluster(
+            resources_of(sweep.spec),
+            attached=ray,
+            members=members_of(sweep),
+            patience_s=sweep.spec.retries.max_stall_s,
+        )
     except BaseException:
         ray.shutdown()
         raise
@@ -142,6 +148,7 @@ class RayCluster:
         num_gpus: int | None = None,
         attached: "ModuleType | None" = None,
         members: Members | None = None,
+        patience_s: float = LOCAL_S,
         probe: type[ProbeTrial] = ProbeTrial,
     ) -> None:
         self._resources, self._probe, self._members = resources, probe, members
@@ -161,6 +168,7 @@ class RayCluster:
             num_cpus=resources.cpus_per_worker,
             threads=resources.threads_per_worker,
             members=members,
+            patience_s=patience_s,
         )
 
     def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:

@@ -242,6 +242,7 @@ def _drain(
                 pool.dispatch(hosts)
                 if not pool.waiting:
                     pool.release(hosts)
+            hosts.check()
             hosts.make_room()
             _take_one(pools, hosts, flow)
     finally:

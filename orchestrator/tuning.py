@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.machines.border import hide_gpus_of_others, set_up_worker
 from prefsweep.orchestrator.machines.membership import Members
+from prefsweep.orchestrator.machines.presence import LOCAL_S, Presence
 from prefsweep.orchestrator.machines.secrets import keep_from_tune
 from prefsweep.orchestrator.recovery.checkpoints import newest_step
 from prefsweep.orchestrator.recovery.failures import AGAIN, delay_s, pause, worker_killed_for_memory
@@ -100,7 +101,10 @@ def _launch(
     memory: float,
     members: Members | None,
 ) -> str:
-    """One Tuner over `trials`; returns what went wrong with it, or ""."""
+    """One Tuner over `trials`; returns what went wrong with it, or "".
+
+    Raises StageError where the cluster has no node any more.
+    """
     from ray import tune
 
     keep_from_tune()
@@ -108,6 +112,7 @@ def _launch(
     gpus = shares(sweep, trials, gpus_per_trial)
     resources, retries = sweep.spec.resources, sweep.spec.retries
     kept = Kept(sweep)  # each worker has its own, for all its trials
+    presence = Presence(LOCAL_S if members is None else retries.max_stall_s)
 
     def trainable(config: dict[str, Any]) -> dict[str, int]:
         if members is not None:
@@ -137,18 +142,20 @@ def _launch(
                 verbose=0,
                 # run_trial gives up first, and says why
                 failure_config=tune.FailureConfig(max_failures=retries.max_attempts + 1),
-                callbacks=[_watchdog(retries.max_stall_s), *_refusals(members)],
+                callbacks=[_watchdog(retries.max_stall_s, presence), *_refusals(members)],
             ),
         )
         try:
             errors = tuner.fit().errors
         except Exception as error:  # Tune has given up as a whole; the store knows what is left
             log.debug("Tune gave up", exc_info=True)
+            if presence.lost is not None:
+                raise presence.lost from None
             return str(error)
     return str(errors[0]) if errors else ""
 
 
-def _watchdog(max_stall_s: float) -> "tune.Callback":
+def _watchdog(max_stall_s: float, presence: Presence) -> "tune.Callback":
     """Ends a launch in which trials wait and none runs: the cluster has no place for them now."""
     from ray import tune
 
@@ -157,6 +164,7 @@ def _watchdog(max_stall_s: float) -> "tune.Callback":
             self._last_running_s = time.monotonic()
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            presence.check()
             if any(trial.status == "RUNNING" for trial in trials):
                 self._last_running_s = time.monotonic()
             elif time.monotonic() - self._last_running_s > max_stall_s:

@@ -12,6 +12,7 @@ from typing import Any
 from prefsweep.orchestrator.machines.border import hide_gpus_of_others, set_up_worker
 from prefsweep.orchestrator.machines.membership import Members
 from prefsweep.orchestrator.machines.placement import ray_nodes
+from prefsweep.orchestrator.machines.presence import LOCAL_S, Presence
 from prefsweep.orchestrator.sharded import Searchable, ShardStage, run_shard
 from prefsweep.orchestrator.stages import Task
 
@@ -34,9 +35,20 @@ class Host:
 class Hosts:
     """The hosts of a run: leased to a stage, given back, leased again."""
 
-    def __init__(self, *, num_cpus: float, threads: int, members: Members | None = None) -> None:
-        """`members` are the nodes that may have hosts; None is all of them."""
+    def __init__(
+        self,
+        *,
+        num_cpus: float,
+        threads: int,
+        members: Members | None = None,
+        patience_s: float = LOCAL_S,
+    ) -> None:
+        """`members` are the nodes that may have hosts; None is all of them.
+
+        A cluster without any node is waited for as long as `patience_s`.
+        """
         self._num_cpus, self._threads, self._members = num_cpus, threads, members
+        self._presence = Presence(patience_s)
         self._idle: list[Host] = []
         self._leased: list[Host] = []
 
@@ -77,6 +89,10 @@ class Hosts:
             return False
         self.lost(host)
         return True
+
+    def check(self) -> None:
+        """Raises StageError once there is no node any more that could have a host."""
+        self._presence.check()
 
     def make_room(self) -> None:
         """End idle hosts where a leased one does not come up: it waits for what they hold.

@@ -41,13 +41,13 @@ def quarantine(sweep: Sweep, killers: Mapping[str, Sequence[str]]) -> Sweep:
 
 
 def as_recorded(sweep: Sweep) -> Sweep:
-    """The sweep without what its last run quarantined, where it would meet the same again."""
+    """The sweep without what its last run left out, where it would meet the same again."""
     path = sweep.store.sweep(sweep.spec.name, "spec.json")
     document = sweep.store.read_object(path)
     try:
         inputs = Inputs(**document["inputs"])
         if not inputs.quarantined:
-            return sweep
+            return lifted(sweep)
         spec = validate_spec(document["spec"], sweep.store.display(path))
         then = Fingerprints(spec, replace(inputs, quarantined={}))
         now = Fingerprints(sweep.spec, replace(sweep.inputs, quarantined={}))

@@ -1,12 +1,14 @@
 """A soak: a small sweep on Ray whose driver and workers are killed at random until it is done.
 
-Every few seconds a random process of the run is killed with SIGKILL; a killed driver is started
-again with the same command. A seed decides when and whom, as far as the machine lets it. In the end
-weights and table must be those of an undisturbed run, and nothing half-published may be left.
+Every few seconds a random process of the run is killed with SIGKILL: a worker, the driver, or the
+raylet, and with it the node. Where that ends the driver, the same command is started again. A seed
+decides when and whom, as far as the machine lets it. In the end weights and table must be those of
+an undisturbed run, and nothing half-published may be left.
 """
 
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ PAUSE_S = (0.5, 6.0)
 """Between two kills."""
 DRIVER_SHARE = 0.3
 """Of the kills that hit the driver, where there is a worker to hit as well."""
+NODE_SHARE = 0.1
+"""Of the kills that hit the only node: the driver has to see it and end."""
 
 
 def run(folder: Path, num_seeds: int = NUM_SEEDS, first_seed: int = 0) -> list[dict[str, Any]]:
@@ -48,11 +52,11 @@ def run(folder: Path, num_seeds: int = NUM_SEEDS, first_seed: int = 0) -> list[d
 def soak(storage: Path, seed: int, undisturbed: Sweep) -> dict[str, Any]:
     """Run one sweep to its end under fire."""
     choose, started_s = random.Random(seed), time.monotonic()
-    kills = {"driver": 0, "worker": 0}
+    kills = {"driver": 0, "worker": 0, "node": 0}
     num_starts, attempt = 1, Run(storage, *words())
     next_kill_s = started_s + choose.uniform(*PAUSE_S)
     try:
-        while (code := attempt.process.poll()) is None or code < 0:
+        while (code := attempt.process.poll()) is None or code < 0 or _lost_its_node(attempt):
             if time.monotonic() - started_s > MAX_SECONDS:
                 raise AssertionError(f"seed {seed} is not done after {MAX_SECONDS:.0f} s: {kills}")
             if code is not None:
@@ -71,6 +75,7 @@ def soak(storage: Path, seed: int, undisturbed: Sweep) -> dict[str, Any]:
         "benchmark": f"chaos, seed {seed}",
         "driver kills": kills["driver"],
         "worker kills": kills["worker"],
+        "node kills": kills["node"],
         "starts": num_starts,
         "ours_s": time.monotonic() - started_s,
         "same table and weights": True,
@@ -78,17 +83,30 @@ def soak(storage: Path, seed: int, undisturbed: Sweep) -> dict[str, Any]:
 
 
 def _kill_one(attempt: Run, choose: random.Random) -> str:
-    """Kill the driver or one of its busy Ray workers; returns which of both."""
-    busy = [child for child in attempt.children("ray::") if "IDLE" not in " ".join(_words(child))]
-    if busy and choose.random() >= DRIVER_SHARE:
-        victim, kind = choose.choice(sorted(busy, key=lambda child: child.pid)), "worker"
+    """Kill the driver, its node or one of its busy Ray workers; returns which of them."""
+    workers = [child for child in attempt.children("ray::") if _is_busy(child)]
+    raylets, roll = attempt.children("raylet/raylet"), choose.random()
+    if raylets and roll < NODE_SHARE:
+        victim, kind = raylets[0], "node"
+    elif workers and roll >= NODE_SHARE + DRIVER_SHARE:
+        victim, kind = choose.choice(sorted(workers, key=lambda child: child.pid)), "worker"
     else:
         victim, kind = psutil.Process(attempt.process.pid), "driver"
-    try:
+    with suppress(psutil.NoSuchProcess):  # it may just have ended by itself
         victim.kill()
-    except psutil.NoSuchProcess:  # it has just ended by itself
-        return kind
     return kind
+
+
+def _lost_its_node(attempt: Run) -> bool:
+    """Told by us, or by Ray where that ends the process first."""
+    messages = ("Ray has had no node to work on", "Raylet is terminated")
+    return attempt.process.returncode == 1 and any(text in attempt.output for text in messages)
+
+
+def _is_busy(worker: psutil.Process) -> bool:
+    """Whether it works for us; agents are part of the node."""
+    name = " ".join(_words(worker))
+    return "IDLE" not in name and "Agent" not in name
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -121,6 +121,29 @@ def test_a_lost_head_ends_the_driver_with_a_message_and_a_new_cluster_goes_on(
     assert_results(storage, undisturbed)
 
 
+@pytest.mark.parametrize("stage", ["completions", "training"])
+def test_the_only_node_lost_ends_the_driver_with_a_message_and_the_command_goes_on(
+    stage: str, undisturbed: Sweep, start: Start, tmp_path: Path
+) -> None:
+    """A Ray of the driver's own whose raylet is killed: no other node will ever come."""
+    storage = store_before(stage, undisturbed, tmp_path / "store")
+    run = start(storage, *words(), faults=[Fault(stage, after=1)])
+    run.held()
+    before = finished(storage)
+    for raylet in run.children("raylet/raylet"):
+        raylet.kill()  # its workers end when they notice
+    assert run.wait() == 1, run.output
+    assert "Traceback" not in run.output
+    # Ray may end the process before we can say anything: then the message is Ray's
+    assert "Ray has had no node to work on" in run.output or "Raylet is terminated" in run.output
+    run.clean_up()
+    again = start(storage, *words("--inline"))
+    assert again.wait() == 0, again.output
+    assert_nothing_is_redone(before)
+    assert_whole(storage)
+    assert_results(storage, undisturbed)
+
+
 @pytest.mark.parametrize(
     ("override", "asked"),
     [

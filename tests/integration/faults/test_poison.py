@@ -70,10 +70,6 @@ def test_a_held_out_prompt_that_kills_its_worker_is_quarantined_and_the_rest_is_
         samples = tables.read_records(EvaluationSample, [folder / "samples.parquet"])
         assert sorted(sample.prompt_id for sample in samples) == rest
     assert weights(sweep_in(storage)) == weights(undisturbed), "no trial is another one"
-    before = finished(storage)
-    again = start(storage, *words("--inline"))
-    assert again.wait() == 1, "reported again"
-    assert_nothing_is_redone(before)
     whole = start(storage, "resume", "small", "--inline", "--restart-errored")
     assert whole.wait() == 0, whole.output
     assert_whole(storage)

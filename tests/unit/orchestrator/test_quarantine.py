@@ -181,6 +181,8 @@ def test_a_later_run_leaves_the_same_prompts_out_until_it_restarts_what_failed(
     assert as_recorded(sweep).trials == after.trials
     assert open_sweep("small", sweep.storage).trials == after.trials
     assert lifted(after).trials == sweep.trials
+    record(lifted(after))  # a run that restarted what failed, and met nothing
+    assert as_recorded(after) == sweep
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""A cluster without a node ends the run, but only after a while."""
+
+import time
+
+import pytest
+
+from prefsweep.orchestrator.machines.placement import NodeSize
+from prefsweep.orchestrator.machines.presence import Presence
+from prefsweep.sweeps.errors import StageError
+
+
+def test_a_cluster_that_has_no_node_for_too_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s, nodes = 1000.0, [NodeSize(2.0)]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    presence = Presence(10.0, lambda: nodes)
+
+    def after(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        presence.check()
+
+    after(100.0)
+    nodes[:] = [NodeSize(0.0)]  # a head that works on nothing
+    after(9.0)
+    nodes[:] = [NodeSize(0.0), NodeSize(1.0)]  # another one has come
+    after(9.0)
+    nodes.clear()
+    after(9.0)
+    assert presence.lost is None
+    with pytest.raises(StageError, match="for 12 s Ray has had no node"):
+        after(3.0)
+    assert presence.lost is not None

@@ -52,5 +52,6 @@ def test_a_killed_process_of_wandb_is_survived(
         os.kill(child.pid, signal.SIGKILL)
     run.go()
     assert run.wait() == 0, run.output
+    assert "W&B failed" in run.output and "Traceback" not in run.output, "says so, and goes on"
     assert_whole(storage)
     assert_results(storage, undisturbed)

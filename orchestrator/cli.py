@@ -15,8 +15,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from prefsweep.orchestrator.hints import hint
 from prefsweep.orchestrator.machines.submit_command import submit
 from prefsweep.orchestrator.options import (
+    DEFAULT_STORAGE,
     Address,
     Inline,
     Name,
@@ -47,7 +49,6 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-DEFAULT_STORAGE = "./runs"
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM; typer turns a KeyboardInterrupt into it."""
 
@@ -320,17 +321,18 @@ def _run(
         with LiveView(StatusReader(sweep).read, console):
             results = run_sweep(sweep, open_cluster, until=until, errored=errored)
     except KeyboardInterrupt:
+        resume = hint("resume", sweep.spec.name, storage=sweep.storage)
         errors.print(
-            "interrupted; run the same command again to resume, or "
-            f"`prefsweep resume {sweep.spec.name} --storage {escape(sweep.storage)}`",
+            f"interrupted; run the same command again to resume, or {escape(resume)}",
             soft_wrap=True,
         )
         sys.exit(INTERRUPTED)
+    status = escape(hint("status", sweep.spec.name, storage=sweep.storage))
     num_left_out = num_quarantined(as_recorded(sweep))
     if num_left_out:
         errors.print(
             f"{num_left_out} prompts end every worker that takes them and were left out; "
-            f"`prefsweep status {sweep.spec.name}` names them, --restart-errored tries them again",
+            f"{status} names them, --restart-errored tries them again",
             soft_wrap=True,
         )
     failed = [result for result in results if result.status != Status.SUCCEEDED]
@@ -338,7 +340,7 @@ def _run(
         names = ", ".join(result.name for result in failed)
         errors.print(
             f"{len(failed)} of {len(sweep.trials)} trials have not succeeded: {escape(names)}; "
-            f"`prefsweep status {sweep.spec.name}` says why",
+            f"{status} says why",
             soft_wrap=True,
         )
         raise typer.Exit(1)

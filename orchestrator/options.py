@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefsweep.orchestrator.hints import DEFAULT_STORAGE as DEFAULT_STORAGE
+from prefsweep.orchestrator.hints import STORAGE_VARIABLE
 from prefsweep.sweeps.errors import UsageError
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ Spec = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.max_steps=50 ...")
 ]
-Storage = Annotated[str, typer.Option(help="Folder or URI of the store.")]
+Storage = Annotated[str, typer.Option(help="Folder or URI of the store.", envvar=STORAGE_VARIABLE)]
 Name = Annotated[str, typer.Argument(help="Name of a sweep in the store.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster: auto or HOST:PORT. Default: this machine.")

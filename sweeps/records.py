@@ -269,3 +269,5 @@ class SweepStatus:
     """None where nobody runs the sweep."""
     quarantined: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     """Stage -> ids of prompts that are left out there."""
+    storage: str | None = None
+    """The store it was read from."""

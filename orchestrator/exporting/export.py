@@ -23,6 +23,7 @@ from prefsweep.orchestrator.exporting.cards import (
     model_card,
 )
 from prefsweep.orchestrator.exporting.hub import ADAPTER_CONFIG, check_push, name_base, push
+from prefsweep.orchestrator.hints import hint
 from prefsweep.orchestrator.store import Manifest
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.watching.status import trial_status
@@ -117,7 +118,7 @@ def export_model(
         why = f" ({status.failure.message})" if status.failure else ""
         raise UsageError(
             f"trial {trial.name} is {status.status}{why}; only a finished trial can be exported. "
-            f"`prefsweep resume {sweep.spec.name}` finishes the sweep"
+            f"{hint('resume', sweep.spec.name, storage=sweep.storage)} finishes the sweep"
         )
     manifest = sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights"))
     assert manifest is not None
@@ -221,8 +222,8 @@ def export_dataset(sweep: Sweep, target: Path, *, repo: str | None = None) -> No
 
     manifest = sweep.store.manifest(sweep.path("pairs"))
     if manifest is None:
-        name = sweep.spec.name
-        raise UsageError(f"the pairs of {name} are pending; `prefsweep resume {name}` makes them")
+        resume = hint("resume", sweep.spec.name, storage=sweep.storage)
+        raise UsageError(f"the pairs of {sweep.spec.name} are pending; {resume} makes them")
     pairs = pq.read_table(sweep.store.fetch(sweep.path("pairs")) / "pairs.parquet")
     with _written_aside(target, {"export": "dataset", "sweep": sweep.spec.name}) as folder:
         (folder / "data").mkdir()

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from prefsweep.orchestrator.hints import STORAGE_VARIABLE, hint
 from prefsweep.orchestrator.options import (
     Overrides,
     Restart,
@@ -26,7 +27,9 @@ def submit(
     overrides: Overrides = None,
     *,
     address: Annotated[str, typer.Option(help="The cluster's dashboard: http://HEAD:8265.")],
-    storage: Annotated[str, typer.Option(help="URI, or full path of a shared folder.")],
+    storage: Annotated[
+        str, typer.Option(help="URI, or full path of a shared folder.", envvar=STORAGE_VARIABLE)
+    ],
     until: Until = "report",
     restart_errored: Restart = False,
     resume_errored: Resume = False,
@@ -46,8 +49,8 @@ def submit(
     flags += [f"--{errored}-errored"] if errored != "retry" else []
     job = send(sweep, address, storage, flags)
     ways = (
-        f"`prefsweep status {sweep.name} --storage {storage}` shows how it stands, "
-        f"`prefsweep stop {sweep.name} --storage {storage}` stops it"
+        f"{hint('status', sweep.name, storage=storage)} shows how it stands, "
+        f"{hint('stop', sweep.name, storage=storage)} stops it"
     )
     errors.print(escape(f"job {job.job_id} at {address}: {ways}"), soft_wrap=True)
     if follow:

@@ -7,6 +7,7 @@ this says: another fingerprint is another artefact.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prefsweep.orchestrator.hints import hint
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps.identity import STAGE_VERSIONS, canonical_json
 
@@ -61,18 +62,18 @@ def changes(sweep: Sweep) -> list[str]:
     """A line for everything that is new or another than in the last run; none without one."""
     before = sweep.store.read_object(sweep.store.sweep(sweep.spec.name, PLAN))
     try:
-        return list(_lines(before, plan_document(sweep))) if before else []
+        return list(_lines(before, plan_document(sweep), sweep.storage)) if before else []
     except (TypeError, AttributeError, KeyError):  # damaged, or of another version
         return ["the last run's plan.json cannot be read; what changed since cannot be told"]
 
 
-def _lines(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+def _lines(before: dict[str, Any], now: dict[str, Any], storage: str) -> Iterator[str]:
     for name, parts in now["stages"].items():
         old = before["stages"].get(name)
         if old is not None and canonical_json(old) != canonical_json(parts):
             what = "evaluated again" if name == "evaluation" else "others than before"
             yield f"{name}: {what}, because {_reason(name, old, parts)}"
-    yield from _grid_lines(before["trials"], now["trials"])
+    yield from _grid_lines(before["trials"], now["trials"], storage)
 
 
 def _reason(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -116,7 +117,7 @@ def _value(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _grid_lines(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _grid_lines(before: Mapping[str, Any], now: Mapping[str, Any], storage: str) -> Iterator[str]:
     old_points = {canonical_json(trial["point"]): trial["name"] for trial in before.values()}
     new_points = {canonical_json(trial["point"]): trial["name"] for trial in now.values()}
     added = [name for point, name in new_points.items() if point not in old_points]
@@ -124,9 +125,10 @@ def _grid_lines(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     if added:
         yield f"grid: {len(added)} points are new: {_some(added)}"
     if gone:
+        gc = hint("gc", storage=storage)
         yield (
             f"grid: {len(gone)} points are no longer in it: {_some(gone)}; their results stay in "
-            "the store, out of the report (`prefsweep gc` deletes them)"
+            f"the store, out of the report ({gc} shows them, --yes deletes them)"
         )
 
 

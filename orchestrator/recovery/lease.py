@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
+from prefsweep.orchestrator.hints import hint
 from prefsweep.orchestrator.recovery.processes import machine, started
 from prefsweep.orchestrator.store import Store
 from prefsweep.sweeps.errors import LeaseError
@@ -100,9 +101,10 @@ class Lease:
                     return
             lives_here = found.is_here and found.pid != os.getpid()
             if lives_here or (seen is not None and found != seen):
+                stop = hint("stop", self._name, storage=self._store.uri)
                 raise LeaseError(
                     f"sweep {self._name!r} is being run already: {found}. Wait for it, or stop it "
-                    f"with `prefsweep stop {self._name}`; this run has changed nothing"
+                    f"with {stop}; this run has changed nothing"
                 )
             if seen is None:
                 log.info(

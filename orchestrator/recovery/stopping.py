@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from prefsweep.orchestrator.hints import hint
 from prefsweep.orchestrator.recovery.lease import STALE_S, Holder, read_holder
 from prefsweep.orchestrator.recovery.state import read_state
 from prefsweep.orchestrator.store import Store
@@ -71,9 +72,10 @@ def wait_for_end(store: Store, name: str, holder: Holder) -> str:
         if found != seen:
             seen, seen_at_s = found, time.monotonic()
         if found.is_dead or time.monotonic() - seen_at_s > STALE_S:
-            return f"its process has died; `prefsweep resume {name}` goes on"
+            return f"its process has died; {hint('resume', name, storage=store.uri)} goes on"
         time.sleep(POLL_S / 2)
     status = read_state(store, name).status
     if status == "interrupted":
-        return f"stopped; `prefsweep resume {name}` goes on"
-    return f"it has ended ({status or 'unknown'}); `prefsweep status {name}` says more"
+        return f"stopped; {hint('resume', name, storage=store.uri)} goes on"
+    more = hint("status", name, storage=store.uri)
+    return f"it has ended ({status or 'unknown'}); {more} says more"

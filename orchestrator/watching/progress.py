@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from prefsweep.orchestrator.hints import hint
 from prefsweep.sweeps.records import Metrics, StageStatus, Status, SweepStatus, TrialStatus
 
 MIN_TRIAL_ROWS = 3
@@ -134,7 +135,10 @@ def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
     if status.driver.alive:
         yield f"\nrun by {who} since {since:%Y-%m-%d %H:%M:%S %Z}", "dim"
     else:
-        yield f"\ninterrupted: its driver, {who}, has died; `prefsweep resume` goes on", "yellow"
+        resume = "`prefsweep resume`"
+        if status.storage is not None:
+            resume = clean(hint("resume", status.sweep, storage=status.storage))
+        yield f"\ninterrupted: its driver, {who}, has died; {resume} goes on", "yellow"
 
 
 def _stage_table(

@@ -92,6 +92,7 @@ class StatusReader:
             eta(trials),
             driver,
             sweep.inputs.quarantined,
+            sweep.storage,
         )
 
     def _follow(self) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator import cli
+from prefsweep.orchestrator import cli, pipeline
+from prefsweep.sweeps.records import Status, TrialResult
 from tests.integration.small import OVERRIDES
 
 
@@ -164,3 +165,22 @@ def test_an_unknown_sweep_is_answered_with_the_known_ones(
 ) -> None:
     assert prefsweep(monkeypatch, "status", "nothing", "--storage", str(tmp_path)) == 2
     assert "there is no sweep 'nothing'" in capsys.readouterr().err
+
+
+def test_the_ways_on_from_a_run_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    storage = tmp_path / "my runs"
+    words = ["run", "quickstart", *OVERRIDES, "--inline", "--storage", str(storage)]
+    failed = TrialResult("0", "dpo", None, Status.FAILED)
+    monkeypatch.setattr(pipeline, "run_sweep", lambda *_, **__: [failed])
+    assert prefsweep(monkeypatch, *words) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"`prefsweep status small --storage '{storage}'` says why" in said
+    monkeypatch.setattr(pipeline, "run_sweep", interrupted)
+    assert prefsweep(monkeypatch, *words) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"`prefsweep resume small --storage '{storage}'`" in said

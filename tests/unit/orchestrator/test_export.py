@@ -121,7 +121,7 @@ def test_a_dataset_without_test_pairs_has_one_split(tmp_path: Path) -> None:
 
 
 def test_pairs_that_are_not_made_yet_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="pairs of small are pending; `prefsweep resume small`"):
+    with pytest.raises(UsageError, match=r"pending; `prefsweep resume small --storage /\S+` makes"):
         export(small_sweep(tmp_path / "store"), Wanted(dataset=True), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

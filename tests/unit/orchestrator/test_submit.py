@@ -139,3 +139,13 @@ def test_a_dashboard_that_stays_away_is_told_with_what_tells_more(
     assert submit(monkeypatch, *OTHERS, "--follow") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "no route to the head" in said and "`prefsweep status` tells" in said
+
+
+def test_the_ways_to_look_after_it_can_be_pasted(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = "s3://bucket/runs?endpoint_override=s3:9000&scheme=http"
+    words = ["--storage", storage, *OTHERS[2:]]
+    assert submit(monkeypatch, *words) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"`prefsweep status quickstart --storage '{storage}'`" in said

@@ -5,7 +5,6 @@ Exit codes: 0 all is well; 1 finished with failed trials or quarantined prompts,
 """
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -15,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prefsweep.orchestrator.hints import hint
 from prefsweep.orchestrator.machines.submit_command import submit
 from prefsweep.orchestrator.options import (
     DEFAULT_STORAGE,
     Address,
     Inline,
+    Json,
     Name,
     Overrides,
     Restart,
@@ -30,12 +29,13 @@ from prefsweep.orchestrator.options import (
     Storage,
     Until,
     errored_trials,
-    require_stage,
+    exclusive,
 )
+from prefsweep.orchestrator.run_command import How, run_with_view
 from prefsweep.sweeps.errors import ClusterError, SweepError, UsageError
+from prefsweep.sweeps.records import Stage
 
 if TYPE_CHECKING:
-    from prefsweep.orchestrator.pipeline import Errored
     from prefsweep.orchestrator.sweep import Sweep
 
 app = typer.Typer(
@@ -49,9 +49,6 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM; typer turns a KeyboardInterrupt into it."""
-
 
 @app.command()
 def run(
@@ -59,7 +56,7 @@ def run(
     overrides: Overrides = None,
     storage: Storage = DEFAULT_STORAGE,
     address: Address = None,
-    until: Until = "report",
+    until: Until = Stage.REPORT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan only.")] = False,
     inline: Inline = False,
     restart_errored: Restart = False,
@@ -68,11 +65,12 @@ def run(
 ) -> None:
     """Run a sweep, or what is missing of it."""
     errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
+    how = How(address, until, inline, errored)
     sweep = _resolve(spec, overrides or [], storage)
     if dry_run:
         _print_plan(sweep)
         return
-    _run(sweep, address=address, until=until, inline=inline, errored=errored)
+    run_with_view(sweep, how)
 
 
 @app.command()
@@ -86,6 +84,7 @@ def resume(
     name: Name,
     storage: Storage = DEFAULT_STORAGE,
     address: Address = None,
+    until: Until = Stage.REPORT,
     inline: Inline = False,
     restart_errored: Restart = False,
     resume_errored: Resume = False,
@@ -95,8 +94,8 @@ def resume(
     from prefsweep.orchestrator.watching.status import open_sweep
 
     errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
-    sweep = open_sweep(name, storage)
-    _run(sweep, address=address, until="report", inline=inline, errored=errored)
+    how = How(address, until, inline, errored)
+    run_with_view(open_sweep(name, storage), how)
 
 
 app.command()(submit)
@@ -106,7 +105,7 @@ app.command()(submit)
 def status(
     name: Name,
     storage: Storage = DEFAULT_STORAGE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it.")] = False,
 ) -> None:
     """Show how a sweep stands, from the store alone; with --watch until Ctrl-C."""
@@ -119,6 +118,7 @@ def status(
         status_document,
     )
 
+    exclusive({"--json": as_json, "--watch": watch})
     sweep = open_sweep(name, storage)
     if as_json:
         print(json.dumps(status_document(read_status(sweep)), indent=2))
@@ -171,7 +171,7 @@ def compare(
     other_storage: Annotated[
         str | None, typer.Option(help="Store of B, where it is another one.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     to: Annotated[str | None, typer.Option(metavar="FILE.md", help="Write Markdown.")] = None,
 ) -> None:
     """Set two sweeps side by side: what differs, and by how much their rewards do."""
@@ -183,7 +183,10 @@ def compare(
 
     found = side_by_side(open_sweep(one, storage), open_sweep(other, other_storage or storage))
     if to is not None:
-        Path(to).write_text(compare_text.markdown(found), encoding="utf-8")
+        try:
+            Path(to).write_text(compare_text.markdown(found), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--to {to} cannot be written: {error.strerror}") from None
         print(to)
     if as_json:
         print(json.dumps(compare_text.document(found), indent=2))
@@ -199,7 +202,7 @@ def doctor(
     overrides: Overrides = None,
     storage: Storage = DEFAULT_STORAGE,
     address: Address = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Look at what a run needs: versions, cluster, storage, models, W&B, time, cost and disk."""
     from prefsweep.orchestrator.planning.doctor import document, examine, render
@@ -292,62 +295,6 @@ def _resolve(spec: str, overrides: list[str], storage: str) -> "Sweep":
     from prefsweep.sweeps.load import load_spec
 
     return resolve(load_spec(spec, overrides), storage)
-
-
-def _run(
-    sweep: "Sweep", *, address: str | None, until: str, inline: bool, errored: "Errored"
-) -> None:
-    from prefsweep.orchestrator.cluster import Cluster, InlineCluster, RayCluster, attach
-    from prefsweep.orchestrator.drawing import report_path
-    from prefsweep.orchestrator.machines.placement import resources_of
-    from prefsweep.orchestrator.pipeline import run_sweep
-    from prefsweep.orchestrator.recovery.quarantine import as_recorded, num_quarantined
-    from prefsweep.orchestrator.watching.live import LiveView, log_handler
-    from prefsweep.orchestrator.watching.status import StatusReader
-    from prefsweep.sweeps.records import Status
-
-    require_stage(until)
-    logger = logging.getLogger("prefsweep")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(log_handler(console))
-
-    def open_cluster() -> Cluster:
-        if inline:
-            return InlineCluster(sweep.spec.resources)
-        where = address or os.environ.get("RAY_ADDRESS")
-        return attach(sweep, where) if where else RayCluster(resources_of(sweep.spec))
-
-    try:
-        with LiveView(StatusReader(sweep).read, console):
-            results = run_sweep(sweep, open_cluster, until=until, errored=errored)
-    except KeyboardInterrupt:
-        resume = hint("resume", sweep.spec.name, storage=sweep.storage)
-        errors.print(
-            f"interrupted; run the same command again to resume, or {escape(resume)}",
-            soft_wrap=True,
-        )
-        sys.exit(INTERRUPTED)
-    status = escape(hint("status", sweep.spec.name, storage=sweep.storage))
-    num_left_out = num_quarantined(as_recorded(sweep))
-    if num_left_out:
-        errors.print(
-            f"{num_left_out} prompts end every worker that takes them and were left out; "
-            f"{status} names them, --restart-errored tries them again",
-            soft_wrap=True,
-        )
-    failed = [result for result in results if result.status != Status.SUCCEEDED]
-    if until in ("trials", "report") and failed:
-        names = ", ".join(result.name for result in failed)
-        errors.print(
-            f"{len(failed)} of {len(sweep.trials)} trials have not succeeded: {escape(names)}; "
-            f"{status} says why",
-            soft_wrap=True,
-        )
-        raise typer.Exit(1)
-    if num_left_out:
-        raise typer.Exit(1)
-    if until == "report":
-        print(sweep.store.display(report_path(sweep)))
 
 
 def _end_on_sigterm() -> None:

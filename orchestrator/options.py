@@ -1,5 +1,6 @@
-"""Arguments and options that several commands have, and what three of them mean together."""
+"""Arguments and options that several commands have, and which of them exclude each other."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from prefsweep.orchestrator.hints import DEFAULT_STORAGE as DEFAULT_STORAGE
 from prefsweep.orchestrator.hints import STORAGE_VARIABLE
 from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.records import Stage
 
 if TYPE_CHECKING:
     from prefsweep.orchestrator.pipeline import Errored
@@ -18,9 +20,11 @@ Overrides = Annotated[
 Storage = Annotated[str, typer.Option(help="Folder or URI of the store.", envvar=STORAGE_VARIABLE)]
 Name = Annotated[str, typer.Argument(help="Name of a sweep in the store.")]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster: auto or HOST:PORT. Default: this machine.")
+    str | None,
+    typer.Option(help="Ray cluster: auto or HOST:PORT. Default: RAY_ADDRESS, or this machine."),
 ]
-Until = Annotated[str, typer.Option(help="Last stage to run.")]
+Until = Annotated[Stage, typer.Option(help="Last stage to run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Inline = Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")]
 Restart = Annotated[
     bool, typer.Option("--restart-errored", help="Run all failed trials again, from scratch.")
@@ -34,16 +38,14 @@ Skip = Annotated[bool, typer.Option("--skip-errored", help="Leave all failed tri
 
 def errored_trials(*, restart: bool, resume: bool, skip: bool) -> "Errored":
     """What the three flags say of failed trials. Raises UsageError."""
-    if restart + resume + skip > 1:
-        raise UsageError(
-            "--restart-errored, --resume-errored and --skip-errored exclude each other; give one"
-        )
+    exclusive(
+        {"--restart-errored": restart, "--resume-errored": resume, "--skip-errored": skip},
+    )
     return "restart" if restart else "resume" if resume else "skip" if skip else "retry"
 
 
-def require_stage(until: str) -> None:
-    """Raises UsageError for a stage that there is not."""
-    from prefsweep.orchestrator.pipeline import STAGES
-
-    if until not in STAGES:
-        raise UsageError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
+def exclusive(given: Mapping[str, object]) -> None:
+    """Raises UsageError if more than one of these options is given: none is silently dropped."""
+    both = [option for option, value in given.items() if value]
+    if len(both) > 1:
+        raise UsageError(f"{' and '.join(both)} exclude each other; give one")

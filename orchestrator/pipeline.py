@@ -36,7 +36,7 @@ from prefsweep.orchestrator.trials import mark, restart_from_scratch
 from prefsweep.orchestrator.watching.status import is_finished, trial_status
 from prefsweep.orchestrator.watching.watch import TrialWatch
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
-from prefsweep.sweeps.records import Status, TrialResult
+from prefsweep.sweeps.records import Stage, Status, TrialResult
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,6 @@ _LEFT: Mapping[Errored, str] = {
     "--resume-errored from its newest checkpoint",
     "skip": "trial %s failed and is left (--skip-errored)",
 }
-STAGES = ("policy", "reward", *DATA_STAGES, *AFTER_DATA)
-"""The stages in order; `--until` takes one of them."""
 MAX_PASSES = 5
 """How often a run makes anew what it finds damaged."""
 WORKERS_END_S = 10.0
@@ -340,7 +338,8 @@ class Run:
         if stage not in (*self.sweep.stages, *AFTER_DATA):
             return False
         at = "prompts" if stage == "eval_prompts" else stage
-        return STAGES.index(at) <= STAGES.index(self.until)
+        stages = list(Stage)
+        return stages.index(Stage(at)) <= stages.index(Stage(self.until))
 
     def _first_sharded(self) -> str:
         """The stage at which workers first meet the prompts."""

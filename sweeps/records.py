@@ -11,6 +11,22 @@ from typing import Literal
 
 from prefsweep.sweeps.grid import TrialSpec
 
+
+class Stage(StrEnum):
+    """The stages of a sweep, in order."""
+
+    POLICY = "policy"
+    REWARD = "reward"
+    PROMPTS = "prompts"
+    COMPLETIONS = "completions"
+    SCORES = "scores"
+    PAIRS = "pairs"
+    REFERENCE = "reference"
+    UNTRAINED = "untrained"
+    TRIALS = "trials"
+    REPORT = "report"
+
+
 Split = Literal["train", "test"]
 Metrics = dict[str, float | None]
 """Metric name to value; None where the metric does not apply (no reward, no untrained policy)."""

@@ -42,6 +42,24 @@ def local_inputs(spec: SweepSpec) -> dict[str, Path]:
     return {field: path for field, path in paths.items() if path.exists()}
 
 
+def absent_inputs(spec: SweepSpec) -> dict[str, str]:
+    """Dotted field -> the path in it, for paths of things that are not on this disk."""
+    named = {field: _get(spec, field) for field in _SOURCES}
+    here = local_inputs(spec)
+    return {
+        field: value
+        for field, value in named.items()
+        if isinstance(value, str) and field not in here and _is_path(field, value)
+    }
+
+
+def _is_path(field: str, value: str) -> bool:
+    """Whether this is no hub id, URL or name."""
+    if "://" in value or value.startswith((BUILTIN, PACKAGE)):
+        return False
+    return field.endswith(".path") or value.startswith((".", "/", "~"))
+
+
 def with_inputs(spec: SweepSpec, paths: Mapping[str, str]) -> SweepSpec:
     """The spec with other paths in some of its fields."""
     for field, path in paths.items():
@@ -91,7 +109,7 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file, or a folder with all that is in it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.copytree(source, target)
+        shutil.copytree(source, target, dirs_exist_ok=True)
     else:
         shutil.copyfile(source, target)
 

@@ -9,10 +9,11 @@ import sys
 import sysconfig
 from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
 
 from prefsweep.orchestrator.machines.inputs import copy
-from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.spec import CallableReward, SweepSpec
+from prefsweep.workers.locations import load_function
 
 PACKAGES = ("sweeps", "workers", "orchestrator")
 DISTRIBUTION = "prefsweep"
@@ -34,16 +35,25 @@ def make_parcel(folder: Path, spec: SweepSpec | None) -> None:
 
 
 def _add_module(folder: Path, function: str) -> None:
-    """The top-level module or package of a user's function, unless it is installed like ours."""
+    """The top-level module or package of a user's function, unless it is installed like ours.
+
+    Raises UsageError if there is no such function.
+    """
+    load_function(function)
     name = function.partition(":")[0].partition(".")[0]
-    file = getattr(import_module(name), "__file__", None)
-    if name in sys.stdlib_module_names or file is None or _is_installed(Path(file)):
+    if name in (DISTRIBUTION, *sys.stdlib_module_names):  # ours travels whole
         return
-    if name == "prefsweep":
-        raise UsageError(f"reward.function={function}: name a module of your own")
-    source = Path(file)
-    source = source.parent if source.name == "__init__.py" else source
-    copy(source, folder / source.name)
+    for source in _sources(import_module(name)):
+        if not _is_installed(source):
+            copy(source, folder / source.name)
+
+
+def _sources(module: ModuleType) -> list[Path]:
+    """The file of a module, or the folders of a package; without __init__.py it may have some."""
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return [Path(place) for place in getattr(module, "__path__", ())]
+    return [Path(file).parent if Path(file).name == "__init__.py" else Path(file)]
 
 
 def _is_installed(file: Path) -> bool:

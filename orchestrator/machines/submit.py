@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefsweep.orchestrator.machines.attach import TOKEN_REMEDY, worker_environment
-from prefsweep.orchestrator.machines.inputs import copy, local_inputs, with_inputs
+from prefsweep.orchestrator.machines.inputs import absent_inputs, copy, local_inputs, with_inputs
 from prefsweep.orchestrator.machines.parcel import make_parcel
 from prefsweep.sweeps.errors import ClusterError, UsageError
 from prefsweep.sweeps.spec import SweepSpec
@@ -98,7 +98,7 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
             f"--storage {storage} is relative to a folder that the cluster does not know; give a "
             "URI such as s3://bucket/prefix, or the full path of a folder that all nodes share"
         )
-    client = _client(address)
+    _look_for_inputs(spec)
     command = ["python", "-m", "prefsweep.orchestrator.cli", "run", SPEC_FILE]
     command += ["--storage", storage, *arguments]
     with tempfile.TemporaryDirectory(prefix="prefsweep-job-") as name:
@@ -106,6 +106,7 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
         make_parcel(folder, spec)
         (folder / SPEC_FILE).write_text(_sent_spec(spec, folder), encoding="utf-8")
         settings = worker_environment(spec.resources.threads_per_worker, os.environ)
+        client = _client(address)
         runtime_env = {"working_dir": name, "env_vars": settings}
         try:
             job_id = client.submit_job(
@@ -120,6 +121,14 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
             message = f"--address {address}: the job was not taken: {error}{remedy}"
             raise ClusterError(message) from None
     return Job(client, job_id)
+
+
+def _look_for_inputs(spec: SweepSpec) -> None:
+    """Warn of paths that are not here; raise UsageError for those that can be nowhere else."""
+    for field, path in absent_inputs(spec).items():
+        if not path.startswith(("/", "~")):
+            raise UsageError(f"{field}={path}: there is no such file or folder to send along")
+        log.warning("%s=%s is not on this machine: the cluster has to have it", field, path)
 
 
 def _client(address: str) -> "JobSubmissionClient":

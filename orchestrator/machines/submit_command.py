@@ -15,8 +15,8 @@ from prefsweep.orchestrator.options import (
     Spec,
     Until,
     errored_trials,
-    require_stage,
 )
+from prefsweep.sweeps.records import Stage
 
 errors = Console(stderr=True)
 INTERRUPTED = 130
@@ -30,7 +30,7 @@ def submit(
     storage: Annotated[
         str, typer.Option(help="URI, or full path of a shared folder.", envvar=STORAGE_VARIABLE)
     ],
-    until: Until = "report",
+    until: Until = Stage.REPORT,
     restart_errored: Restart = False,
     resume_errored: Resume = False,
     skip_errored: Skip = False,
@@ -44,7 +44,6 @@ def submit(
     from prefsweep.sweeps.load import load_spec
 
     errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
-    require_stage(until)
     sweep, flags = load_spec(spec, overrides or []), ["--until", until]
     flags += [f"--{errored}-errored"] if errored != "retry" else []
     job = send(sweep, address, storage, flags)

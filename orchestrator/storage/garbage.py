@@ -15,6 +15,8 @@ from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
 from prefsweep.orchestrator.watching.status import open_sweep
 from prefsweep.sweeps.errors import StoreError, UsageError
 
+_FOLDERS = ("artifacts", "trials", "sweeps", "tmp", ASIDE)
+
 
 @dataclass(frozen=True)
 class Garbage:
@@ -26,7 +28,10 @@ class Garbage:
 
 
 def find_garbage(store: Store) -> list[Garbage]:
-    """Everything that no sweep refers to. Raises StoreError if a sweep cannot be read."""
+    """Everything that no sweep refers to. Raises StoreError if a sweep cannot be read, and
+    UsageError where nothing was ever stored."""
+    if not any(store.names(folder) for folder in _FOLDERS):
+        raise UsageError(f"--storage {store.uri}: there is no store to look through")
     sweeps = [_read(store, name) for name in store.names("sweeps")]
     found = [*_unused(store, sweeps), *_leftovers(store)]
     return [Garbage(path, what, store.num_bytes(path)) for path, what in found]

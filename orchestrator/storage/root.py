@@ -1,5 +1,6 @@
 """What `--storage` says -> a file system and a root on it that nothing of a store leads out of."""
 
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -24,11 +25,19 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
             "them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"
         )
     try:
-        if "://" in uri:
-            return _open_uri(uri)
-        return fs.LocalFileSystem(), absolute(uri)
+        system, root = _open_uri(uri) if "://" in uri else (fs.LocalFileSystem(), absolute(uri))
+        if isinstance(system, fs.LocalFileSystem):
+            _require_folder(Path(root))
+        return system, root
     except (pa.ArrowException, OSError, ValueError, ImportError, UsageError) as error:
         raise UsageError(f"--storage {uri} cannot be opened: {error}") from None
+
+
+def _require_folder(root: Path) -> None:
+    """Raises UsageError where a file is in the way of the folder."""
+    found = next(path for path in (root, *root.parents) if path.exists())
+    if not found.is_dir():
+        raise UsageError(f"{found} is a file; name a folder")
 
 
 def absolute(storage: str) -> str:
@@ -49,7 +58,10 @@ def inside(root: str, path: str) -> str:
 def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     """What pyarrow knows is its own; of the rest, what fsspec has a package for."""
     try:
-        return fs.FileSystem.from_uri(uri)
+        system, root = fs.FileSystem.from_uri(uri)
+        if not root:
+            raise UsageError("it names no bucket; give one, as in s3://bucket/prefix")
+        return system, root
     except pa.ArrowInvalid as error:
         if "Unrecognized filesystem" not in str(error):
             raise

@@ -192,3 +192,18 @@ def test_a_worker_on_another_node_refuses_work_and_the_node_gets_none(
         sent_back = pickle.loads(pickle.dumps(error.value))
         assert members.keep_off(sent_back) and members.keep_off(sent_back)
         assert members.selector() == {"ray.io/node-id": f"!in({node_id})"}
+
+
+def test_a_package_without_an_init_travels_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place / "bare").mkdir(parents=True)
+        monkeypatch.syspath_prepend(str(tmp_path / place))
+    (tmp_path / "here" / "bare" / "words.py").write_text("LIKED = ('good',)")
+    rewards = "from bare.words import LIKED\ndef zero(p, c): return [0.0 for _ in c]"
+    (tmp_path / "there" / "bare" / "rewards.py").write_text(rewards)
+    reward = "reward={type: callable, function: 'bare.rewards:zero'}"
+    make_parcel(tmp_path / "parcel", load_spec("quickstart", [reward]))
+    sent = {path.name for path in (tmp_path / "parcel" / "bare").glob("*.py")}
+    assert sent == {"words.py", "rewards.py"}

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from prefsweep.orchestrator import cli, pipeline
-from prefsweep.sweeps.records import Status, TrialResult
-from tests.integration.small import OVERRIDES
+from prefsweep.orchestrator.pipeline import AFTER_DATA, DATA_STAGES, spec_document
+from prefsweep.sweeps.records import Stage, Status, TrialResult
+from tests.integration.small import OVERRIDES, small_sweep
 
 
 def prefsweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -54,7 +55,13 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         (["prompts=null"], "prompts is required, but not given; add the section, or enter"),
         (["reward=null"], "reward is required with no entry, but not given"),
         (["reward={type: callable, function: 'no.module:f'}"], "no.module:f cannot be imported"),
-        (["--until", "nowhere"], "--until nowhere"),
+        (["--until", "nowhere"], "'nowhere' is not one of 'policy', 'reward', 'prompts'"),
+        (["--until", "nowhere", "--dry-run"], "'nowhere' is not one of"),
+        (["--inline", "--address", "auto"], "--inline and --address exclude each other"),
+        (["--storage", "s3://"], "--storage s3:// cannot be opened: it names no bucket"),
+        (["--storage", "empty.jsonl"], "empty.jsonl is a file; name a folder"),
+        (["--storage", "empty.jsonl/runs"], "empty.jsonl is a file; name a folder"),
+        (["--storage", "empty.jsonl", "--dry-run"], "empty.jsonl is a file; name a folder"),
         (["--storage", "nosuch://x"], "--storage nosuch://x"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -184,3 +191,54 @@ def test_the_ways_on_from_a_run_can_be_pasted(
     assert prefsweep(monkeypatch, *words) == 130
     said = " ".join(capsys.readouterr().err.split())
     assert f"`prefsweep resume small --storage '{storage}'`" in said
+
+
+def test_a_folder_that_cannot_be_made_is_told_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    words = ["run", "quickstart", "--inline", "--storage", str(tmp_path / "new")]
+    assert prefsweep(monkeypatch, *words) == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert "cannot be written" in message and "Permission denied" in message
+
+
+def test_resume_goes_as_far_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = ["--inline", "--storage", str(tmp_path)]
+    words = ["run", "quickstart", *OVERRIDES, *storage, "--until", "policy"]
+    assert prefsweep(monkeypatch, *words) == 0
+    assert prefsweep(monkeypatch, "resume", "small", *storage, "--until", "prompts") == 0
+    made = {path.name.partition("-")[0] for path in (tmp_path / "artifacts").iterdir()}
+    assert "prompts" in made and "completions" not in made
+
+
+def test_a_comparison_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = small_sweep(tmp_path)
+    sweep.store.write_json(sweep.store.sweep("small", "spec.json"), spec_document(sweep))
+    words = ["compare", "small", "small", "--storage", str(tmp_path), "--to"]
+    for target in (tmp_path, tmp_path / "nowhere" / "x.md"):
+        assert prefsweep(monkeypatch, *words, str(target)) == 2
+        assert f"--to {target} cannot be written" in " ".join(capsys.readouterr().err.split())
+
+
+def test_gc_of_a_place_that_is_no_store_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prefsweep(monkeypatch, "gc", "--storage", str(tmp_path / "runz")) == 2
+    assert "there is no store" in capsys.readouterr().err
+
+
+def test_until_takes_the_stages_of_a_run_in_their_order() -> None:
+    assert [*Stage] == ["policy", "reward", *DATA_STAGES, *AFTER_DATA]
+
+
+def test_status_says_which_of_two_flags_it_cannot_do_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prefsweep(monkeypatch, "status", "ended", "--watch", "--json") == 2
+    assert "--json and --watch exclude each other" in capsys.readouterr().err

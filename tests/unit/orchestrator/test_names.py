@@ -68,4 +68,4 @@ def test_until_takes_stages_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refusal(monkeypatch, capsys, "run", "quickstart", "--until", "../pairs")
-    assert "no such stage" in said
+    assert "'../pairs' is not one of" in said

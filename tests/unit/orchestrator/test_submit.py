@@ -83,8 +83,16 @@ def test_failed_trials_are_retried_as_run_does_where_no_flag_is_given(
     ("words", "said"),
     [
         ([*OTHERS, "--resume-errored", "--skip-errored"], "exclude each other"),
-        ([*OTHERS, "--until", "nowhere"], "--until nowhere: no such stage"),
+        ([*OTHERS, "--until", "nowhere"], "'nowhere' is not one of 'policy'"),
         (["--storage", "./runs", *OTHERS[2:]], "--storage ./runs is relative"),
+        (
+            [*OTHERS, "reward={type: callable, function: 'nope.mod:f'}"],
+            "reward.function=nope.mod:f cannot be imported",
+        ),
+        (
+            [*OTHERS, "prompts={type: file, path: promts.jsonl}"],
+            "prompts.path=promts.jsonl: there is no such file or folder",
+        ),
     ],
 )
 def test_what_cannot_work_there_is_refused_before_anything_is_sent(
@@ -149,3 +157,12 @@ def test_the_ways_to_look_after_it_can_be_pasted(
     assert submit(monkeypatch, *words) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert f"`prefsweep status quickstart --storage '{storage}'`" in said
+
+
+def test_a_full_path_that_is_not_here_is_warned_of(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = "prompts={type: file, path: /shared/prompts.jsonl}"
+    assert submit(monkeypatch, *OTHERS, prompts) == 0
+    assert "prompts.path=/shared/prompts.jsonl is not on this machine" in caplog.text
+    assert dashboard.spec["prompts"]["path"] == "/shared/prompts.jsonl"

@@ -8,6 +8,7 @@ where the nodes are started.
 import logging
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ WORKER_ENV = {
 }
 FORWARDED = ("HF_", "TRANSFORMERS_", "WANDB_")
 """Beginnings of the names of settings that workers get from the driver."""
+CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for a cluster's head to take a connection."""
 TOKEN_REMEDY = (
     "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token) as "
     "on its nodes"
@@ -55,6 +58,8 @@ def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
             "with --address auto, or send the sweep there: "
             "prefsweep submit SPEC --address http://HEAD:8265"
         )
+    if problem := unreachable(address):
+        raise ClusterError("; ".join(problem))
     threads = 1 if spec is None else spec.resources.threads_per_worker
     environment = worker_environment(threads, os.environ)
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours takes the place of its
@@ -62,6 +67,26 @@ def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
         make_parcel(Path(folder), spec)
         runtime_env = {"env_vars": environment, "working_dir": folder}
         return _init(address, runtime_env, {})
+
+
+def unreachable(address: str) -> tuple[str, str] | None:
+    """Why no Ray can be joined at `address`, and what to do; None where something answers, and for
+    auto. Ray itself would try for minutes."""
+    if address.startswith(("http://", "https://")):
+        return (
+            f"{address} is a dashboard, where `prefsweep submit` sends jobs",
+            "give the cluster's head (--address HOST:6379), or auto on a node of it",
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return None
+    try:
+        place = (host.strip("[]"), int(port))
+        socket.create_connection(place, CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        remedy = "start it (`ray start --head`), or correct --address (or RAY_ADDRESS)"
+        return f"nothing answers at {address}: {error}", remedy
+    return None
 
 
 def worker_environment(threads: int, environ: Mapping[str, str]) -> dict[str, str]:

@@ -98,6 +98,11 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
             f"--storage {storage} is relative to a folder that the cluster does not know; give a "
             "URI such as s3://bucket/prefix, or the full path of a folder that all nodes share"
         )
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"--address {address} is no URL; submit needs the address of the cluster's dashboard, "
+            "http://HEAD:8265"
+        )
     _look_for_inputs(spec)
     command = ["python", "-m", "prefsweep.orchestrator.cli", "run", SPEC_FILE]
     command += ["--storage", storage, *arguments]
@@ -108,13 +113,15 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
         settings = worker_environment(spec.resources.threads_per_worker, os.environ)
         client = _client(address)
         runtime_env = {"working_dir": name, "env_vars": settings}
+        from ray.exceptions import RayError
+
         try:
             job_id = client.submit_job(
                 entrypoint=_shell(command),
                 runtime_env=runtime_env,
                 metadata={"prefsweep": spec.name},
             )
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
             remedy = ""
             if "exceeds" in str(error):
                 remedy = ". Large models do not travel with a job: name one of a hub or shared disk"
@@ -133,7 +140,7 @@ def _look_for_inputs(spec: SweepSpec) -> None:
 
 def _client(address: str) -> "JobSubmissionClient":
     try:
-        from ray.exceptions import AuthenticationError
+        from ray.exceptions import AuthenticationError, RayError
         from ray.job_submission import JobSubmissionClient
     except ImportError:
         raise UsageError(_NO_CLIENT) from None
@@ -149,7 +156,7 @@ def _client(address: str) -> "JobSubmissionClient":
         if "ray[default]" in str(error):
             raise UsageError(_NO_CLIENT) from None
         raise ClusterError(f"--address {address}: {error}") from None
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError, RayError) as error:
         raise ClusterError(
             f"--address {address}: no Ray dashboard answers there ({error}); it is the address of "
             "the dashboard, http://HEAD:8265"

@@ -6,12 +6,12 @@ storage checks write, read and delete.
 
 import os
 import platform
-import socket
 import uuid
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from prefsweep.orchestrator.machines.attach import unreachable
 from prefsweep.orchestrator.machines.nodes import PACKAGES, Node, storage_refusal
 from prefsweep.orchestrator.machines.survey import survey
 from prefsweep.orchestrator.planning.estimate import free_bytes
@@ -21,8 +21,6 @@ from prefsweep.orchestrator.store import Store, absolute
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.spec import SweepSpec
 
-CONNECT_TIMEOUT_S = 5.0
-"""Longest wait for a cluster's head to take a connection."""
 CLUSTER_TIMEOUT_S = 55.0
 """Longest wait for a cluster and its nodes; shorter than the examination's."""
 
@@ -131,9 +129,8 @@ def storage_here(storage: str) -> Iterator[Line]:
 
 def cluster(spec: SweepSpec | None, storage: str, address: str) -> Iterator[Line]:
     """The nodes of a cluster: that they answer, are like the driver, and share the storage."""
-    if refused := _refused(address):
-        remedy = "start it (`ray start --head`), or correct --address (or RAY_ADDRESS)"
-        yield Line("cluster", Level.ERROR, refused, remedy)
+    if problem := unreachable(address):
+        yield Line("cluster", Level.ERROR, *problem)
         yield from storage_here(storage)
         return
     store = Store(absolute(storage))
@@ -171,18 +168,6 @@ def storage_lines(nodes: Sequence[Node], store: Store) -> Iterator[Line]:
         yield Line("storage", Level.ERROR, found, remedy)
     if not failed:
         yield Line("storage", Level.OK, f"{where} is written and read by all {len(asked)} nodes")
-
-
-def _refused(address: str) -> str:
-    """Why nothing answers at HOST:PORT; "" where something does, or for other addresses."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return ""
-    try:
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        return f"nothing answers at {address}: {error}"
-    return ""
 
 
 # --- parts ---------------------------------------------------------------------------------------

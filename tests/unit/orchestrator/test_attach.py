@@ -1,6 +1,7 @@
 """What reaches the workers of a cluster: settings by name, never a secret; our code as a folder."""
 
 import pickle
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -207,3 +208,13 @@ def test_a_package_without_an_init_travels_too(
     make_parcel(tmp_path / "parcel", load_spec("quickstart", [reward]))
     sent = {path.name for path in (tmp_path / "parcel" / "bare").glob("*.py")}
     assert sent == {"words.py", "rewards.py"}
+
+
+def test_an_address_where_nothing_answers_is_told_before_ray_tries_for_minutes() -> None:
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"nothing answers at {address}"):
+            attach_ray(address, load_spec("quickstart"))
+    with pytest.raises(ClusterError, match=r"is a dashboard.*HOST:6379"):
+        attach_ray("http://head:8265", load_spec("quickstart"))

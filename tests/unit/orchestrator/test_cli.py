@@ -58,6 +58,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--until", "nowhere"], "'nowhere' is not one of 'policy', 'reward', 'prompts'"),
         (["--until", "nowhere", "--dry-run"], "'nowhere' is not one of"),
         (["--inline", "--address", "auto"], "--inline and --address exclude each other"),
+        (["--address", "http://h:8265"], "is a dashboard, where `prefsweep submit` sends jobs"),
         (["--storage", "s3://"], "--storage s3:// cannot be opened: it names no bucket"),
         (["--storage", "empty.jsonl"], "empty.jsonl is a file; name a folder"),
         (["--storage", "empty.jsonl/runs"], "empty.jsonl is a file; name a folder"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from prefsweep.orchestrator import cli
 from prefsweep.orchestrator.machines import submit as submitting
@@ -85,6 +86,8 @@ def test_failed_trials_are_retried_as_run_does_where_no_flag_is_given(
         ([*OTHERS, "--resume-errored", "--skip-errored"], "exclude each other"),
         ([*OTHERS, "--until", "nowhere"], "'nowhere' is not one of 'policy'"),
         (["--storage", "./runs", *OTHERS[2:]], "--storage ./runs is relative"),
+        ([*OTHERS[:3], "head:6379"], "--address head:6379 is no URL"),
+        ([*OTHERS[:3], "auto"], "http://HEAD:8265"),
         (
             [*OTHERS, "reward={type: callable, function: 'nope.mod:f'}"],
             "reward.function=nope.mod:f cannot be imported",
@@ -166,3 +169,15 @@ def test_a_full_path_that_is_not_here_is_warned_of(
     assert submit(monkeypatch, *OTHERS, prompts) == 0
     assert "prompts.path=/shared/prompts.jsonl is not on this machine" in caplog.text
     assert dashboard.spec["prompts"]["path"] == "/shared/prompts.jsonl"
+
+
+def test_a_dashboard_that_wants_a_token_is_answered_with_where_to_set_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(address: str) -> None:
+        raise AuthenticationError("Token authentication is enabled but Ray has none. Create one")
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", refuse)
+    assert submit(monkeypatch, *OTHERS) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "it asks for its token" in said and "set RAY_AUTH_MODE=token, and" in said

@@ -98,7 +98,7 @@ class VaderScorer:
             from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
         except ImportError:
             raise UsageError(
-                "reward.type=vader needs the package vaderSentiment: pip install prefsweep[vader]"
+                "reward.type=vader needs the package vaderSentiment: pip install vaderSentiment"
             ) from None
         self._analyzer = SentimentIntensityAnalyzer()
         self._over, self._chat = spec.over, chat

@@ -31,7 +31,7 @@ SPEC_FILE = "sweep.json"
 POLL_S = 1.0
 PATIENCE_S = 60.0
 """How long a dashboard may be out of reach while a job is waited for."""
-_NO_CLIENT = "submit needs Ray's job client: pip install 'prefsweep[cluster]'"
+_NO_CLIENT = "submit needs Ray's job client: pip install 'ray[default]'"
 FAILED, INTERRUPTED = 1, 130
 """Exit codes for a job that ended without one of its own, and for one that was stopped."""
 

@@ -69,7 +69,7 @@ def model(section: ModelSection, field: str) -> Line:
         return Line(field, Level.OK, f"{section.model} comes with prefsweep")
     if isinstance(section, PolicySpec) and section.gguf_file and util.find_spec("gguf") is None:
         found = f"{section.model}: its GGUF file needs the package gguf"
-        return Line(field, Level.ERROR, found, "pip install 'prefsweep[gguf]'")
+        return Line(field, Level.ERROR, found, "pip install gguf")
     source = model_source(section)
     is_folder = Path(source.path).is_dir()
     if not is_folder:
@@ -97,7 +97,7 @@ def scorer(reward: Reward) -> Line:
         load_function(reward.function)
         return Line("reward", Level.OK, f"{reward.function} is importable here")
     if util.find_spec("vaderSentiment") is None:
-        remedy = "pip install 'prefsweep[vader]'"
+        remedy = "pip install vaderSentiment"
         return Line("reward", Level.ERROR, "the package vaderSentiment is missing", remedy)
     return Line("reward", Level.OK, "VADER's lexicon")
 

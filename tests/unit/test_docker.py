@@ -280,3 +280,11 @@ def test_the_page_names_commands_and_fields_that_exist() -> None:
     fields = set(re.findall(r"`((?:num|gpus|cpus|threads)_\w+)`", placement))
     assert fields >= {"num_generators", "gpus_per_trial"}
     assert fields <= set(ResourcesSpec.model_fields)
+
+
+def test_the_page_says_which_files_compose_takes_and_which_packages_there_are() -> None:
+    page = (DOCKER / "README.md").read_text()
+    assert not re.search(r"docker compose (cp|exec|run|down|logs)\b", page), "where is its file?"
+    told = [DOCKER / "README.md", *ROOT.glob("orchestrator/**/*.py"), *ROOT.glob("workers/*.py")]
+    named = [path.name for path in told if re.search(r"prefsweep\[\w", path.read_text())]
+    assert not named, "no index has prefsweep: what an extra brings is named itself"

@@ -148,7 +148,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, lines = doctor(monkeypatch, capsys, "quickstart", *OVERRIDES, "reward={type: vader}")
     assert code == 2
-    assert lines["reward"][0].remedy == "pip install 'prefsweep[vader]'"
+    assert lines["reward"][0].remedy == "pip install vaderSentiment"
 
 
 def test_a_package_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

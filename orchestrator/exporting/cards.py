@@ -5,7 +5,7 @@ elsewhere is named in the text. Nothing here reads files.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
@@ -40,7 +40,6 @@ _ORDER = (
 )
 _INTERVALS = {"reward_mean": "reward_ci", "win_rate": "win_rate_ci"}
 """Metrics with a 95% interval, and how its bounds are called: + "_low", "_high"."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class PairFacts:
     num_train: int
     num_test: int
     num_prompts: int
+    hub_datasets: Sequence[str] = ()
+    """Hub ids of what prompts, entered data and the policy's texts were read from."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class ModelFacts:
 def model_card(facts: ModelFacts) -> str:
     """README.md of an exported model."""
     is_adapter = facts.form == "adapter"
-    datasets = _hub_datasets(facts.spec)
+    datasets = list(facts.pairs.hub_datasets)
     header = {
         **({"base_model": facts.base_id} if facts.base_id else {}),
         "library_name": "peft" if is_adapter else "transformers",
@@ -120,7 +121,7 @@ def dataset_card(
     files = [
         {"split": split, "path": f"data/{split}-*.parquet"} for split, number in splits if number
     ]
-    sources = _hub_datasets(spec)
+    sources = list(pairs.hub_datasets)
     header = {
         "task_categories": ["text-generation"],
         "tags": ["prefsweep", "dpo", "trl", "preference"],
@@ -167,7 +168,9 @@ def _grid_rows(facts: ModelFacts) -> list[tuple[str, str]]:
         rows["num_train_epochs"] = training.num_train_epochs
     else:
         rows["max_steps"] = training.max_steps
-    rows["batch size"] = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    size = training.prompts_per_batch or training.per_device_train_batch_size
+    unit = "pairs" if training.prompts_per_batch is None else "prompts"
+    rows["batch size"] = f"{size * training.gradient_accumulation_steps} {unit}"
     rows["max_length"] = training.max_length
     rows["optim"] = training.optim
     if training.lora is not None:
@@ -239,15 +242,6 @@ def _name(reference: str) -> str:
     """A hub id or built-in name as it is; of a path on this machine its last part alone."""
     is_path = reference.startswith(("/", ".", "~")) or reference.count("/") > 1
     return _text(PurePath(reference).name if is_path else reference)
-
-
-def _hub_datasets(spec: SweepSpec) -> list[str]:
-    """Hub ids among the sources of the prompts, the entered data and the policy's texts."""
-    sources: list[Any] = [spec.prompts, spec.entry]
-    if spec.policy.sft is not None:
-        sources.append(spec.policy.sft.corpus)
-    names = [getattr(source, "dataset", None) for source in sources]
-    return list(dict.fromkeys(name for name in names if name and _HUB_ID.fullmatch(name)))
 
 
 def _loading(facts: ModelFacts) -> list[str]:

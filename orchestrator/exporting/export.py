@@ -242,7 +242,24 @@ def _pair_facts(sweep: Sweep) -> PairFacts:
     columns = pq.read_table(file, columns=["split", "prompt_id"]).to_pydict()
     num_test = columns["split"].count("test")
     num_prompts = len(set(columns["prompt_id"]))
-    return PairFacts(len(columns["split"]) - num_test, num_test, num_prompts)
+    return PairFacts(
+        len(columns["split"]) - num_test, num_test, num_prompts, list(_hub_datasets(sweep))
+    )
+
+
+def _hub_datasets(sweep: Sweep) -> Iterator[str]:
+    """Hub ids among what the sweep reads; a local folder may be called like one."""
+    spec, inputs = sweep.spec, sweep.inputs
+    corpus = spec.policy.sft and spec.policy.sft.corpus
+    sources = [
+        (spec.prompts, inputs.prompts),
+        (spec.entry, inputs.entry),
+        (corpus, inputs.policy_corpus),
+    ]
+    named = [(getattr(source, "dataset", None), identity) for source, identity in sources]
+    yield from dict.fromkeys(
+        name for name, identity in named if name and identity.startswith(f"{name}@")
+    )
 
 
 # --- the folder ----------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Exports that need no model: the dataset, the cards, and every way to be refused."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,13 @@ import yaml
 from datasets import load_dataset
 
 from prefsweep.orchestrator.exporting.cards import ModelFacts, PairFacts, dataset_card, model_card
-from prefsweep.orchestrator.exporting.export import MARK, Wanted, export, find_trial
+from prefsweep.orchestrator.exporting.export import (
+    MARK,
+    Wanted,
+    export,
+    export_dataset,
+    find_trial,
+)
 from prefsweep.orchestrator.exporting.hub import check_push
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep
@@ -312,7 +320,8 @@ def test_the_card_names_hub_ids_in_its_header_and_no_path_of_this_machine() -> N
             "prompts={type: dataset, dataset: stanfordnlp/imdb}",
         ],
     )
-    card = model_card(facts(spec))
+    from_a_hub = PairFacts(1, 1, 2, hub_datasets=["stanfordnlp/imdb"])
+    card = model_card(facts(spec, pairs=from_a_hub))
     assert header(card)["datasets"] == ["stanfordnlp/imdb"]
     assert "base_model" not in header(card)
     assert "gpt2-sft" in card and "/home/me" not in card
@@ -352,3 +361,30 @@ def test_the_dataset_card_of_entered_data_does_not_claim_that_it_was_sampled() -
     assert "The pairs were given" in card and "sampled from" not in card
     assert "source: pairs.jsonl" in card and "/home/me" not in card
     assert [file["split"] for file in header(card)["configs"][0]["data_files"]] == ["train"]
+
+
+def test_a_folder_that_is_called_like_a_hub_dataset_is_not_named_as_one(tmp_path: Path) -> None:
+    sweep = sweep_with_pairs(tmp_path / "store")
+    corpus = "prompts={type: dataset, dataset: data/imdb}"
+    for identity, named in (("sha256-abc", None), (f"data/imdb@{SHA}", ["data/imdb"])):
+        spec = load_spec("quickstart", [corpus, "name=small"])
+        read = replace(sweep, spec=spec, inputs=replace(sweep.inputs, prompts=identity))
+        with read.store.staging() as folder:
+            (folder / "pairs").mkdir()
+            pairs = sweep.store.fetch(sweep.path("pairs")) / "pairs.parquet"
+            shutil.copyfile(pairs, folder / "pairs" / "pairs.parquet")
+            manifest = new_manifest(read.fingerprints.pairs, len(PAIRS), 0.1)
+            read.store.publish(read.path("pairs"), folder / "pairs", manifest)
+        target = tmp_path / identity[:6] / "out"
+        export_dataset(read, target)
+        assert header((target / "README.md").read_text()).get("source_datasets") == named
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("per_device_train_batch_size=4", "8 pairs"), ("prompts_per_batch=3", "6 prompts")],
+)
+def test_the_card_counts_a_batch_in_what_it_is_made_of(override: str, said: str) -> None:
+    words = [f"training.{override}", "training.gradient_accumulation_steps=2"]
+    card = model_card(facts(load_spec("quickstart", words)))
+    assert f"| batch size | {said} |" in card.splitlines()

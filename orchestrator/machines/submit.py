@@ -4,88 +4,27 @@ The job is `prefsweep run` on the cluster's head. Its working folder is what tra
 ours has to be installed there. The store is named, never sent; secrets are the nodes' own.
 """
 
-import asyncio
 import json
 import logging
 import os
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefsweep.orchestrator.machines.attach import TOKEN_REMEDY, worker_environment
 from prefsweep.orchestrator.machines.inputs import absent_inputs, copy, local_inputs, with_inputs
+from prefsweep.orchestrator.machines.job import Job
 from prefsweep.orchestrator.machines.parcel import make_parcel
 from prefsweep.sweeps.errors import ClusterError, UsageError
 from prefsweep.sweeps.spec import SweepSpec
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails, JobSubmissionClient
+    from ray.job_submission import JobSubmissionClient
 
 log = logging.getLogger(__name__)
 
 SPEC_FILE = "sweep.json"
-POLL_S = 1.0
-PATIENCE_S = 60.0
-"""How long a dashboard may be out of reach while a job is waited for."""
 _NO_CLIENT = "submit needs Ray's job client: pip install 'ray[default]'"
-FAILED, INTERRUPTED = 1, 130
-"""Exit codes for a job that ended without one of its own, and for one that was stopped."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A submitted job."""
-
-    client: "JobSubmissionClient"
-    job_id: str
-
-    def exit_code(self) -> int:
-        """Wait for the end; the exit code of `prefsweep run` there. Raises ClusterError."""
-        from ray.job_submission import JobStatus
-
-        info = self._info()
-        while not info.status.is_terminal():
-            time.sleep(POLL_S)
-            info = self._info()
-        if info.status == JobStatus.SUCCEEDED:
-            return 0
-        if info.status == JobStatus.STOPPED:
-            return INTERRUPTED
-        if info.driver_exit_code is None:
-            raise ClusterError(f"job {self.job_id}: {info.message}")
-        # a driver that a signal ended has a negative code
-        return info.driver_exit_code if info.driver_exit_code > 0 else FAILED
-
-    def follow(self, write: Callable[[str], Any]) -> None:
-        """Pass on what the job prints, until it ends or its dashboard is out of reach."""
-        from aiohttp import ClientError
-
-        async def pass_on() -> None:
-            async for lines in self.client.tail_job_logs(self.job_id):
-                write(lines)
-
-        try:
-            asyncio.run(pass_on())
-        except (RuntimeError, OSError, ClientError) as error:
-            log.warning("the log of job %s is out of reach (%s)", self.job_id, error)
-
-    def _info(self) -> "JobDetails":
-        """How the job stands; a dashboard that is out of reach is waited for, not for ever."""
-        deadline_s = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return self.client.get_job_info(self.job_id)
-            except (RuntimeError, OSError) as error:
-                if time.monotonic() >= deadline_s:
-                    raise ClusterError(
-                        f"job {self.job_id}: for {PATIENCE_S:g} s its dashboard has not answered "
-                        f"({error}); it may go on, which `prefsweep status` tells"
-                    ) from None
-                time.sleep(POLL_S)
 
 
 def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) -> Job:
@@ -177,9 +116,3 @@ def _shell(command: list[str]) -> str:
     import shlex
 
     return shlex.join(command)
-
-
-def print_lines(lines: str) -> None:
-    """Write log lines as they come."""
-    sys.stdout.write(lines)
-    sys.stdout.flush()

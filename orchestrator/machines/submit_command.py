@@ -16,6 +16,7 @@ from prefsweep.orchestrator.options import (
     Until,
     errored_trials,
 )
+from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.records import Stage
 
 errors = Console(stderr=True)
@@ -39,7 +40,7 @@ def submit(
     ] = False,
 ) -> None:
     """Send a sweep, or what is missing of it, to a Ray cluster as a job."""
-    from prefsweep.orchestrator.machines.submit import print_lines
+    from prefsweep.orchestrator.machines.job import print_lines
     from prefsweep.orchestrator.machines.submit import submit as send
     from prefsweep.sweeps.load import load_spec
 
@@ -59,4 +60,7 @@ def submit(
         except KeyboardInterrupt:
             errors.print(escape(f"the job {job.job_id} goes on; {ways}"), soft_wrap=True)
             code = INTERRUPTED
+        except ClusterError:  # the job may go on where nobody answers
+            errors.print(escape(ways), soft_wrap=True)
+            raise
         raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""`submit`: what a job is sent with, and what is refused before anything is sent."""
+"""`submit`: what a job is sent with, what is refused before, and how it is followed."""
 
 import json
 import shlex
@@ -6,12 +6,15 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from aiohttp import ClientConnectionError
 from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus
 
 from prefsweep.orchestrator import cli
+from prefsweep.orchestrator.machines import job
 from prefsweep.orchestrator.machines import submit as submitting
 
 OTHERS = ["--storage", "s3://bucket/runs", "--address", "http://head:8265"]
@@ -111,8 +114,6 @@ def test_what_cannot_work_there_is_refused_before_anything_is_sent(
 
 
 def info(status: str, code: int | None) -> Any:
-    from ray.job_submission import JobStatus
-
     return SimpleNamespace(status=JobStatus[status], driver_exit_code=code, message="it was so")
 
 
@@ -134,7 +135,7 @@ def test_a_follower_ends_with_the_code_of_the_job_though_the_connection_breaks(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(submitting, "POLL_S", 0.0)
+    monkeypatch.setattr(job, "POLL_S", 0.0)
     away = ConnectionError("no route to the head")
     dashboard.answers = [info("RUNNING", None), away, away, info(status, driver_code)]
     assert submit(monkeypatch, *OTHERS, "--follow") == code
@@ -144,12 +145,13 @@ def test_a_follower_ends_with_the_code_of_the_job_though_the_connection_breaks(
 def test_a_dashboard_that_stays_away_is_told_with_what_tells_more(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(submitting, "POLL_S", 0.0)
-    monkeypatch.setattr(submitting, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(job, "POLL_S", 0.0)
+    monkeypatch.setattr(job, "PATIENCE_S", 0.1)
     dashboard.answers = [info("RUNNING", None), ConnectionError("no route to the head")]
     assert submit(monkeypatch, *OTHERS, "--follow") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "no route to the head" in said and "`prefsweep status` tells" in said
+    assert said.count("`prefsweep stop quickstart --storage s3://bucket/runs`") == 2
 
 
 def test_the_ways_to_look_after_it_can_be_pasted(
@@ -181,3 +183,32 @@ def test_a_dashboard_that_wants_a_token_is_answered_with_where_to_set_it(
     assert submit(monkeypatch, *OTHERS) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "it asks for its token" in said and "set RAY_AUTH_MODE=token, and" in said
+
+
+# --- a connection that is lost -------------------------------------------------------------------
+
+
+class Flaky:
+    """A dashboard whose connection is lost after each part of the log."""
+
+    def __init__(self, *parts: str) -> None:
+        self.parts, self.num_tails = parts, 0
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        self.num_tails += 1
+        yield "".join(self.parts[: self.num_tails])
+        if self.num_tails < len(self.parts):
+            raise ClientConnectionError("the tunnel is gone")
+
+    def get_job_info(self, job_id: str) -> Any:
+        has_ended = self.num_tails >= len(self.parts)
+        return info("FAILED", 1) if has_ended else info("RUNNING", None)
+
+
+def test_a_log_goes_on_where_it_broke_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "POLL_S", 0.0)
+    dashboard, written = Flaky("one\ntw", "o\n", "three\n"), list[str]()
+    followed = job.Job(cast("Any", dashboard), "mine")
+    followed.follow(written.append)
+    assert "".join(written) == "one\ntwo\nthree\n"
+    assert followed.exit_code() == 1

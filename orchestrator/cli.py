@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from importlib import metadata
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,14 +41,29 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="prefsweep",
-    help="Sweep DPO variants over loss, beta and alpha, and see which buys the most reward for the "
-    "least drift.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console()
 errors = Console(stderr=True)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"prefsweep {metadata.version('prefsweep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def prefsweep(
+    version: Annotated[  # the callback reads it
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Sweep DPO variants over loss, beta and alpha, and see which buys the most reward for the
+    least drift."""
 
 
 @app.command()
@@ -103,12 +119,14 @@ app.command()(submit)
 
 @app.command()
 def status(
-    name: Name,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a sweep in the store. Default: list them.")
+    ] = None,
     storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
 ) -> None:
-    """Show how a sweep stands, from the store alone; with --watch until Ctrl-C."""
+    """Show how a sweep stands, from the store alone, or which sweeps there are."""
     from prefsweep.orchestrator.watching.live import watch as watch_status
     from prefsweep.orchestrator.watching.progress import render
     from prefsweep.orchestrator.watching.status import (
@@ -119,6 +137,11 @@ def status(
     )
 
     exclusive({"--json": as_json, "--watch": watch})
+    if name is None:
+        if watch:
+            raise UsageError("--watch is for one sweep; give its name")
+        _list_sweeps(storage, as_json=as_json)
+        return
     sweep = open_sweep(name, storage)
     if as_json:
         print(json.dumps(status_document(read_status(sweep)), indent=2))
@@ -126,6 +149,16 @@ def status(
         watch_status(StatusReader(sweep).read, console)
     else:
         _wide_console().print(render(read_status(sweep)))
+
+
+def _list_sweeps(storage: str, *, as_json: bool) -> None:
+    from prefsweep.orchestrator.watching.listing import document, render, sweeps
+
+    found = sweeps(storage)
+    if as_json:
+        print(json.dumps(document(found), indent=2))
+    else:
+        _wide_console().print(render(found))
 
 
 def _wide_console() -> Console:
@@ -211,7 +244,7 @@ def doctor(
     if as_json:
         print(json.dumps(document(found), indent=2))
     else:
-        console.print(render(found))
+        _wide_console().print(render(found))
     code = 2 if found.stops_a_run else 0
     if found.hangs:  # what a check waits for would hold up a normal end
         sys.stdout.flush()
@@ -310,7 +343,7 @@ def _print_plan(sweep: "Sweep") -> None:
     from prefsweep.orchestrator.planning.plan import render_plan
     from prefsweep.orchestrator.recovery.quarantine import as_recorded
 
-    console.print(render_plan(as_recorded(sweep)))
+    _wide_console().print(render_plan(as_recorded(sweep)))
 
 
 def _print_error(error: SweepError) -> None:

@@ -7,10 +7,12 @@ ours has to be installed there. The store is named, never sent; secrets are the 
 import json
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefsweep.orchestrator.command import COMMAND_VARIABLE, typed_command
 from prefsweep.orchestrator.machines.attach import TOKEN_REMEDY, worker_environment
 from prefsweep.orchestrator.machines.inputs import absent_inputs, copy, local_inputs, with_inputs
 from prefsweep.orchestrator.machines.job import Job
@@ -50,6 +52,7 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
         make_parcel(folder, spec)
         (folder / SPEC_FILE).write_text(_sent_spec(spec, folder), encoding="utf-8")
         settings = worker_environment(spec.resources.threads_per_worker, os.environ)
+        settings[COMMAND_VARIABLE] = typed_command(sys.argv, os.environ)
         client = _client(address)
         runtime_env = {"working_dir": name, "env_vars": settings}
         from ray.exceptions import RayError

@@ -47,7 +47,7 @@ def record_state(store: Store, name: str, status: Status) -> None:
     """Note that this process runs the sweep, or how its run has ended."""
     before, now = read_state(store, name), time.time()
     begins = status == Status.RUNNING
-    command = typed_command(sys.argv)
+    command = typed_command(sys.argv, os.environ)
     is_new = begins and command and command not in before.commands
     state = SweepState(
         status=status,

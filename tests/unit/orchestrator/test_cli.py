@@ -2,12 +2,18 @@
 
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from prefsweep.orchestrator import cli, pipeline
 from prefsweep.orchestrator.pipeline import AFTER_DATA, DATA_STAGES, spec_document
+from prefsweep.orchestrator.planning.doctor import Examination
+from prefsweep.orchestrator.planning.findings import Level, Line
+from prefsweep.orchestrator.recovery.lease import Lease
+from prefsweep.orchestrator.recovery.state import record_state
+from prefsweep.orchestrator.store import Store
 from prefsweep.sweeps.records import Stage, Status, TrialResult
 from tests.integration.small import OVERRIDES, small_sweep
 
@@ -238,8 +244,73 @@ def test_until_takes_the_stages_of_a_run_in_their_order() -> None:
     assert [*Stage] == ["policy", "reward", *DATA_STAGES, *AFTER_DATA]
 
 
-def test_status_says_which_of_two_flags_it_cannot_do_at_once(
+def test_the_version_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert prefsweep(monkeypatch, "status", "ended", "--watch", "--json") == 2
+    assert prefsweep(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"prefsweep {metadata.version('prefsweep')}\n"
+
+
+def test_status_without_a_name_lists_the_sweeps_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = ["--storage", str(tmp_path)]
+    assert prefsweep(monkeypatch, "status", *storage) == 0
+    assert "no sweeps" in capsys.readouterr().out
+    store = Store(str(tmp_path))
+    record_state(store, "ended", Status.SUCCEEDED)
+    record_state(store, "died", Status.RUNNING)  # nobody holds its lease
+    record_state(store, "runs", Status.RUNNING)
+    Lease(store, "runs").acquire()
+    store.write_json(store.sweep("odd", "spec.json"), {})
+    assert prefsweep(monkeypatch, "status", "--json", *storage) == 0
+    sweeps = json.loads(capsys.readouterr().out)["sweeps"]
+    assert [(sweep["sweep"], sweep["status"], sweep["running"]) for sweep in sweeps] == [
+        ("died", "interrupted", False),
+        ("ended", "succeeded", False),
+        ("odd", "", False),
+        ("runs", "running", True),
+    ]
+    assert prefsweep(monkeypatch, "status", *storage) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["died", "interrupted"]
+    assert len(lines) == 5
+    assert prefsweep(monkeypatch, "status", "--watch", *storage) == 2
+    assert "give its name" in capsys.readouterr().err
+    assert prefsweep(monkeypatch, "status", "ended", "--watch", "--json", *storage) == 2
     assert "--json and --watch exclude each other" in capsys.readouterr().err
+
+
+def test_the_storage_comes_from_the_environment_unless_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "other"):
+        record_state(Store(str(tmp_path / name)), name, Status.SUCCEEDED)
+    monkeypatch.setenv("PREFSWEEP_STORAGE", str(tmp_path / "one"))
+    prefsweep(monkeypatch, "status")
+    assert "one" in capsys.readouterr().out
+    prefsweep(monkeypatch, "status", "--storage", str(tmp_path / "other"))
+    said = capsys.readouterr().out
+    assert "other" in said and "one" not in said
+
+
+def test_a_plan_in_a_pipe_breaks_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    storage = tmp_path / "a_rather_long_name_of_a_folder"
+    words = ["plan", "quickstart", *OVERRIDES, "--storage", str(storage)]
+    assert prefsweep(monkeypatch, *words) == 0
+    line = next(s for s in capsys.readouterr().out.splitlines() if s.startswith("completions"))
+    assert f"{storage}/artifacts/completions-" in line
+
+
+def test_what_doctor_says_in_a_pipe_is_not_broken_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    found = f"/shared/{'folder/' * 15}runs is written and read"
+    told = Examination([Line("storage", Level.OK, found)], hangs=False)
+    monkeypatch.setattr("prefsweep.orchestrator.planning.doctor.examine", lambda *_: told)
+    assert prefsweep(monkeypatch, "doctor") == 0
+    assert found in capsys.readouterr().out

@@ -212,3 +212,10 @@ def test_a_log_goes_on_where_it_broke_off(monkeypatch: pytest.MonkeyPatch) -> No
     followed.follow(written.append)
     assert "".join(written) == "one\ntwo\nthree\n"
     assert followed.exit_code() == 1
+
+
+def test_the_job_knows_what_was_typed(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert submit(monkeypatch, "seeds=[0, 1]", *OTHERS) == 0
+    assert dashboard.settings["PREFSWEEP_COMMAND"] == "prefsweep submit quickstart 'seeds=[0, 1]'"

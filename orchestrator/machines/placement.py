@@ -5,7 +5,7 @@ Read anew whenever it is asked, because nodes come and go. It starts nothing.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,15 +87,21 @@ class Placement:
         """
         deadline = time.monotonic() + self._resources.wait_for_nodes_s
         told = False
-        while problems := [problem for stage in stages if (problem := self._problem(stage))]:
+        while problems := self.problems(stages):
+            problem = "; ".join(problems[0])
             if time.monotonic() >= deadline:
                 waited = self._resources.wait_for_nodes_s
                 after = f" after waiting {waited:g} s" if waited else ""
-                raise ClusterError(f"{problems[0]}{after}")
+                raise ClusterError(f"{problem}{after}")
             if not told:
-                log.info("waiting up to %g s: %s", deadline - time.monotonic(), problems[0])
+                log.info("waiting up to %g s: %s", deadline - time.monotonic(), problem)
                 told = True
             time.sleep(min(LOOK_S, 0.5))
+
+    def problems(self, stages: Iterable[str]) -> list[tuple[str, str]]:
+        """What workers of stages ask for and no node has, each once, and what to do."""
+        found = [problem for stage in stages if (problem := self._problem(stage))]
+        return list(dict.fromkeys(found))
 
     def pool_sizes(self, stages: Sequence[str], num_items: int) -> list[int]:
         """Workers of stages that run at once: as the spec says, or for `auto` as many as fit."""
@@ -126,21 +132,22 @@ class Placement:
             asked += [bundle] * min(num_items if num == "auto" else int(num), MAX_ASKED)
         return asked
 
-    def _problem(self, stage: str) -> str:
-        """Why no worker of the stage fits on any node; "" if one does."""
+    def _problem(self, stage: str) -> tuple[str, str] | None:
+        """Why no worker of the stage fits on any node, and what to do; None if one does."""
         cpus, gpus = self._resources.cpus_per_worker, self.share(stage)
         if any(_fitting(node, cpus, gpus) for node in self.nodes):
-            return ""
+            return None
         most_cpus = max((node.cpus for node in self.nodes), default=0.0)
         if most_cpus < cpus:
             return (
-                f"resources.cpus_per_worker={cpus}, but {_has(self.num_cpus, most_cpus, 'CPUs')}; "
-                "lower it or attach to a larger cluster"
+                f"resources.cpus_per_worker={cpus}, but {_has(self.num_cpus, most_cpus, 'CPUs')}",
+                "lower it or attach to a larger cluster",
             )
         most_gpus = max((node.gpus for node in self.nodes), default=0.0)
         return (
             f"resources.{FIELDS[stage][1]}={gpus:g}, but {_has(self.num_gpus, most_gpus, 'GPUs')} "
-            f"(with {cpus} CPUs to a worker); lower it or attach to a cluster with GPUs (--address)"
+            f"(with {cpus} CPUs to a worker)",
+            "lower it or attach to a cluster with GPUs (--address)",
         )
 
 

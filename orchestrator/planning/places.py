@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prefsweep.orchestrator.machines.attach import unreachable
 from prefsweep.orchestrator.machines.nodes import PACKAGES, Node, storage_refusal
+from prefsweep.orchestrator.machines.placement import FIELDS, NodeSize, Placement, resources_of
 from prefsweep.orchestrator.machines.survey import survey
 from prefsweep.orchestrator.planning.estimate import free_bytes
 from prefsweep.orchestrator.planning.estimate_lines import readable_bytes
@@ -83,22 +84,22 @@ def this_machine(spec: SweepSpec | None) -> Iterator[Line]:
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Line("machine", Level.OK, f"{cpus:g} CPUs, {memory_gib:.0f} GiB, {gpus:g} GPUs")
     if spec is not None:
-        yield from placement(spec, cpus, gpus, "this machine")
+        yield from room(spec, [NodeSize(cpus, gpus)], wait_s=0.0)
 
 
-def placement(spec: SweepSpec, cpus: float, gpus: float, where: str) -> Iterator[Line]:
-    """What `resources` and `training` ask for and `where` does not have."""
-    resources = spec.resources
-    if resources.cpus_per_worker > cpus:
-        found = f"resources.cpus_per_worker={resources.cpus_per_worker}, {where} has {cpus:g} CPUs"
-        yield Line("resources", Level.ERROR, found, "lower it")
-    for name in ("generator", "scorer", "reference_worker", "trial"):
-        share = getattr(resources, f"gpus_per_{name}")
-        if share != "auto" and share > gpus:
-            found = f"resources.gpus_per_{name}={share:g}, {where} has {gpus:g} GPUs"
-            yield Line("resources", Level.ERROR, found, "lower it, or use a cluster with GPUs")
-    if spec.training.fp16 and not gpus:
-        found = f"training.fp16=True, {where} has no GPU"
+def room(spec: SweepSpec, nodes: Sequence[NodeSize], wait_s: float) -> Iterator[Line]:
+    """What `resources` and `training` ask for and no node has, judged as a run judges it.
+
+    No error is what a run waits `wait_s` for, because nodes may come.
+    """
+    placement = Placement(resources_of(spec), lambda: nodes)
+    level = Level.WARNING if wait_s else Level.ERROR
+    waits = f"; a run waits up to {wait_s:g} s for a node that has it" if wait_s else ""
+    for found, remedy in placement.problems(FIELDS):
+        yield Line("resources", level, f"{found}{waits}", remedy)
+    gpu_comes = wait_s and placement.share("trials")
+    if spec.training.fp16 and not placement.num_gpus and not gpu_comes:
+        found = "training.fp16=True, but there is no GPU"
         yield Line("resources", Level.ERROR, found, "unset it, or use training.bf16")
 
 
@@ -138,8 +139,8 @@ def cluster(spec: SweepSpec | None, storage: str, address: str) -> Iterator[Line
     yield from cluster_lines(nodes, address)
     yield from storage_lines(nodes, store)
     if spec is not None:
-        cpus, gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
-        yield from placement(spec, cpus, gpus, "the largest node")
+        sizes = [NodeSize(node.cpus, node.gpus) for node in nodes]
+        yield from room(spec, sizes, spec.resources.wait_for_nodes_s)
 
 
 def cluster_lines(nodes: Sequence[Node], address: str) -> Iterator[Line]:

@@ -13,11 +13,14 @@ import pytest
 
 from prefsweep.orchestrator import cli
 from prefsweep.orchestrator.machines.nodes import Node, own_versions
+from prefsweep.orchestrator.machines.placement import FIELDS, NodeSize, Placement, resources_of
 from prefsweep.orchestrator.planning import places
 from prefsweep.orchestrator.planning.doctor import document, examine
 from prefsweep.orchestrator.planning.findings import Check, Level, Line
-from prefsweep.orchestrator.planning.places import cluster_lines, storage_lines
+from prefsweep.orchestrator.planning.places import cluster_lines, room, storage_here, storage_lines
 from prefsweep.orchestrator.store import Store
+from prefsweep.sweeps.errors import ClusterError
+from prefsweep.sweeps.load import load_spec
 from tests.integration.small import OVERRIDES
 
 
@@ -281,3 +284,47 @@ def test_a_node_that_does_not_share_the_storage_is_named(tmp_path: Path) -> None
     assert "a folder that all nodes share" in line.remedy
     [line] = storage_lines([nodes[0], *nodes[2:]], store)
     assert (line.level, "by all 1 nodes" in line.found) == (Level.OK, True)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "overrides", "refused"),
+    [
+        (
+            [NodeSize(64), NodeSize(4, gpus=1)],
+            ["cpus_per_worker=8", "gpus_per_trial=1"],
+            "with 8 CPUs",
+        ),
+        ([NodeSize(64), NodeSize(8, gpus=1)], ["cpus_per_worker=8", "gpus_per_trial=1"], ""),
+        ([NodeSize(4), NodeSize(4)], ["cpus_per_worker=8"], "no node has more than 4 of the"),
+        ([NodeSize(8)], ["gpus_per_scorer=1"], "gpus_per_scorer=1"),
+        ([NodeSize(8)], ["gpus_per_trial=0.5"], "gpus_per_trial=0.5"),
+    ],
+)
+def test_doctor_judges_nodes_as_a_run_does(
+    nodes: list[NodeSize], overrides: list[str], refused: str
+) -> None:
+    spec = load_spec("quickstart", [f"resources.{override}" for override in overrides])
+    lines = list(room(spec, nodes, wait_s=0.0))
+    said = ""
+    try:
+        Placement(resources_of(spec), lambda: nodes).require(list(FIELDS))
+    except ClusterError as error:
+        said = str(error)
+    assert said == next((f"{line.found}; {line.remedy}" for line in lines), "")
+    assert bool(said) == bool(refused) and refused in said
+    assert all(line.level == Level.ERROR for line in lines)
+
+
+def test_nodes_that_a_run_waits_for_are_no_error() -> None:
+    words = ["resources.gpus_per_trial=0.5", "training.fp16=true", "training.bf16=false"]
+    spec = load_spec("quickstart", words)
+    [line] = room(spec, [NodeSize(8)], wait_s=600.0)
+    assert line.level == Level.WARNING
+    assert "waits up to 600 s" in line.found
+    levels = [line.level for line in room(spec, [NodeSize(8)], wait_s=0.0)]
+    assert levels == [Level.ERROR, Level.ERROR]
+
+
+def test_a_store_that_only_fsspec_knows_is_as_good_for_doctor_as_for_a_run() -> None:
+    [line] = storage_here("memory://bucket/runs")
+    assert (line.level, line.found) == (Level.OK, "memory://bucket/runs is written and read")

@@ -24,7 +24,7 @@ from prefsweep.orchestrator.storage import attempts
 from prefsweep.orchestrator.storage.downloads import download_cache
 from prefsweep.orchestrator.storage.scratch import scratch_name
 from prefsweep.orchestrator.store import ASIDE, MANIFEST, Store, new_manifest
-from prefsweep.sweeps.errors import DamagedError, StoreError
+from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 from tests.integration.small import small_sweep
 
 from .test_store import FINGERPRINT, publish
@@ -213,12 +213,15 @@ def test_what_cannot_be_read_for_now_is_not_taken_for_damaged(
 
 
 def test_a_storage_that_is_a_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+    store = Store(str(tmp_path / "file"))
+    (tmp_path / "file").touch()  # after it was opened
     with (
         pytest.raises(StoreError, match=r"lock cannot be written"),
-        Store(str(tmp_path / "file")).locked("sweeps/x/lock"),
+        store.locked("sweeps/x/lock"),
     ):
         raise AssertionError("it was locked")
+    with pytest.raises(UsageError, match=r"file is a file; name a folder"):
+        Store(str(tmp_path / "file"))
 
 
 def test_of_shards_only_those_that_are_damaged_are_put_aside(store: Store, tmp_path: Path) -> None:

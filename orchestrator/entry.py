@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from prefsweep.orchestrator.sharded import Generate, finish_shards, publish_shard
 from prefsweep.orchestrator.stages import MakePrompts, Task, publish_records, read_records
 from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.records import Completion, PreferencePair, Prompt, ScoredCompletion
 from prefsweep.sweeps.spec import EntrySpec, FirstTokens
 
@@ -49,9 +48,6 @@ class EnterData:
         from prefsweep.workers import entry as reader
 
         started, sweep, entry = time.monotonic(), self.sweep, _entry_of(self.sweep)
-        if reader.entry_identity(entry) != sweep.inputs.entry:
-            source = entry.path or entry.dataset
-            raise DataError(f"entry: {source} has changed; run the sweep's own spec again")
         records: list[Any]
         chat = sweep.spec.policy.chat is not None
         match entry.stage:

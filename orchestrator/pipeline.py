@@ -20,6 +20,7 @@ from prefsweep.orchestrator.planning.changes import PLAN, changes, plan_document
 from prefsweep.orchestrator.recovery.control import Control
 from prefsweep.orchestrator.recovery.quarantine import as_recorded, lifted, quarantine
 from prefsweep.orchestrator.recovery.state import record_state
+from prefsweep.orchestrator.recovery.unchanged import require_unchanged
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.sharded import (
     SHARDED,
@@ -46,7 +47,7 @@ AFTER_DATA = ("untrained", "trials", "report")
 Errored = Literal["retry", "restart", "resume", "skip"]
 """What becomes of failed trials: those whose failure may pass are retried; or all of them restart
 from scratch, or resume from their newest checkpoint, or are left."""
-_LEFT: Mapping[Errored, str] = {
+_LEFT: Mapping[str, str] = {
     "retry": "trial %s failed and would again; --restart-errored runs it again from scratch, "
     "--resume-errored from its newest checkpoint",
     "skip": "trial %s failed and is left (--skip-errored)",
@@ -158,6 +159,7 @@ class Run:
         while num_passes < MAX_PASSES:
             num_passes += 1
             try:
+                require_unchanged(self.sweep, self._is_unfinished)
                 steps(self)
                 damaged = [stage for stage in self.sweep.stages if not self._is_whole(stage)]
                 if not damaged:
@@ -169,8 +171,6 @@ class Run:
                 num_passes -= 1
                 self.sweep = quarantine(self.sweep, error.killers)
                 self._keep_spec()
-            if self._errored != "skip":  # what was asked of failed trials was done in this pass
-                self._errored = "retry"
             self._told.clear()
         raise StoreError(
             f"{self.sweep.store.uri}: things in it were found damaged {MAX_PASSES} times in a row; "
@@ -233,14 +233,20 @@ class Run:
         """Run the trials that are not finished, mirroring their metrics."""
         if not self._wants("trials"):
             return
-        todo = self._unfinished()
+        todo, left = self._unfinished()
+        for trial in left:
+            log.info(_LEFT[self._errored], trial.name)
         found = len(self.sweep.trials) - len(todo)
         log.info("trials: %d to run, %d found in the store", len(todo), found)
         if not todo:
             return
-        self._verify_inputs()
         for trial in todo:
+            if self._errored == "restart" and self._failed_as(trial) is not None:
+                restart_from_scratch(self.sweep, trial)
             mark(self.sweep, trial, Status.PENDING)
+        if self._errored != "skip":  # what was asked of failed trials is done once in a run
+            self._errored = "retry"
+        self._verify_inputs()
         started = time.monotonic()
         cluster = self._cluster_for("running trials save a checkpoint at their next step")
         with TrialWatch(self.sweep, todo):
@@ -315,27 +321,32 @@ class Run:
             if trial_status(self.sweep, trial).status == Status.RUNNING:
                 mark(self.sweep, trial, Status.INTERRUPTED)
 
-    def _unfinished(self) -> list[Trial]:
-        """Trials without weights or evaluation, but for failed ones that are to be left."""
-        todo: list[Trial] = []
-        for trial in self.sweep.trials:
-            if is_finished(self.sweep, trial.trial_id):
-                continue
-            status = trial_status(self.sweep, trial)
-            if status.status == Status.FAILED:
-                kind = "deterministic" if status.failure is None else status.failure.kind
-                if self._errored == "skip" or (
-                    self._errored == "retry" and kind == "deterministic"
-                ):
-                    log.info(_LEFT[self._errored], trial.name)
-                    continue
-                if self._errored == "restart":
-                    restart_from_scratch(self.sweep, trial)
-            todo.append(trial)
-        return todo
+    def _unfinished(self) -> tuple[list[Trial], list[Trial]]:
+        """Trials without weights or evaluation: those to run, and failed ones that are left."""
+        unfinished = [t for t in self.sweep.trials if not is_finished(self.sweep, t.trial_id)]
+        left = [trial for trial in unfinished if self._is_left(trial)]
+        return [trial for trial in unfinished if trial not in left], left
+
+    def _is_left(self, trial: Trial) -> bool:
+        if self._errored == "skip":
+            return self._failed_as(trial) is not None
+        return self._errored == "retry" and self._failed_as(trial) == "deterministic"
+
+    def _failed_as(self, trial: Trial) -> str | None:
+        """The kind of failure of a trial that has failed; None for any other."""
+        status = trial_status(self.sweep, trial)
+        if status.status != Status.FAILED:
+            return None
+        return "deterministic" if status.failure is None else status.failure.kind
+
+    def _is_unfinished(self, stage: str) -> bool:
+        """Whether the run goes as far as a stage, or the trials, and finds work there."""
+        if not self._wants(stage):
+            return False
+        return bool(self._unfinished()[0]) if stage == "trials" else not self._is_done(stage)
 
     def _wants(self, stage: str) -> bool:
-        if stage not in (*self.sweep.stages, *AFTER_DATA):
+        if stage not in (*self.sweep.stages, "eval_prompts", *AFTER_DATA):
             return False
         at = "prompts" if stage == "eval_prompts" else stage
         stages = list(Stage)
@@ -351,7 +362,10 @@ class Run:
         return not self._wants(stage) or self._is_done(stage)
 
     def _is_done(self, stage: str) -> bool:
-        return self.sweep.store.manifest(self.sweep.path(stage)) is not None
+        return self.sweep.store.manifest(self._path(stage)) is not None
+
+    def _path(self, stage: str) -> str:
+        return self.sweep.evaluation_path(stage) if stage == UNTRAINED else self.sweep.path(stage)
 
     def _log_found(self, stage: str) -> None:
         if stage not in self._told:
@@ -360,7 +374,7 @@ class Run:
 
     def _log_done(self, stage: str) -> None:
         self._told.add(stage)
-        path = self.sweep.evaluation_path(stage) if stage == "untrained" else self.sweep.path(stage)
+        path = self._path(stage)
         manifest = self.sweep.store.manifest(path)
         assert manifest is not None
         where = self.sweep.store.display(path)

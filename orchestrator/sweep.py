@@ -4,21 +4,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prefsweep.orchestrator.machines.inputs import stored_inputs
+from prefsweep.orchestrator.machines.inputs import SECTIONS, input_identity, stored_inputs
 from prefsweep.orchestrator.store import Store, absolute
 from prefsweep.sweeps.entry import ARTEFACTS
-from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.grid import TrialSpec, trial_names
 from prefsweep.sweeps.identity import Fingerprints, Inputs, needs_making
-from prefsweep.sweeps.spec import ClassifierReward, EntrySpec, FineTuning, SweepSpec
-from prefsweep.workers.corpus import source_identity
-from prefsweep.workers.entry import entry_identity
-from prefsweep.workers.locations import (
-    ModelSource,
-    load_function,
-    model_identity,
-    model_source,
-)
+from prefsweep.sweeps.spec import CallableReward, ClassifierReward, SweepSpec
+from prefsweep.workers.locations import ModelSource, load_function, model_source
 
 UNTRAINED = "untrained"
 """Stands for the policy before training wherever a trial id is asked for."""
@@ -117,27 +109,7 @@ class Sweep:
 
 def resolve(spec: SweepSpec, storage: str) -> Sweep:
     """The sweep of a spec: every model and file it names is looked up. Raises UsageError."""
-    reward = spec.reward
-    is_classifier = isinstance(reward, ClassifierReward)
-    if reward is not None and reward.type == "callable":
-        load_function(reward.function)
-    inputs = Inputs(
-        policy=model_identity(spec.policy, "policy.model"),
-        policy_corpus=_corpus_identity(spec.policy.sft, "policy.sft"),
-        reward=model_identity(reward, "reward.model") if is_classifier else "",
-        reward_corpus=_corpus_identity(reward.train, "reward.train") if is_classifier else "",
-        prompts="" if spec.prompts is None else _identity(spec.prompts, "prompts"),
-        entry="" if spec.entry is None else _identity(spec.entry, "entry"),
-    )
-    return Sweep(spec, inputs, absolute(storage))
-
-
-def _corpus_identity(training: FineTuning | None, field: str) -> str:
-    return "" if training is None else _identity(training.corpus, f"{field}.corpus")
-
-
-def _identity(source: Any, field: str) -> str:
-    try:
-        return entry_identity(source) if isinstance(source, EntrySpec) else source_identity(source)
-    except UsageError as error:
-        raise type(error)(f"{field}: {error}") from None
+    if isinstance(spec.reward, CallableReward):
+        load_function(spec.reward.function)
+    found: dict[str, Any] = {member: input_identity(spec, member) for member in SECTIONS}
+    return Sweep(spec, Inputs(**found), absolute(storage))

@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,10 +107,17 @@ def model_identity(section: ModelSection, field: str) -> str:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, hex. Raises DataError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        now = path.stat()
+        return _sha256(path.resolve(), (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
+    """`stamp` changes with the content: weights of many GB are read once in a process."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder_identity(folder: Path, gguf_file: str | None, field: str) -> str:

@@ -12,10 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from prefsweep.orchestrator.store import Store, new_manifest
+from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.identity import Inputs
-from prefsweep.sweeps.spec import SweepSpec
-from prefsweep.workers.locations import BUILTIN, PACKAGE
+from prefsweep.sweeps.spec import ClassifierReward, EntrySpec, PolicySpec, SweepSpec
+from prefsweep.workers.corpus import source_identity
+from prefsweep.workers.entry import entry_identity
+from prefsweep.workers.locations import BUILTIN, PACKAGE, model_identity
 
+SECTIONS: Mapping[str, str] = {
+    "policy": "policy",
+    "policy_corpus": "policy.sft.corpus",
+    "reward": "reward",
+    "reward_corpus": "reward.train.corpus",
+    "prompts": "prompts",
+    "entry": "entry",
+}
+"""Members of `Inputs` that identify content -> the section of the spec that names it."""
 _SOURCES: Mapping[str, str] = {
     "policy.model": "policy",
     "policy.sft.corpus.path": "policy_corpus",
@@ -29,6 +41,31 @@ _SOURCES: Mapping[str, str] = {
     "entry.dataset": "entry",
 }
 """Fields that may name something local -> the member of `Inputs` that identifies its content."""
+
+
+def input_identity(spec: SweepSpec, member: str) -> str:
+    """What stands for the content of an input (a member of `Inputs`) as it is now; "" without it.
+
+    Raises UsageError if there is no such content.
+    """
+    field = SECTIONS[member]
+    section = _get(spec, field)
+    if isinstance(section, PolicySpec | ClassifierReward):
+        return model_identity(section, f"{field}.model")
+    if section is None or member == "reward":  # a reward that has no weights
+        return ""
+    try:
+        is_entry = isinstance(section, EntrySpec)
+        return entry_identity(section) if is_entry else source_identity(section)
+    except UsageError as error:
+        raise type(error)(f"{field}: {error}") from None
+
+
+def named_input(spec: SweepSpec, member: str) -> str:
+    """The field that names an input, with its value."""
+    named = {field: _get(spec, field) for field, of in _SOURCES.items() if of == member}
+    told = [f"{field}={value}" for field, value in named.items() if isinstance(value, str)]
+    return told[0] if told else SECTIONS[member]
 
 
 def local_inputs(spec: SweepSpec) -> dict[str, Path]:
@@ -60,6 +97,11 @@ def _is_path(field: str, value: str) -> bool:
     return field.endswith(".path") or value.startswith((".", "/", "~"))
 
 
+def local_members(spec: SweepSpec) -> set[str]:
+    """Members of `Inputs` whose content is on this disk."""
+    return {_SOURCES[field] for field in local_inputs(spec)}
+
+
 def with_inputs(spec: SweepSpec, paths: Mapping[str, str]) -> SweepSpec:
     """The spec with other paths in some of its fields."""
     for field, path in paths.items():
@@ -68,8 +110,16 @@ def with_inputs(spec: SweepSpec, paths: Mapping[str, str]) -> SweepSpec:
 
 
 def store_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
-    """Put what workers will read from this disk into the store; returns the fields it is for."""
-    local = {f: path for f, path in local_inputs(spec).items() if not f.startswith("entry.")}
+    """Put what workers will read from this disk into the store; returns the fields it is for.
+
+    What has changed since the sweep was started is not what they are to read.
+    """
+    local = {
+        field: path
+        for field, path in local_inputs(spec).items()
+        if not field.startswith("entry.")
+        and input_identity(spec, _SOURCES[field]) == getattr(inputs, _SOURCES[field])
+    }
     for field, source in local.items():
         identity = getattr(inputs, _SOURCES[field])
         path = _path(store, identity, source)
@@ -93,6 +143,16 @@ def stored_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> SweepSpec:
         if store.manifest(path) is not None:
             paths[field] = str(_inside(store.fetch(path), Path(value)))
     return with_inputs(spec, paths)
+
+
+def is_stored(store: Store, spec: SweepSpec, inputs: Inputs, member: str) -> bool:
+    """Whether workers read an input from the store, whatever has become of its source."""
+    paths = [
+        _path(store, getattr(inputs, member), Path(value))
+        for field, of in _SOURCES.items()
+        if of == member and isinstance(value := _get(spec, field), str)
+    ]
+    return member != "entry" and any(store.manifest(path) is not None for path in paths)
 
 
 def input_paths(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:

@@ -125,7 +125,7 @@ def test_another_row_is_other_data(stage: str, tmp_path: Path) -> None:
 def test_data_that_changed_since_the_sweep_was_read_is_refused(tmp_path: Path) -> None:
     sweep = entering(tmp_path / "runs", "pairs", write(tmp_path, "pairs"))
     write(tmp_path, "pairs", ROWS["pairs"][1:])
-    with pytest.raises(DataError, match="has changed; run the sweep's own spec again"):
+    with pytest.raises(UsageError, match=r"entry\.path=.*pairs\.jsonl: it has changed.*pairs"):
         run(sweep)
 
 

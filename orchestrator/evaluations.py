@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefsweep.orchestrator.kept import Kept
+from prefsweep.orchestrator.sharded import reward_named
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
 from prefsweep.sweeps.errors import StopRequested
@@ -41,16 +42,23 @@ class EvaluateUntrained:
         """The held-out prompts, each of which may be what ends the worker."""
         return [prompt.prompt_id for prompt in Kept(self.sweep).eval_prompts]
 
-    def load(self) -> Kept:
-        """What a worker needs to try some of them."""
-        return Kept(self.sweep)
+    @property
+    def loads(self) -> str:
+        """The models that it runs."""
+        scored_by = "" if self.sweep.spec.reward is None else f" and {reward_named(self.sweep)}"
+        return f"policy.model={self.sweep.spec.policy.model}{scored_by}"
+
+    def load(self) -> tuple[Any, ...]:
+        """What a worker needs to try some of them: what is kept, then its models."""
+        kept = Kept(self.sweep)
+        return kept, kept.policy(), kept.tokenizer, kept.scorer
 
     def work(
-        self, worker: Kept, index: int, only: Sequence[str] | None = None
+        self, worker: tuple[Any, ...], index: int, only: Sequence[str] | None = None
     ) -> list[EvaluationSample]:
         """Evaluate the policy on the held-out prompts in `only`; nothing is published."""
-        policy = worker.policy()
-        return evaluate_fitting(worker, policy, lambda: nullcontext(policy), only=only)[1]
+        kept, policy, *_ = worker
+        return evaluate_fitting(kept, policy, lambda: nullcontext(policy), only=only)[1]
 
 
 def evaluate_and_publish(

@@ -21,6 +21,7 @@ from prefsweep.sweeps.records import (
     ScoredCompletion,
     TokenizedPair,
 )
+from prefsweep.sweeps.spec import CallableReward, ClassifierReward
 from prefsweep.workers import tables
 
 REFERENCE_SHARD_PROMPTS = 64
@@ -37,6 +38,11 @@ class Searchable(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def loads(self) -> str:
+        """The field that names what `load` loads, with its value."""
+        ...
 
     def prompt_ids(self, index: int) -> list[str]: ...
 
@@ -67,6 +73,10 @@ class Generate:
 
     def shard_path(self, index: int) -> str:
         return self.sweep.store.shard("completions", self.sweep.fingerprints.completions, index)
+
+    @property
+    def loads(self) -> str:
+        return f"policy.model={self.sweep.spec.policy.model}"
 
     def load(self) -> Any:
         from prefsweep.workers.generate import Generator
@@ -104,6 +114,10 @@ class Score:
     def shard_path(self, index: int) -> str:
         return self.sweep.store.shard("scores", self.sweep.fingerprints.scores, index)
 
+    @property
+    def loads(self) -> str:
+        return reward_named(self.sweep)
+
     def load(self) -> Any:
         from prefsweep.workers.score import make_scorer
 
@@ -137,6 +151,10 @@ class Reference:
 
     def shard_path(self, index: int) -> str:
         return self.sweep.store.shard("reference", self.sweep.fingerprints.reference, index)
+
+    @property
+    def loads(self) -> str:
+        return f"policy.model={self.sweep.spec.policy.model}"
 
     def load(self) -> Any:
         from prefsweep.workers.models import load_policy, load_tokenizer
@@ -181,6 +199,17 @@ def _wanted(stage: ShardStage, rows: list[Any], only: Sequence[str] | None) -> l
         for row in rows
         if row.prompt_id not in left_out and (only is None or row.prompt_id in only)
     ]
+
+
+def reward_named(sweep: Sweep) -> str:
+    """The field that names what scores, with its value."""
+    match sweep.spec.reward:
+        case ClassifierReward(model=model):
+            return f"reward.model={model}"
+        case CallableReward(function=function):
+            return f"reward.function={function}"
+        case reward:
+            return f"reward.type={'null' if reward is None else reward.type}"
 
 
 def run_shard(stage: ShardStage, worker: Any, index: int) -> None:

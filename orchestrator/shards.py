@@ -27,7 +27,10 @@ MAX_DEATHS = 3
 
 @dataclass(frozen=True)
 class Part:
-    """Some prompts of an item, tried to see whether they end their worker; nothing is published."""
+    """Some prompts of an item, tried to see whether they end their worker; nothing is published.
+
+    Without any, the worker only loads what it needs.
+    """
 
     of: Any
     prompt_ids: tuple[str, ...]
@@ -102,10 +105,17 @@ class Search:
         self._go_on(position, part.of)
 
     def died(self, position: int, item: Item, error: Exception) -> None:
-        """An item is handed out again, or looked into; of a part, smaller ones are tried."""
+        """An item is handed out again, or looked into; of a part, smaller ones are tried.
+
+        Raises StageError if workers end while they load.
+        """
         pool, work = self._pools[position], self._works[position]
         if isinstance(item, Part):
-            self._open[position, item.of].died(item.prompt_ids)
+            bisection = self._open[position, item.of]
+            bisection.died(item.prompt_ids)
+            if bisection.ends_at_loading:
+                assert isinstance(work, Searchable)
+                raise StageError(_ends_at_loading(work, error)) from error
             self._go_on(position, item.of)
         elif (
             pool.deaths[item] + 1 < MAX_DEATHS
@@ -135,6 +145,14 @@ class Search:
             self._searched.add((position, item))
             pool.deaths[item] = 0
             pool.waiting.append(item)
+
+
+def _ends_at_loading(work: Searchable, error: Exception) -> str:
+    return (
+        f"{work.name}: its workers end while they load {work.loads}, before they have any prompt; "
+        f"the last one: {error}. Look whether it fits the memory of the machine (`dmesg` says what "
+        "the kernel killed) and loads outside of prefsweep; then run the same command again"
+    )
 
 
 class TaskFlow:

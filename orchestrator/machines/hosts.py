@@ -164,9 +164,13 @@ class _HostActor:
         run_shard(stage, self._worker, index)
 
     def try_prompts(self, stage: Searchable, index: int, prompt_ids: Sequence[str]) -> None:
-        """Do the work on some prompts of an item, to see whether this process survives it."""
+        """Do the work on some prompts of an item, to see whether this process survives it.
+
+        Without any, only load what the stage needs.
+        """
         self._load(stage)
-        stage.work(self._worker, index, prompt_ids)
+        if prompt_ids:
+            stage.work(self._worker, index, prompt_ids)
 
     def _load(self, stage: Searchable) -> None:
         """What the stage needs is loaded at its first shard."""

@@ -76,6 +76,24 @@ def test_a_held_out_prompt_that_kills_its_worker_is_quarantined_and_the_rest_is_
     assert_results(storage, undisturbed)
 
 
+def test_a_model_that_kills_whoever_loads_it_ends_the_run_and_no_prompt_is_blamed(
+    undisturbed: Sweep, start: Start, tmp_path: Path
+) -> None:
+    storage = store_before("completions", undisturbed, tmp_path / "store")
+    run = start(storage, *words(), faults=[Fault("loading", "die", 1000)])
+    assert run.wait() == 1, run.output
+    assert "completions: its workers end while they load policy.model=" in run.output
+    assert "Traceback" not in run.output
+    spec = json.loads((storage / "sweeps/small/spec.json").read_text())
+    assert spec["inputs"]["quarantined"] == {}
+    before = finished(storage)
+    mended = start(storage, *words())
+    assert mended.wait() == 0, mended.output
+    assert_nothing_is_redone(before)
+    assert_whole(storage)
+    assert_results(storage, undisturbed)
+
+
 def completions_in(folder: Path) -> dict[str, list[tuple[str, float]]]:
     """Prompt id -> completions with their scores."""
     found: dict[str, list[tuple[str, float]]] = {}

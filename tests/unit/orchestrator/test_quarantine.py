@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
+from prefsweep.orchestrator.evaluations import EvaluateUntrained
 from prefsweep.orchestrator.pipeline import spec_document
-from prefsweep.orchestrator.recovery.bisection import MAX_LONE_DEATHS, Bisection
+from prefsweep.orchestrator.recovery.bisection import LOADING, MAX_LONE_DEATHS, Bisection
 from prefsweep.orchestrator.recovery.quarantine import (
     as_recorded,
     lifted,
     num_quarantined,
     quarantine,
 )
-from prefsweep.orchestrator.sharded import Generate, Score
+from prefsweep.orchestrator.sharded import Generate, Reference, Score
 from prefsweep.orchestrator.shards import MAX_DEATHS, Part, Pool, ShardFlow
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep
@@ -49,10 +50,12 @@ def test_exactly_the_prompts_that_kill_are_found(killers: set[str]) -> None:
 
 def test_one_death_alone_is_no_proof() -> None:
     bisection = Bisection(["a"])
-    bisection.died(("a",))
-    assert bisection.take_waiting() == [("a",), ("a",)]
-    bisection.survived(("a",))
-    assert bisection.is_over and bisection.guilty == []
+    for group in (LOADING, ("a",)):
+        assert bisection.take_waiting() == [group]
+        bisection.died(group)
+        assert bisection.take_waiting() == [group]
+        bisection.survived(group)
+    assert bisection.is_over and bisection.guilty == [] and not bisection.ends_at_loading
 
 
 @dataclass
@@ -62,6 +65,7 @@ class FakeStage:
     name: str
     sweep: Any
     made: set[int]
+    loads: str = "policy.model=large"
 
     def prompt_ids(self, index: int) -> list[str]:
         return PROMPTS[index * 4 : index * 4 + 4]
@@ -74,11 +78,16 @@ class FakeStage:
 
 
 def drive(
-    monkeypatch: pytest.MonkeyPatch, killers: dict[str, set[str]], *, together: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    killers: dict[str, set[str]],
+    *,
+    together: bool = False,
+    cannot_load: str = "",
 ) -> tuple[ShardFlow, list[FakeStage], int]:
     """Send four shards of four prompts through two stages whose workers die of `killers`.
 
-    `together`: they die only of a whole shard that has one. Returns the deaths, too.
+    `together`: they die only of a whole shard that has one. `cannot_load`: a stage that ends
+    whoever begins with it. Returns the deaths, too.
     """
     stages = [FakeStage("completions", None, set()), FakeStage("scores", None, set())]
     monkeypatch.setattr(
@@ -96,7 +105,8 @@ def drive(
             item = pool.waiting.popleft()
             is_part = isinstance(item, Part)
             prompts = item.prompt_ids if is_part else stages[position].prompt_ids(item)
-            if killers.get(pool.name, set()) & set(prompts) and not (together and is_part):
+            is_fatal = killers.get(pool.name, set()) & set(prompts) and not (together and is_part)
+            if is_fatal or pool.name == cannot_load:
                 num_deaths += 1
                 flow.search.died(position, item, RuntimeError("killed"))
                 continue
@@ -122,6 +132,26 @@ def test_a_shard_that_kills_though_no_prompt_does_ends_the_stage(
 ) -> None:
     with pytest.raises(StageError, match=r"completions: shard 1 ended 3 workers.*killed"):
         drive(monkeypatch, {"completions": {"p5"}}, together=True)
+
+
+@pytest.mark.parametrize("stage", ["completions", "scores"])
+def test_a_model_that_ends_whoever_loads_it_makes_no_prompt_guilty(
+    monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    with pytest.raises(
+        StageError, match=rf"{stage}: .* while they load policy.model=large.*killed"
+    ):
+        drive(monkeypatch, {}, cannot_load=stage)
+
+
+def test_work_whose_prompts_can_be_tried_names_what_it_loads(tmp_path: Path) -> None:
+    reward = "reward={type: callable, function: 'math:hypot'}"
+    sweep, mine = small_sweep(tmp_path), small_sweep(tmp_path, reward)
+    policy = "policy.model=builtin:tiny-gpt2"
+    assert Generate(sweep).loads == Reference(sweep).loads == policy
+    assert Score(sweep).loads == "reward.model=builtin:tiny-classifier"
+    assert Score(mine).loads == "reward.function=math:hypot"
+    assert EvaluateUntrained(mine).loads == f"{policy} and reward.function=math:hypot"
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ POINTS = {
     "policy": (STAGES, "MakePolicy.run"),
     "reward": (STAGES, "MakeReward.run"),
     "prompts": (STAGES, "MakePrompts.run"),
+    "loading": (SHARDED, "Generate.load"),
     "completions": (SHARDED, "Generate.work"),
     "scores": (SHARDED, "Score.work"),
     "pairs": (STAGES, "BuildPairs.run"),

@@ -5,10 +5,12 @@ out_of_memory   again with a smaller batch, or with a larger share of the GPU
 deterministic   it would fail in the same way again: not until it is asked for
 """
 
+import errno
 import random
+import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from prefsweep.sweeps.errors import OutOfMemory, StoreError, SweepError
@@ -23,6 +25,23 @@ BROKEN_DEVICE = ("CUDA error", "NCCL", "an illegal memory access", "device-side 
 """After these nothing works in the process any more that touches the GPU."""
 SAME_AGAIN = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 """Errors of the operating system that come back."""
+OUT_OF_REACH = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.EREMOTEIO,
+    errno.ENODEV,
+    errno.ENOTCONN,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EAGAIN,
+}
+"""What the operating system says of a disk, a mount or a network that is away (errno)."""
+HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+"""Libraries whose errors without an answer say that there was none."""
+ASK_LATER = {408, 425, 429}
+"""Answers of a server, beside those from 500 on, that may be others after a while."""
 
 AGAIN = "run the same command again; it goes on from the newest checkpoint"
 MEND = (
@@ -96,18 +115,54 @@ def pause(seconds: float, should_stop: Callable[[], bool]) -> None:
 
 
 def _is_storage(error: BaseException) -> bool:
-    if isinstance(error, StoreError | ConnectionError | TimeoutError):
+    """Whether a disk, a server or the network was out of reach: now, not for good.
+
+    Libraries, and we, say in words of their own that a model cannot be loaded; what is behind tells
+    why.
+    """
+    if any(_is_refused(seen) for seen in _behind(error)):
+        return False
+    if any(_is_out_of_reach(seen) for seen in _behind(error)):
         return True
     if isinstance(error, OSError):
         return not isinstance(error, SAME_AGAIN)
     return _says(error, WRITE_FAILED) and not isinstance(error, SweepError)
 
 
+def _is_out_of_reach(error: BaseException) -> bool:
+    if isinstance(error, StoreError | ConnectionError | TimeoutError | socket.gaierror):
+        return True
+    if (status := _http_status(error)) is not None:
+        return status in ASK_LATER or status >= 500
+    if type(error).__module__.partition(".")[0] in HTTP_CLIENTS:
+        return not isinstance(error, ValueError)  # an address that is none
+    return isinstance(error, OSError) and error.errno in OUT_OF_REACH
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether a server has answered that it does not give this, or nobody may be asked."""
+    if type(error).__name__ == "OfflineModeIsEnabled":  # a ConnectionError by HF_HUB_OFFLINE
+        return True
+    status = _http_status(error)
+    return status is not None and 400 <= status < 500 and status not in ASK_LATER
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status of the answer that an error of an HTTP client is about."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
 def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
     """Whether the error, or what it came from, says one of `signs`."""
+    return any(sign in str(seen) for seen in _behind(error) for sign in signs)
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what it came from: what it names as its cause, and where it only puts in
+    other words what was being handled (as SweepErrors and OSErrors do), that."""
     seen: BaseException | None = error
     while seen is not None:
-        if any(sign in str(seen) for sign in signs):
-            return True
-        seen = seen.__cause__
-    return False
+        yield seen
+        is_told_anew = isinstance(seen, SweepError | OSError)
+        seen = seen.__cause__ or (seen.__context__ if is_told_anew else None)

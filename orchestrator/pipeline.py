@@ -161,7 +161,7 @@ class Run:
             try:
                 require_unchanged(self.sweep, self._is_unfinished)
                 steps(self)
-                damaged = [stage for stage in self.sweep.stages if not self._is_whole(stage)]
+                damaged = [stage for stage in self._stages if not self._is_whole(stage)]
                 if not damaged:
                     return
                 log.warning("%s: damaged while in use; made again", ", ".join(damaged))
@@ -346,11 +346,16 @@ class Run:
         return bool(self._unfinished()[0]) if stage == "trials" else not self._is_done(stage)
 
     def _wants(self, stage: str) -> bool:
-        if stage not in (*self.sweep.stages, "eval_prompts", *AFTER_DATA):
+        if stage not in (*self._stages, *AFTER_DATA):
             return False
         at = "prompts" if stage == "eval_prompts" else stage
         stages = list(Stage)
         return stages.index(Stage(at)) <= stages.index(Stage(self.until))
+
+    @property
+    def _stages(self) -> tuple[str, ...]:
+        """All that is made before the trials."""
+        return tuple(dict.fromkeys((*self.sweep.stages, "eval_prompts", UNTRAINED)))
 
     def _first_sharded(self) -> str:
         """The stage at which workers first meet the prompts."""

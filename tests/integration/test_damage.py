@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.pipeline import Run, run_sweep
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.records import Status
@@ -80,6 +80,27 @@ def test_a_damaged_artefact_that_is_used_is_made_again_and_gives_the_same_result
     if stage != "weights":
         assert "damaged" in caplog.text
     assert sweep.store.names("tmp") == []
+
+
+@pytest.mark.parametrize("stage", ["eval_prompts", UNTRAINED])
+def test_damage_that_only_workers_see_is_mended_in_the_same_run(
+    stage: str,
+    undisturbed: Sweep,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As on an object store, where the driver does not read all of it before the trials."""
+    monkeypatch.setattr(Run, "_verify_inputs", lambda run: None)
+    shutil.copytree(undisturbed.storage, tmp_path / "store")
+    sweep = small_sweep(tmp_path / "store")
+    for trial in sweep.trials:
+        sweep.store.delete(sweep.evaluation_path(trial.trial_id))
+    path = sweep.evaluation_path(stage) if stage == UNTRAINED else sweep.path(stage)
+    flip(min(Path(sweep.store.display(path)).glob("*.parquet")))
+    assert run(sweep) == [Status.SUCCEEDED] * 3
+    assert f"{stage}: damaged while in use; made again" in caplog.text
+    assert table(sweep) == table(undisturbed)
 
 
 def test_damaged_evaluations_are_made_again_when_the_report_reads_them(

@@ -196,7 +196,14 @@ class _Runner:
 
 
 def restart_from_scratch(sweep: Sweep, trial: Trial) -> None:
-    """Drop what a failed trial has made and what is remembered of it."""
+    """Drop what a failed trial has made and what is remembered of it; finished weights stay.
+
+    What failed is the evaluation then. Weights and evaluations are shared: other sweeps in the
+    store may have finished with them.
+    """
+    if sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights")) is not None:
+        log.info("trial %s: its weights are finished and kept; it is evaluated again", trial.name)
+        return
     for part in ("checkpoints", "weights", "evaluations", "metrics.jsonl", "status.json"):
         sweep.store.delete(sweep.store.trial(trial.trial_id, part))
 

@@ -19,7 +19,7 @@ from prefsweep.orchestrator.recovery.stopping import request_stop
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.trials import Place, run_trial
 from prefsweep.orchestrator.tuning import shares
-from prefsweep.orchestrator.watching.status import trial_status
+from prefsweep.orchestrator.watching.status import is_finished, trial_status
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.records import Status, TrialStatus
 from prefsweep.workers.generate import Generator
@@ -372,6 +372,28 @@ def test_restart_errored_starts_from_scratch(
     assert fault.steps == list(range(1, 10))
     assert (status.status, status.attempts) == (Status.SUCCEEDED, 1)
     assert_undisturbed(sweep, undisturbed)
+
+
+def test_restart_errored_keeps_weights_and_evaluations_that_another_sweep_has_finished(
+    undisturbed: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One trial in both sweeps; the second, with more held-out prompts, fails to evaluate it."""
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("no evaluation")
+
+    first = copy_of(Path(undisturbed.storage), tmp_path)
+    second = small_sweep(tmp_path / "store", *OVERRIDES, "name=second", "prompts.num_eval=5")
+    assert second.trials == first.trials
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "evaluate_and_publish", broken)
+        assert run(second).status == Status.FAILED
+    fault = Fault(monkeypatch, nothing)
+    assert run(second, "restart").status == Status.SUCCEEDED
+    assert fault.steps == []
+    assert is_finished(first, first.trials[0].trial_id)
+    assert run(first).status == Status.SUCCEEDED
+    assert_undisturbed(first, undisturbed)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 Nothing here knows who that is.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ class HooksCallback(TrainerCallback):
         if logs is not None and "loss" in logs:
             # num_tokens counts this process's tokens only: after a resume it would be wrong
             numbers = {key: float(value) for key, value in logs.items() if key != "num_tokens"}
+            if not math.isfinite(numbers.get("grad_norm", 0.0)):  # fp16 has skipped the step
+                del numbers["grad_norm"]
             self._hooks.report({"step": float(state.global_step), **numbers})
 
     def on_step_end(

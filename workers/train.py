@@ -63,7 +63,7 @@ def train(
     `output_dir` gets only the final weights; checkpoints are handed to `hooks.publish`, which may
     take their folder away. Returns train_seconds, steps, train_loss (mean over steps) and, on CUDA,
     gpu_memory_gib (peak). Raises TrialError if a loss or gradient is not finite, before the weights
-    take it, OutOfMemory, and StopRequested if it ended early.
+    take it (fp16 may skip steps, but not all), OutOfMemory, and StopRequested if it ended early.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -96,6 +96,11 @@ def train(
             hooks.resume_from,
             can_halve=lambda: limit is not None and tokens_after(hooks.halvings)[1],
         )
+    if trainer.num_skipped == outcome.global_step:
+        raise TrialError(
+            f"the gradient was not finite in any of the {trainer.num_skipped} steps, and fp16's "
+            "loss scaling has skipped them all; use bf16 instead of fp16"
+        )
     _check_finite(trained)
     trained.save_pretrained(str(output_dir))
     if not isinstance(trained, PeftModel):
@@ -119,6 +124,8 @@ class PreparedDPOTrainer(DPOTrainer):
 
     packing = False
     """Whether batches are run packed."""
+    num_skipped = 0
+    """Steps that fp16's loss scaling has skipped."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -168,8 +175,19 @@ class PreparedDPOTrainer(DPOTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if grad_norm is not None and not math.isfinite(float(grad_norm)):
-            raise TrialError(self._not_finite("gradient norm", grad_norm))
+            if not self._scaler_skips():
+                raise TrialError(self._not_finite("gradient norm", grad_norm))
+            self.num_skipped += 1
         return grad_norm
+
+    def _scaler_skips(self) -> bool:
+        """Whether fp16's loss scaling skips a step whose gradient is not finite.
+
+        It begins with a scale that is too large for many models, and halves it until the gradient
+        fits; without any scale left, the gradient itself is what is not finite.
+        """
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         outcome = super()._init_training_state(max_steps, *args, **kwargs)

@@ -1,9 +1,11 @@
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from prefsweep.sweeps.errors import DataError, OutOfMemory, StopRequested, TrialError
 from prefsweep.sweeps.grid import TrialSpec
@@ -212,6 +214,43 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
         )
     assert steps == [1, 2]
     assert not (tmp_path / "weights").exists()
+
+
+def trainer_with(monkeypatch: pytest.MonkeyPatch, scale: float | None) -> PreparedDPOTrainer:
+    """A trainer whose steps have what gradient norm one hands it; a scale is that of fp16."""
+    monkeypatch.setattr(DPOTrainer, "_get_grad_norm", lambda self, model, grad_norm: grad_norm)
+    trainer = object.__new__(PreparedDPOTrainer)
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.accelerator = SimpleNamespace(scaler=scaler)  # pyright: ignore
+    trainer.state = SimpleNamespace(global_step=2)  # pyright: ignore
+    return trainer
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_fails_the_trial_unless_fp16_skips_the_step(
+    monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    skipping = trainer_with(monkeypatch, 2.0**16)
+    assert skipping._get_grad_norm(None, 1.0) == 1.0 and skipping.num_skipped == 0
+    assert str(skipping._get_grad_norm(None, torch.tensor(value))) == f"tensor({value})"
+    assert skipping.num_skipped == 1
+    for scale in (None, 1.0):  # bf16 and fp32 have no scale; and one that is used up helps nobody
+        with pytest.raises(TrialError, match=f"gradient norm is {value} at step 3"):
+            trainer_with(monkeypatch, scale)._get_grad_norm(None, torch.tensor(value))
+
+
+def test_a_training_of_which_fp16_skips_every_step_is_no_result(
+    policy_source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some steps may be skipped; their gradient norm is not among the metrics."""
+    norms = iter([math.inf, math.nan, *[1.0] * 2, *[math.inf] * 4])
+    monkeypatch.setattr(DPOTrainer, "_get_grad_norm", lambda self, model, grad_norm: next(norms))
+    monkeypatch.setattr(PreparedDPOTrainer, "_scaler_skips", lambda self: True)
+    records = run(policy_source, trial(), SPEC, tmp_path / "some")
+    assert [record.get("grad_norm") for record in records] == [None, None, 1.0, 1.0]
+    with pytest.raises(TrialError, match=r"not finite in any of the 4 steps.*use bf16"):
+        run(policy_source, trial(), SPEC, tmp_path / "all")
+    assert not (tmp_path / "all" / "weights").exists()
 
 
 def test_weights_that_the_last_update_spoils_are_no_result(

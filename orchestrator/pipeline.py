@@ -20,6 +20,7 @@ from prefsweep.orchestrator.planning.changes import PLAN, changes, plan_document
 from prefsweep.orchestrator.recovery.control import Control
 from prefsweep.orchestrator.recovery.quarantine import as_recorded, lifted, quarantine
 from prefsweep.orchestrator.recovery.state import record_state
+from prefsweep.orchestrator.recovery.trial_log import mark
 from prefsweep.orchestrator.recovery.unchanged import require_unchanged
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.sharded import (
@@ -33,7 +34,7 @@ from prefsweep.orchestrator.sharded import (
 )
 from prefsweep.orchestrator.stages import BuildPairs, CheckPrompts, MakePolicy, MakeReward, Task
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
-from prefsweep.orchestrator.trials import mark, restart_from_scratch
+from prefsweep.orchestrator.trials import restart_from_scratch
 from prefsweep.orchestrator.watching.status import is_finished, trial_status
 from prefsweep.orchestrator.watching.watch import TrialWatch
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError

@@ -29,9 +29,7 @@ from prefsweep.orchestrator.recovery.failures import (
 )
 from prefsweep.orchestrator.recovery.outputs import TrialOutput
 from prefsweep.orchestrator.recovery.stopping import polled_stop
-from prefsweep.orchestrator.recovery.trial_log import TrialLog as TrialLog
-from prefsweep.orchestrator.recovery.trial_log import mark as mark
-from prefsweep.orchestrator.recovery.trial_log import parse_metrics as parse_metrics
+from prefsweep.orchestrator.recovery.trial_log import TrialLog
 from prefsweep.orchestrator.store import Store, new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.sweeps.errors import DamagedError, OutOfMemory, StopRequested, StoreError
@@ -63,7 +61,10 @@ def run_trial(kept: Kept, trial: Trial, place: Place = Place()) -> None:
     """
     runner = _Runner(kept, trial, place)
     with TrialOutput(kept.sweep, trial, prints=place.is_worker) as output:
-        runner.run(output)
+        try:
+            runner.run(output)
+        finally:
+            _release_memory()
 
 
 class _Runner:
@@ -89,11 +90,11 @@ class _Runner:
             failure = replace(self._classified(error), log_path=output.path)
             output.note(failure.traceback)
             status = self._what_next(error, failure)
-            del error  # with its traceback go the tensors of its frames
-            _release_memory()
             if status != Status.RUNNING:
                 self._write(status, failure)
                 return
+            del error  # with its traceback go the tensors of its frames
+            _release_memory()
             self._wait(failure)
 
     def _attempt(self, output: TrialOutput) -> Exception | None:
@@ -111,8 +112,6 @@ class _Runner:
         else:
             self._write(Status.SUCCEEDED)
             output.note("succeeded")
-        finally:
-            _release_memory()
         return None
 
     def _train_and_evaluate(self, output: TrialOutput) -> None:

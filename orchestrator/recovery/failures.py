@@ -10,15 +10,14 @@ import random
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from prefsweep.orchestrator.storage.attempts import FULL_DISK
 from prefsweep.sweeps.errors import OutOfMemory, StoreError, SweepError
 from prefsweep.sweeps.records import Failure
 from prefsweep.sweeps.running import RetriesSpec
 
-FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large", "os error 27")
-"""What a full disk, quota or file-size limit is called, whichever library meets it."""
 WRITE_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "I/O error", "file write failed")
 """How torch and safetensors say that a file could not be written; neither raises an OSError."""
 BROKEN_DEVICE = ("CUDA error", "NCCL", "an illegal memory access", "device-side assert")
@@ -75,7 +74,7 @@ def classify(error: BaseException, where: str = "the storage") -> Failure:
     )
     if isinstance(error, OutOfMemory) or is_out_of_memory(error):
         return replace(failure, kind="out_of_memory", advice=LESS_MEMORY)
-    if _says(error, FULL_DISK):
+    if _says(error, FULL_DISK.keys()):
         advice = f"make room where {where} is, or raise the limit that was met; then {AGAIN}"
         return replace(failure, kind="transient", advice=advice)
     if is_broken_device(error):
@@ -153,7 +152,7 @@ def _http_status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
+def _says(error: BaseException, signs: Iterable[str]) -> bool:
     """Whether the error, or what it came from, says one of `signs`."""
     return any(sign in str(seen) for seen in _behind(error) for sign in signs)
 

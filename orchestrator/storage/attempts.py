@@ -27,8 +27,13 @@ _REMEDIES = {
     errno.EROFS: _NO_RIGHT,
 }
 """Failures that trying again does not mend, and what does."""
-_TEXTS = {"No space left on device": errno.ENOSPC, "File too large": errno.EFBIG}
-"""What libraries make of an errno when they raise something of their own."""
+FULL_DISK = {
+    "No space left on device": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "File too large": errno.EFBIG,
+    "os error 27": errno.EFBIG,
+}
+"""What a full disk, quota or file-size limit is called, whichever library meets it -> its errno."""
 
 
 def attempt(where: str, verb: str, call: Callable[[], Result]) -> Result:
@@ -52,7 +57,7 @@ def remedy_for(error: BaseException) -> str:
     """What helps against an error that comes again however often one tries; "" for any other."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
-        number = next((n for text, n in _TEXTS.items() if text in str(error)), None)
+        number = next((n for text, n in FULL_DISK.items() if text in str(error)), None)
     return _REMEDIES.get(number, "") if number is not None else ""
 
 

@@ -17,9 +17,9 @@ from prefsweep.orchestrator import tuning
 from prefsweep.orchestrator.cluster import InlineCluster, RayCluster
 from prefsweep.orchestrator.kept import Kept
 from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.recovery.trial_log import mark
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial, resolve
-from prefsweep.orchestrator.trials import mark
 from prefsweep.orchestrator.watching.watch import TrialWatch
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status

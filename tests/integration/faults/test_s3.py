@@ -5,9 +5,9 @@ Everything is real but the server: the command, a Ray of its own, its workers.
 
 from pathlib import Path
 
+from prefsweep.orchestrator.recovery.trial_log import parse_metrics
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.trials import parse_metrics
 from prefsweep.orchestrator.watching.status import open_sweep
 
 from ..small import table, weights

@@ -6,9 +6,9 @@ import pytest
 
 from prefsweep.orchestrator import drawing
 from prefsweep.orchestrator.drawing import is_drawn, publish_report
+from prefsweep.orchestrator.recovery.trial_log import mark
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, resolve
-from prefsweep.orchestrator.trials import mark
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status
 

@@ -19,9 +19,9 @@ from prefsweep.orchestrator.exporting.export import (
     find_trial,
 )
 from prefsweep.orchestrator.exporting.hub import check_push
+from prefsweep.orchestrator.recovery.trial_log import TrialLog
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.trials import TrialLog
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Failure, PreferencePair, Status

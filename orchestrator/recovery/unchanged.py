@@ -60,16 +60,17 @@ def _readers(sweep: Sweep, member: str) -> list[str]:
 
 
 def _compare(sweep: Sweep, member: str, recorded: str, waiting: list[str]) -> None:
-    named, still = named_input(sweep.spec, member), " and ".join(waiting)
-    name = sweep.spec.name
+    named, name = named_input(sweep.spec, member), sweep.spec.name
+    still = ", ".join(waiting)
     try:
         now = input_identity(sweep.spec, member)
     except UsageError as error:
         if waiting:
             raise UsageError(
-                f"{named}: {still} of sweep {name!r} still have to read it, and it is gone "
-                f"({error}). Put it back where it was and run the same command again, or give "
-                "another one to `prefsweep run`, which makes new artefacts beside the old ones"
+                f"{named}: it is gone ({error}), and sweep {name!r} still needs it for {still}. "
+                "Put it back, or start where that path leads to it, and run the same command "
+                "again; or give another one to `prefsweep run`, which makes new artefacts beside "
+                "the old ones"
             ) from None
         return
     if now == recorded:
@@ -79,7 +80,7 @@ def _compare(sweep: Sweep, member: str, recorded: str, waiting: list[str]) -> No
         return
     raise UsageError(
         f"{named}: it has changed since sweep {name!r} was started (it is {_short(now)}, it was "
-        f"{_short(recorded)}), and {still} still have to read it. {_remedy(member, recorded)}, or "
+        f"{_short(recorded)}), and is still needed for {still}. {_remedy(member, recorded)}; or "
         "give the new one to `prefsweep run`, which makes new artefacts beside the old ones"
     )
 

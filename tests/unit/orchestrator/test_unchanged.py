@@ -85,7 +85,7 @@ def test_an_input_is_refused_exactly_where_a_stage_would_read_another_one(
             require_unchanged(sweep, lambda unfinished, stage=stage: unfinished == stage)
         except UsageError as error:
             assert str(error).startswith(f"{field}={tmp_path}") and told in str(error)
-            assert f"{stage} " in str(error) and "prefsweep run" in str(error)
+            assert f"for {stage}. " in str(error) and "prefsweep run" in str(error)
             refused.append(stage)
     assert set(refused) == set(readers)
 

@@ -213,7 +213,9 @@ def reward_named(sweep: Sweep) -> str:
 
 
 def run_shard(stage: ShardStage, worker: Any, index: int) -> None:
-    """Make a shard and publish it."""
+    """Make a shard and publish it, unless another run of its stage has done so meanwhile."""
+    if not is_missing(stage, index):
+        return
     started = time.monotonic()
     records = stage.work(worker, index)
     publish_shard(stage, stage.record_type, records, index, started)
@@ -221,7 +223,13 @@ def run_shard(stage: ShardStage, worker: Any, index: int) -> None:
 
 def is_missing(stage: ShardStage, index: int) -> bool:
     """Whether a shard of a stage is still to be made."""
-    return stage.sweep.store.shard_manifest(stage.shard_path(index)) is None
+    store = stage.sweep.store
+    return store.shard_manifest(stage.shard_path(index)) is None and not is_published(stage)
+
+
+def is_published(stage: ShardStage) -> bool:
+    """Whether the whole stage is done."""
+    return stage.sweep.store.manifest(stage.sweep.path(stage.name)) is not None
 
 
 def num_shards(sweep: Sweep, stage: str) -> int:
@@ -247,10 +255,14 @@ def finish_shards(
     seconds: float,
     notes: dict[str, float] | None = None,
 ) -> None:
-    """Publish the manifest over all shards of a stage."""
+    """Publish the manifest over all shards of a stage; nothing if another run has done so.
+
+    Raises DamagedError if a shard is gone.
+    """
+    if is_published(stage):
+        return
     paths = [stage.shard_path(index) for index in range(num)]
-    shards = [sweep.store.shard_manifest(path) for path in paths]
-    rows = sum(shard.rows for shard in shards if shard is not None)
+    rows = sum(sweep.store.finished_shard(path).rows for path in paths)
     left_out = sweep.inputs.quarantined.get(stage.name, ())
     if left_out:
         notes = {**(notes or {}), "quarantined prompts": float(len(left_out))}

@@ -11,17 +11,15 @@
     tmp/  aside/                            half-made and damaged things (`prefsweep gc`)
 
 "Done" means: a valid manifest exists. On a local file system an artefact appears by one rename; on
-an object store its files come first and its manifest last.
+an object store its manifest comes last. Who makes what another run has done meanwhile leaves that.
 """
 
 import json
 import logging
-import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -36,6 +34,7 @@ from prefsweep.orchestrator.storage.filesystem import (
     append_line,
     delete,
     locked_file,
+    move,
     num_bytes,
     read_file,
     replace_file,
@@ -46,6 +45,7 @@ from prefsweep.orchestrator.storage.manifest import (
     FileEntry,
     Manifest,
     damaged_files,
+    file_entries,
     file_entry,
     manifest_json,
     parse_manifest,
@@ -58,6 +58,7 @@ from prefsweep.orchestrator.storage.scratch import (
     delete_abandoned,
     owners,
     scratch_folder,
+    scratch_home,
     scratch_name,
 )
 from prefsweep.sweeps.errors import DamagedError, StoreError
@@ -205,12 +206,10 @@ class Store:
         return owners(self._scratch_parent())
 
     def publish(self, path: str, folder: Path, manifest: Manifest) -> None:
-        """Make `folder`, with all files below it, the artefact at `path`; manifest last."""
-        files = {
-            item.relative_to(folder).as_posix(): file_entry(item)
-            for item in sorted(folder.rglob("*"))
-            if item.is_file()
-        }
+        """Make `folder` and all below it the artefact at `path`; nothing if that is done."""
+        if self.manifest(path) is not None:
+            return
+        files = file_entries(folder)
         document = manifest_json(manifest, files)
         if self.is_local:
             self._attempt(path, "written", lambda: (folder / MANIFEST).write_bytes(document))
@@ -222,7 +221,9 @@ class Store:
         self.write(f"{path}/{MANIFEST}", document)
 
     def publish_shard(self, path: str, file: Path, manifest: Manifest) -> None:
-        """Make `file` the shard at `path`, its small manifest last."""
+        """Make `file` the shard at `path`, its small manifest last; nothing if that is done."""
+        if self.shard_manifest(path) is not None:
+            return
         entry = {PurePosixPath(path).name: file_entry(file)}
         self.delete(f"{path}.json")
         self.upload(file, path)
@@ -236,11 +237,16 @@ class Store:
             return None
         return manifest if self._sizes([path]) == [manifest.files[name].size] else None
 
-    def fetch_shard(self, path: str, folder: Path) -> Path:
-        """A verified local copy of a shard. Raises DamagedError, having put a damaged one aside."""
-        manifest, local = self.shard_manifest(path), folder / PurePosixPath(path).name
+    def finished_shard(self, path: str) -> Manifest:
+        """The manifest of a shard that is finished. Raises DamagedError if it is not."""
+        manifest = self.shard_manifest(path)
         if manifest is None:
             raise DamagedError(f"{self.display(path)} is missing or damaged; it is made again")
+        return manifest
+
+    def fetch_shard(self, path: str, folder: Path) -> Path:
+        """A verified local copy of a shard. Raises DamagedError, having put a damaged one aside."""
+        manifest, local = self.finished_shard(path), folder / PurePosixPath(path).name
         for _ in range(2):  # a second look tells a bad read from bad content
             self._copy_here(path, local)
             if file_entry(local) == manifest.files[local.name]:
@@ -249,13 +255,15 @@ class Store:
         raise AssertionError("_condemn raises")
 
     def publish_shards(self, path: str, shards: list[str], manifest: Manifest) -> None:
-        """Finish a sharded artefact: one manifest over all its shards."""
+        """Finish a sharded artefact: one manifest over all its shards; nothing if that is done.
+
+        Raises DamagedError if a shard is gone or damaged.
+        """
+        if self.manifest(path) is not None:
+            return
         files: dict[str, FileEntry] = {}
         for shard in shards:
-            shard_manifest = self.shard_manifest(shard)
-            if shard_manifest is None:
-                raise StoreError(f"{self.display(shard)} is missing or damaged; run again")
-            files |= shard_manifest.files
+            files |= self.finished_shard(shard).files
         self.write(f"{path}/{MANIFEST}", manifest_json(manifest, files))
 
     def fetch(self, path: str) -> Path:
@@ -316,17 +324,13 @@ class Store:
         An object store cannot rename: there an artefact loses its manifest, and a file goes.
         """
         if self.is_local:
-            self._attempt(path, "put aside", lambda: self._move_aside(path))
+            name = f"{path.replace('/', '~')}.{uuid.uuid4().hex[:8]}"
+            source, aside = Path(self._full(path)), Path(self._full(f"{ASIDE}/{name}"))
+            self._attempt(path, "put aside", lambda: move(source, aside))
         elif self._sizes([path]) == [None]:
             self.delete(f"{path}/{MANIFEST}")
         else:
             self.delete(path)
-
-    def _move_aside(self, path: str) -> None:
-        aside = Path(self._full(f"{ASIDE}/{path.replace('/', '~')}.{uuid.uuid4().hex[:8]}"))
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process was first
-            Path(self._full(path)).rename(aside)
 
     def _condemn(self, path: str, names: list[str]) -> None:
         """Put an artefact aside that has these damaged files; damaged shards go alone.
@@ -349,10 +353,8 @@ class Store:
         )
 
     def _download(self, path: str, manifest: Manifest) -> Path:
-        def copy(name: str, local: Path) -> None:
-            self._copy_here(f"{path}/{name}", local)
-
-        return downloaded(self.uri, path, manifest.created, manifest.files, copy)
+        names, copy = manifest.files, lambda name, local: self._copy_here(f"{path}/{name}", local)
+        return downloaded(self.uri, path, manifest.created, names, copy)
 
     def _copy_here(self, path: str, local: Path) -> None:
         source, here = self._full(path), fs.LocalFileSystem()
@@ -383,8 +385,8 @@ class Store:
     def _sizes(self, paths: list[str]) -> list[int | None]:
         """Bytes of each file; None where there is none."""
         full = [self._full(path) for path in paths]
-        where = paths[0] if paths else ""
-        infos = self._attempt(where, "read", lambda: self.fs.get_file_info(full))
+        look = partial(self.fs.get_file_info, full)
+        infos = self._attempt(paths[0] if paths else "", "read", look)
         return [info.size for info in infos]
 
     def _attempt(self, path: str, verb: str, call: Callable[[], Result]) -> Result:
@@ -392,9 +394,7 @@ class Store:
 
     def _scratch_parent(self) -> Path:
         """Where things are made: on the store's own disk where it has one."""
-        if self.is_local:
-            return Path(self._full("tmp"))
-        return Path(tempfile.gettempdir()) / f"prefsweep-tmp-{os.getuid()}"
+        return Path(self._full("tmp")) if self.is_local else scratch_home()
 
     def _full(self, path: str) -> str:
         return inside(self._root, path)

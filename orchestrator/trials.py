@@ -1,7 +1,8 @@
 """One trial from start to end, wherever it runs: train, publish, evaluate, publish, record.
 
 Whatever happens ends in the trial's status.json. What may pass is tried again here, from the newest
-checkpoint; an exception leaves this file only where a fresh process has to go on.
+checkpoint; an exception leaves this file only where a fresh process has to go on. Runs of several
+sweeps may work on the same trial at once: who comes second takes the weights of the first.
 """
 
 import logging
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefsweep.orchestrator.evaluations import evaluate_and_publish, evaluate_fitting
 from prefsweep.orchestrator.kept import Kept
@@ -28,12 +29,15 @@ from prefsweep.orchestrator.recovery.failures import (
     pause,
 )
 from prefsweep.orchestrator.recovery.outputs import TrialOutput
-from prefsweep.orchestrator.recovery.stopping import polled_stop
-from prefsweep.orchestrator.recovery.trial_log import TrialLog
+from prefsweep.orchestrator.recovery.stopping import polled, polled_stop
+from prefsweep.orchestrator.recovery.trial_log import TrialLog, has_weights
 from prefsweep.orchestrator.store import Store, new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.sweeps.errors import DamagedError, OutOfMemory, StopRequested, StoreError
 from prefsweep.sweeps.records import Failure, Metrics, Status
+
+if TYPE_CHECKING:
+    from prefsweep.workers.train import Hooks
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +121,13 @@ class _Runner:
     def _train_and_evaluate(self, output: TrialOutput) -> None:
         sweep, trial = self._sweep, self._trial
         try:
-            if not _has_whole_weights(sweep, trial):
+            weights = _whole_weights(sweep, trial)
+            if weights is None:
                 _train(self._kept, trial, self._log, self._should_stop, output)
+                weights = sweep.store.fetch(_weights_path(sweep, trial))
             delete_checkpoints(sweep, trial)
             if sweep.store.manifest(sweep.evaluation_path(trial.trial_id)) is None:
-                _evaluate(self._kept, trial, self._should_stop)
+                _evaluate(self._kept, trial, weights, self._should_stop)
         finally:
             sweep.store.drop_copies(sweep.store.trial(trial.trial_id))
 
@@ -200,7 +206,7 @@ def restart_from_scratch(sweep: Sweep, trial: Trial) -> None:
     What failed is the evaluation then. Weights and evaluations are shared: other sweeps in the
     store may have finished with them.
     """
-    if sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights")) is not None:
+    if has_weights(sweep.store, trial):
         log.info("trial %s: its weights are finished and kept; it is evaluated again", trial.name)
         return
     for part in ("checkpoints", "weights", "evaluations", "metrics.jsonl", "status.json"):
@@ -214,8 +220,9 @@ def _train(
     should_stop: Callable[[], bool],
     output: TrialOutput,
 ) -> None:
+    """Train and publish the weights; ends early where another run has published them."""
     from prefsweep.workers.batches import max_steps
-    from prefsweep.workers.train import Hooks, train
+    from prefsweep.workers.train import train
 
     sweep, started = kept.sweep, time.monotonic()
     store = sweep.store
@@ -229,14 +236,52 @@ def _train(
     state.restart(step, metrics, max_steps(sweep.spec.training, kept.pairs))
     state.write(Status.RUNNING)
     output.note(f"training from step {step}")
+    found = None if checkpoint is None else checkpoint.folder
+    hooks = _hooks(kept, trial, state, should_stop, output, resume_from=found)
+    with store.staging() as folder:
+        weights, models = folder / "weights", (kept.policy(), kept.tokenizer)
+        try:
+            with _reading(found, lambda: state.has_stepped):
+                notes = train(trial.spec, sweep.spec.training, *models, kept.pairs, weights, hooks)
+        except StopRequested:
+            if not has_weights(store, trial):
+                raise
+            output.note("another run has trained it")
+            return
+        state.complete()  # nobody trains again for lines that are missing then
+        if state.gpus:
+            notes["gpus"] = state.gpus
+        if state.halvings:  # such weights differ from others by rounding
+            notes["halvings"] = float(state.halvings)
+        manifest = new_manifest(trial.trial_id, 1, time.monotonic() - started, notes)
+        store.publish(_weights_path(sweep, trial), weights, manifest)
+        state.complete()  # from here on no other run writes there; one may have done so just now
+
+
+def _hooks(
+    kept: Kept,
+    trial: Trial,
+    state: TrialLog,
+    should_stop: Callable[[], bool],
+    output: TrialOutput,
+    *,
+    resume_from: Path | None,
+) -> "Hooks":
+    from prefsweep.workers.train import Hooks
+
+    sweep = kept.sweep
+    is_trained = polled(_lenient(lambda: has_weights(sweep.store, trial)))
 
     def publish(step: int, folder: Path) -> None:
+        if is_trained():
+            return
         state.flush()
         publish_checkpoint(sweep, trial, step, folder, state.metrics)
         output.note(f"checkpoint of step {step} published")
         output.upload()
 
     def on_step(step: int, model: Any) -> None:
+        state.has_stepped = True
         every = sweep.spec.evaluation.eval_steps
         if every is not None and step % every == 0:
             numbers = {
@@ -244,64 +289,59 @@ def _train(
             }
             state.report({"step": float(step), **numbers})
 
-    hooks = Hooks(
+    return Hooks(
         report=state.report,
         publish=publish,
         on_step=on_step,
-        resume_from=None if checkpoint is None else checkpoint.folder,
-        should_stop=should_stop,
+        resume_from=resume_from,
+        should_stop=lambda: should_stop() or is_trained(),
         halvings=state.halvings,
     )
-    with store.staging() as folder:
-        weights = folder / "weights"
-        notes = train(
-            trial.spec,
-            sweep.spec.training,
-            kept.policy(),
-            kept.tokenizer,
-            kept.pairs,
-            weights,
-            hooks,
-        )
-        state.flush()  # nobody trains again for lines that are missing then
-        if state.gpus:
-            notes["gpus"] = state.gpus
-        if state.halvings:  # such weights differ from others by rounding
-            notes["halvings"] = float(state.halvings)
-        manifest = new_manifest(trial.trial_id, 1, time.monotonic() - started, notes)
-        store.publish(store.trial(trial.trial_id, "weights"), weights, manifest)
 
 
-def _has_whole_weights(sweep: Sweep, trial: Trial) -> bool:
-    """Whether the trained weights are there, to the last byte; damaged ones are taken away.
+@contextmanager
+def _reading(folder: Path | None, is_read: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """What another run takes away while it is read can be found anew: raises StoreError then."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        if folder is None or folder.exists() or is_read():
+            raise
+        raise StoreError(f"{folder} was deleted while it was read, by another run") from error
 
+
+def _whole_weights(sweep: Sweep, trial: Trial) -> Path | None:
+    """The folder of the trained weights, whole to the last byte; None where there are none.
+
+    Damaged ones are put aside; what is there without a manifest may be in the making elsewhere.
     Raises StoreError if they cannot be read just now, which says nothing of them.
     """
-    path = sweep.store.trial(trial.trial_id, "weights")
-    if sweep.store.manifest(path) is not None:
-        try:
-            Store(sweep.storage).fetch(path)
-            return True
-        except DamagedError as error:
-            log.warning("trial %s is trained again: %s", trial.name, error)
-    sweep.store.delete(path)
-    return False
+    if not has_weights(sweep.store, trial):
+        return None
+    try:
+        return Store(sweep.storage).fetch(_weights_path(sweep, trial))
+    except DamagedError as error:
+        log.warning("trial %s is trained again: %s", trial.name, error)
+        return None
+
+
+def _weights_path(sweep: Sweep, trial: Trial) -> str:
+    return sweep.store.trial(trial.trial_id, "weights")
 
 
 def _reached(sweep: Sweep, trial: Trial) -> int:
     """How far the trial is in the store, as a number that only grows: the step of its newest
     checkpoint, and beyond all steps once it has weights."""
-    if sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights")) is not None:
+    if has_weights(sweep.store, trial):
         return 10**9
     return newest_step(sweep, trial)
 
 
-def _evaluate(kept: Kept, trial: Trial, should_stop: Callable[[], bool]) -> None:
+def _evaluate(kept: Kept, trial: Trial, weights: Path, should_stop: Callable[[], bool]) -> None:
     from prefsweep.workers.models import load_trained
 
-    store = kept.sweep.store
-    weights = store.fetch(store.trial(trial.trial_id, "weights"))
-    policy = load_trained(kept.sweep.policy_source(), weights, kept.policy)
+    with _reading(weights):
+        policy = load_trained(kept.sweep.policy_source(), weights, kept.policy)
     reference = _reference_of(kept, policy)
     evaluate_and_publish(
         kept, trial.trial_id, policy, reference, trial.spec.beta, should_stop=should_stop
@@ -338,7 +378,7 @@ def _reference_of(kept: Kept, policy: Any) -> Any:
 
 
 def _lenient(should_stop: Callable[[], bool]) -> Callable[[], bool]:
-    """A request that cannot be read for the moment was not made."""
+    """What cannot be read for the moment is not so: no request was made, no weights are there."""
 
     def asked() -> bool:
         try:

@@ -25,6 +25,7 @@ from prefsweep.orchestrator.recovery.failures import AGAIN, delay_s, pause, work
 from prefsweep.orchestrator.recovery.stopping import polled_stop
 from prefsweep.orchestrator.recovery.trial_log import (
     TrialLog,
+    has_weights,
     mark,
     read_document,
     read_status_field,
@@ -220,9 +221,9 @@ def _pid(document: dict[str, Any]) -> int | None:
 def _progress(sweep: Sweep, trial: Trial) -> tuple[object, ...]:
     """Changes when a launch has got the trial any further."""
     document = read_document(sweep, trial)
-    weights = sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights"))
     settings = (document.get("halvings"), document.get("larger_shares"))
-    return _has_ended(sweep, trial), weights is not None, newest_step(sweep, trial), settings
+    is_trained = has_weights(sweep.store, trial)
+    return _has_ended(sweep, trial), is_trained, newest_step(sweep, trial), settings
 
 
 def _has_ended(sweep: Sweep, trial: Trial) -> bool:

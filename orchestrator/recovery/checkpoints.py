@@ -68,12 +68,13 @@ def newest_step(sweep: Sweep, trial: Trial) -> int:
 
 
 def publish_checkpoint(sweep: Sweep, trial: Trial, step: int, folder: Path, metrics: bytes) -> None:
-    """Publish a trainer's checkpoint, whose folder it takes away, and drop the oldest ones."""
+    """Publish a trainer's checkpoint, whose folder it takes away, and drop the oldest ones.
+
+    One that is whole already stays: another run of the same trial has made the same.
+    """
     store, path = sweep.store, _path(sweep.store, trial, step)
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
     (folder / METRICS).write_bytes(metrics)
-    if store.names(path):
-        store.delete(path)  # this step was passed over before
     store.publish(path, folder, new_manifest(trial.trial_id, step, 0.0))
     shutil.rmtree(folder, ignore_errors=True)
     for old in _steps(store, trial)[:-KEPT_CHECKPOINTS]:

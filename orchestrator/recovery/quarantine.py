@@ -83,6 +83,8 @@ def _take_over(old: ShardStage, new: ShardStage) -> None:
     for name in store.names(source):
         if not name.endswith(".parquet") or store.shard_manifest(f"{source}/{name}") is None:
             continue
+        if store.shard_manifest(f"{target}/{name}") is not None:  # made by another run
+            continue
         for file in (name, f"{name}.json"):  # the manifest last
             data = store.read(f"{source}/{file}")
             if data is not None:

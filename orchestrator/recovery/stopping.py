@@ -37,17 +37,22 @@ def clear_stop(store: Store, name: str) -> None:
 
 
 def polled_stop(store: Store, name: str) -> Callable[[], bool]:
-    """`stop_requested` for loops: reads at most once in POLL_S, and a yes stays a yes."""
-    is_asked, next_read_s = False, 0.0
+    """`stop_requested` for loops."""
+    return polled(lambda: stop_requested(store, name))
 
-    def asked() -> bool:
-        nonlocal is_asked, next_read_s
-        if not is_asked and time.monotonic() >= next_read_s:
-            is_asked = stop_requested(store, name)
-            next_read_s = time.monotonic() + POLL_S
-        return is_asked
 
-    return asked
+def polled(look: Callable[[], bool]) -> Callable[[], bool]:
+    """`look` for loops: it is called at most once in POLL_S, and a yes stays a yes."""
+    is_so, next_look_s = False, 0.0
+
+    def seen() -> bool:
+        nonlocal is_so, next_look_s
+        if not is_so and time.monotonic() >= next_look_s:
+            is_so = look()
+            next_look_s = time.monotonic() + POLL_S
+        return is_so
+
+    return seen
 
 
 def ask_to_stop(store: Store, name: str) -> Holder:

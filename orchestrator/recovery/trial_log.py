@@ -4,7 +4,9 @@ status.json also remembers, over workers and launches, how often the trial was t
 was given less or more of. Both are read back leniently: a damaged one is what is left of it.
 
 An object store has no append, so there metrics.jsonl is written anew now and then, and whenever
-something else in the store counts on its lines.
+something else in the store counts on its lines. It is written anew on a disk, too, where it is not
+what this process has made of it: another run of the same trial writes there. Both logs are equal as
+far as they go, and that of a trial that has its weights is complete and stays.
 """
 
 import json
@@ -15,6 +17,7 @@ import time
 from dataclasses import asdict, fields
 from typing import Any
 
+from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.sweeps.records import Failure, Status
 
@@ -45,7 +48,10 @@ class TrialLog:
         self._started = self._resumed = time.time()
         self._resumed_step = 0.0
         self._step, self._max_steps = float(read_count(found, "step")), found.get("max_steps")
+        self.has_stepped = False
+        """Whether training has got on since it was begun or resumed."""
         self._lines: list[bytes] = []
+        self._num_bytes = 0
         self._is_behind, self._next_rewrite_s = False, 0.0
 
     @property
@@ -69,7 +75,9 @@ class TrialLog:
 
     def restart(self, step: int, metrics: bytes, max_steps: float | None) -> None:
         """Go on after `step` with the lines a checkpoint holds."""
+        self.has_stepped = False
         self._lines = [_line(record) for record in parse_metrics(metrics) if record["step"] <= step]
+        self._num_bytes = sum(map(len, self._lines))
         self._is_behind = True
         self.flush()
         self._step, self._max_steps = float(step), max_steps
@@ -77,20 +85,25 @@ class TrialLog:
 
     def report(self, record: dict[str, float]) -> None:
         """Append one line of metrics, and record the step it is of."""
-        self._lines.append(_line(record))
-        self._step = record["step"]
-        if self._store.is_local:
-            self._store.append(self._metrics_path(), self._lines[-1])
-        else:
-            self._is_behind = True
+        line, path, num_bytes_before = _line(record), self._metrics_path(), self._num_bytes
+        self._lines.append(line)
+        self._num_bytes += len(line)
+        self._step, self._is_behind = record["step"], True
+        if not self._store.is_local:
             if time.monotonic() < self._next_rewrite_s:
                 return
+        elif self._store.num_bytes(path) == num_bytes_before:
+            self._store.append(path, line)
+            self._is_behind = False
         self.write(Status.RUNNING)
 
     def flush(self) -> None:
-        """Have all lines in the store."""
-        if not self._is_behind:
-            return
+        """Have all lines in the store, but for a trial that has its weights: it has them all."""
+        if self._is_behind and not has_weights(self._store, self._trial):
+            self.complete()
+
+    def complete(self) -> None:
+        """Write all lines, whole and in order, whatever was there."""
         started = time.monotonic()
         self._store.write(self._metrics_path(), self.metrics)
         self._is_behind = False
@@ -184,6 +197,11 @@ def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
         if "step" in record and math.isfinite(record["step"]):
             records.append(record)
     return records
+
+
+def has_weights(store: Store, trial: Trial) -> bool:
+    """Whether a trial has been trained to its end."""
+    return store.manifest(store.trial(trial.trial_id, "weights")) is not None
 
 
 def status_path(store: Any, trial: Trial) -> str:

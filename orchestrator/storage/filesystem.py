@@ -55,6 +55,13 @@ def replace_file(target: Path, scratch: Path, fill: Callable[[str], None]) -> No
         scratch.unlink(missing_ok=True)
 
 
+def move(source: Path, target: Path) -> None:
+    """Move a local file or folder if it is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):  # another process was first
+        source.rename(target)
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Add a line to a local file, or nothing if there is no room for all of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,13 +75,23 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, digest)
 
 
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Those of all files below a local folder, in order."""
+    files = [item for item in sorted(folder.rglob("*")) if item.is_file()]
+    return {file.relative_to(folder).as_posix(): file_entry(file) for file in files}
+
+
 def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
     """Files of a local copy whose content is not what the manifest says."""
-    return [
-        name
-        for name, entry in manifest.files.items()
-        if not (folder / name).is_file() or file_entry(folder / name) != entry
-    ]
+    return [name for name, entry in manifest.files.items() if _entry_now(folder / name) != entry]
+
+
+def _entry_now(path: Path) -> FileEntry | None:
+    """None for a file that is not there, or is taken away while it is read."""
+    try:
+        return file_entry(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
 
 
 def manifest_json(manifest: Manifest, files: dict[str, FileEntry]) -> bytes:

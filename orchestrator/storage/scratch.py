@@ -6,6 +6,7 @@ another machine is left alone: nobody here can know whether its process lives.
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,11 @@ from pathlib import Path
 from prefsweep.orchestrator.recovery.processes import machine, started
 from prefsweep.orchestrator.storage.attempts import attempt, remedy_for
 from prefsweep.sweeps.errors import StoreError
+
+
+def scratch_home() -> Path:
+    """This user's folder on this machine for what has no place in a store."""
+    return Path(tempfile.gettempdir()) / f"prefsweep-tmp-{os.getuid()}"
 
 
 def scratch_name() -> str:

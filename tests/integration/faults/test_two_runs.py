@@ -13,6 +13,7 @@ from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.sweeps import identity
 from prefsweep.sweeps.records import Status
+from tests.integration.small import table
 
 from .conftest import Start
 from .harness import (
@@ -57,6 +58,35 @@ def test_a_second_driver_is_refused_and_told_who_runs_whatever_its_clock_says(
     first.go()
     assert first.wait() == 0, first.output
     assert_results(storage, undisturbed)
+
+
+@pytest.mark.parametrize("stage", ["completions", "reference", "training", "evaluation"])
+def test_two_sweeps_of_one_store_may_make_the_same_thing_at_once(
+    stage: str, undisturbed: Sweep, start: Start, tmp_path: Path
+) -> None:
+    """Both are held in the middle of the same shard or trial, so that both make all of it."""
+    storage = store_before(stage, undisturbed, tmp_path / "store")
+    grid = "grid=[{loss_type: [sigmoid, ipo], beta: [0.1], learning_rate: 1e-3}]"
+    fault = Fault(stage, after={"completions": 1, "training": 3}.get(stage, 0))
+    runs = [
+        start(storage, *words("--inline", *others), faults=[fault])
+        for others in ([], ["name=other", grid])
+    ]
+    for run in runs:
+        run.held()
+    for run in runs:
+        run.go()
+    for run in runs:
+        assert run.wait() == 0, run.output
+        assert "damaged" not in run.output
+    assert_whole(storage)
+    assert_results(storage, undisturbed)
+    shared = undisturbed.trials[0]
+    other = sweep_in(storage, "name=other", grid)
+    rows = [[row[:20] for row in table(sweep)[:2]] for sweep in (other, undisturbed)]
+    assert rows[0] == rows[1], "later columns compare with the other trials"
+    path = undisturbed.store.trial(shared.trial_id, "metrics.jsonl")
+    assert other.store.read(path) == undisturbed.store.read(path)
 
 
 @pytest.mark.parametrize("ahead_s", [DAY_S, -DAY_S])

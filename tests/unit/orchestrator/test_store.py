@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prefsweep.orchestrator.store import MANIFEST, Store, new_manifest
-from prefsweep.sweeps.errors import StoreError, UsageError
+from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 
 FINGERPRINT = "ab" * 32
 
@@ -56,10 +56,59 @@ def test_a_damaged_artefact_is_not_done_and_is_made_anew(store: Store, damage: s
     assert (store.fetch(path) / "a").read_text() == "content"
 
 
-def test_a_second_publisher_leaves_the_first_artefact(store: Store) -> None:
-    publish(store, "artifacts/x", a="first")
-    publish(store, "artifacts/x", a="again")
-    assert (store.fetch("artifacts/x") / "a").read_text() == "first"
+@pytest.fixture(params=["disk", "objects"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    at = tmp_path / "store"
+    return Store(str(at) if request.param == "disk" else f"memory://{tmp_path.name}/store")
+
+
+def test_a_second_publisher_leaves_the_first_artefact_and_never_takes_it_away(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(any_store, "artifacts/x", a="first")
+    with monkeypatch.context() as patch:
+        for change in ("delete", "write", "upload"):
+            patch.setattr(Store, change, None)
+        publish(any_store, "artifacts/x", a="again")
+    assert (any_store.fetch("artifacts/x") / "a").read_text() == "first"
+
+
+def test_a_second_publisher_leaves_the_first_shard_and_never_takes_it_away(
+    any_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, file = any_store.shard("scores", FINGERPRINT, 0), tmp_path / "file"
+    file.write_text("first")
+    any_store.publish_shard(shard, file, new_manifest(FINGERPRINT, 1, 0.0))
+    file.write_text("again")
+    with monkeypatch.context() as patch:
+        for change in ("delete", "write", "upload"):
+            patch.setattr(Store, change, None)
+        any_store.publish_shard(shard, file, new_manifest(FINGERPRINT, 1, 0.0))
+    assert any_store.fetch_shard(shard, tmp_path).read_text() == "first"
+
+
+def test_shards_that_are_gone_are_made_again_unless_their_stage_is_done(
+    any_store: Store, tmp_path: Path
+) -> None:
+    path, shard = any_store.artifact("scores", FINGERPRINT), any_store.shard("scores", "a" * 64, 0)
+    with pytest.raises(DamagedError, match="it is made again"):
+        any_store.publish_shards(path, [shard], new_manifest(FINGERPRINT, 1, 0.0))
+    publish(any_store, path, a="as another run has made it")
+    any_store.publish_shards(path, [shard], new_manifest(FINGERPRINT, 1, 0.0))
+    assert (any_store.fetch(path) / "a").is_file()
+
+
+def test_a_file_that_is_taken_away_while_it_is_read_counts_as_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, "artifacts/x", a="content")
+
+    def gone(path: Path) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("prefsweep.orchestrator.storage.manifest.file_entry", gone)
+    with pytest.raises(DamagedError, match="x/a is damaged"):
+        store.fetch("artifacts/x")
 
 
 def test_shards_are_done_one_by_one_and_finished_together(store: Store, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_what_cannot_be_read_for_now_is_not_taken_for_damaged(
 
     monkeypatch.setattr(Store, "fetch", fail)
     with pytest.raises(StoreError, match="disk is full"):
-        trials._has_whole_weights(sweep, trial)
+        trials._whole_weights(sweep, trial)
     with pytest.raises(StoreError, match="disk is full"):
         newest_checkpoint(sweep, trial)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from prefsweep.orchestrator.recovery import trial_log
 from prefsweep.orchestrator.recovery.trial_log import TrialLog, mark, parse_metrics, read_document
-from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.store import Store, new_manifest
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.watching.status import trial_status
 from prefsweep.sweeps.records import Failure, Status
@@ -62,6 +62,47 @@ def test_attempts_and_halvings_are_remembered_and_failures_in_a_row_end_with_pro
     found = read_document(sweep, trial)
     assert (found["attempts"], found["halvings"], found["fruitless"]) == (4, 4, 0)
     assert found["failure"] is None and found["last_failure"]["log_path"] == "trial.log"
+
+
+def metrics_in(sweep: Sweep) -> bytes:
+    return sweep.store.read(sweep.store.trial(sweep.trials[0].trial_id, "metrics.jsonl")) or b""
+
+
+def trained(sweep: Sweep) -> None:
+    """Weights of the trial, as another run has made them."""
+    with sweep.store.staging() as folder:
+        (folder / "weights").mkdir()
+        path = sweep.store.trial(sweep.trials[0].trial_id, "weights")
+        sweep.store.publish(path, folder / "weights", new_manifest("f", 1, 0.0))
+
+
+def test_two_runs_that_train_a_trial_at_once_write_no_line_twice(tmp_path: Path) -> None:
+    one, other = small_sweep(tmp_path), small_sweep(tmp_path, "name=other")
+    logs, steps = [TrialLog(sweep, sweep.trials[0]) for sweep in (one, other)], list[float]()
+    for step in range(1, 5):
+        for log in logs[: 2 if step < 4 else 1]:  # the second one falls behind
+            log.report({"step": float(step)})
+            steps = [record["step"] for record in parse_metrics(metrics_in(one))]
+            assert steps == [float(n) for n in range(1, len(steps) + 1)]
+    assert steps == [1.0, 2.0, 3.0, 4.0]
+    logs[1].report({"step": 4.0})
+    assert metrics_in(one) == logs[0].metrics
+
+
+@pytest.mark.parametrize("where", ["disk", "remote"])
+def test_the_log_of_a_trial_that_has_its_weights_stays(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    sweep = request.getfixturevalue("remote") if where == "remote" else small_sweep(tmp_path)
+    first, second = (TrialLog(sweep, sweep.trials[0]) for _ in range(2))
+    for step in range(1, 4):
+        first.report({"step": float(step)})
+    first.complete()
+    trained(sweep)
+    second.restart(0, b"", 3.0)
+    second.report({"step": 1.0})
+    second.write(Status.SUCCEEDED)
+    assert metrics_in(sweep) == first.metrics
 
 
 @pytest.fixture

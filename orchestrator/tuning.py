@@ -43,7 +43,10 @@ log = logging.getLogger(__name__)
 
 KILLED_FOR_MEMORY = "low on memory"
 """What Ray says of a worker that its memory monitor killed."""
+_KILLED = re.compile(r"^Selected to kill:.*$", re.MULTILINE)
+"""The lines of that on the workers it killed; it may tell of others, too."""
 _PID = re.compile(r"\bpid=(\d+)")
+_NODE = re.compile(r"Memory on the node \(IP: [^,]+, ID: (\w+)\)")
 
 
 def tune_trials(
@@ -56,7 +59,8 @@ def tune_trials(
     """Run all trials to an end; each is succeeded, failed or interrupted in the store afterwards.
 
     A launch that gets no trial any further counts, and `retries.max_attempts` of them in a row are
-    the end. After a stop request nothing is launched any more. `members` are the nodes that may
+    the end; but not one that a trial has ended by the memory it takes: that counts for this trial
+    alone. After a stop request nothing is launched any more. `members` are the nodes that may
     work; None is all of them.
     """
     retries, should_stop = sweep.spec.retries, polled_stop(sweep.store, sweep.spec.name)
@@ -67,7 +71,8 @@ def tune_trials(
         error = _launch(sweep, unfinished, gpus_per_trial, memory, members)
         fruitless += 1
         came_further = before != [_progress(sweep, trial) for trial in unfinished]
-        if came_further or len(kept_off) > num_kept_off:
+        is_one_to_blame = _blame(sweep, unfinished, error)
+        if came_further or is_one_to_blame or len(kept_off) > num_kept_off:
             fruitless = 0
         unfinished = [trial for trial in unfinished if not _has_ended(sweep, trial)]
         if not unfinished or should_stop():
@@ -78,9 +83,8 @@ def tune_trials(
         log.warning(
             "%d trials did not come to an end and are launched again. %s", len(unfinished), error
         )
-        _blame(sweep, unfinished, error)
-        if fruitless:
-            pause(delay_s(retries, fruitless), should_stop)
+        if fruitless or is_one_to_blame:
+            pause(delay_s(retries, max(1, fruitless)), should_stop)
     for trial in unfinished:
         mark(sweep, trial, Status.INTERRUPTED)
 
@@ -194,28 +198,48 @@ def _refusals(members: Members | None) -> list["tune.Callback"]:
     return [Refusals()]
 
 
-def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> None:
-    """Who was killed for memory is given half the batch; who fell with it is not to blame."""
-    aborted = KILLED_FOR_MEMORY in error
-    pids = {int(pid) for pid in _PID.findall(error)} if aborted else set[int]()
+def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
+    """Who was killed for memory is given half the batch, or fails after `retries.max_attempts`.
+
+    Who fell with it is not to blame. Returns whether somebody is.
+    """
+    if KILLED_FOR_MEMORY not in error:
+        return False
+    killed, is_one_to_blame = _killed(error), False
     for trial in trials:
         document = read_document(sweep, trial)
-        if not aborted or read_status_field(document) != Status.RUNNING:
+        if read_status_field(document) != Status.RUNNING:
             continue
-        state, failure = TrialLog(sweep, trial), None
-        if _pid(document) in pids:
-            failure = worker_killed_for_memory(error)
+        state = TrialLog(sweep, trial)
+        if not _is_among(killed, document):
+            state.fruitless = max(0, state.fruitless - 1)
+            state.write(Status.PENDING)
+            continue
+        is_one_to_blame, failure = True, worker_killed_for_memory(error)
+        log.warning("trial %s: %s", trial.name, failure.message)
+        if state.fruitless >= sweep.spec.retries.max_attempts:
+            state.write(Status.FAILED, failure)
+        else:
             state.last_failure = failure
             state.halvings += not mixes_rows(trial.spec)
-            log.warning("trial %s: %s", trial.name, failure.message)
-        else:
-            state.fruitless = max(0, state.fruitless - 1)
-        state.write(Status.PENDING)
+            state.write(Status.PENDING)
+    return is_one_to_blame
 
 
-def _pid(document: dict[str, Any]) -> int | None:
+def _killed(error: str) -> set[tuple[str | None, int]]:
+    """Node (None where it is not told) and process id of each worker that Ray killed for memory."""
+    node = _NODE.search(error)
+    told = "\n".join(_KILLED.findall(error)) or error
+    return {(node and node.group(1), int(pid)) for pid in _PID.findall(told)}
+
+
+def _is_among(killed: set[tuple[str | None, int]], document: dict[str, Any]) -> bool:
+    """Whether the process that wrote a status.json is one of those."""
     worker = document.get("worker")
-    return worker.get("pid") if isinstance(worker, dict) else None
+    if not isinstance(worker, dict):
+        return False
+    pid = worker.get("pid")
+    return (worker.get("node"), pid) in killed or (None, pid) in killed
 
 
 def _progress(sweep: Sweep, trial: Trial) -> tuple[object, ...]:

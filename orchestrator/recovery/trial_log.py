@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict, fields
 from typing import Any
 
+from prefsweep.orchestrator.machines.border import node
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.sweeps.records import Failure, Status
@@ -132,7 +133,7 @@ class TrialLog:
             "halvings": self.halvings,
             "larger_shares": self.larger_shares,
             "reached": self._reached,
-            "worker": {"host": socket.gethostname(), "pid": os.getpid()},
+            "worker": {"host": socket.gethostname(), "pid": os.getpid(), **node()},
         }
         self._store.write_json(status_path(self._store, self._trial), document)
 

@@ -17,8 +17,13 @@ from tests.integration.small import small_sweep
 Step = Callable[[Sweep, list[Trial]], str]
 KILLED = (
     "Caught unexpected exception: 1 worker(s) were killed due to the node running low on memory. "
-    "(actor ID: 5, name=ImplicitFunc.train, pid={pid}, actual memory used=9.5GB, worker ID=7)"
+    "Memory on the node (IP: 192.0.2.7, ID: {node}) was 9.8GB used / 10GB limit (0.98)\n"
+    "Considered workers: [\nSelected to kill: (Actor(5): job ID=1, "
+    "pid={pid}, actual memory used=9.5GB, worker ID=7)\n"
+    "(Actor(6): job ID=1, pid=101, actual memory used=0.1GB, worker ID=8)\n]"
 )
+"""What Ray 2.60 says, without its advice."""
+NODE = "59c2f65d74"
 
 
 @pytest.fixture
@@ -41,18 +46,18 @@ def play(monkeypatch: pytest.MonkeyPatch, launched: list[list[str]], *steps: Ste
     monkeypatch.setattr(tuning, "_launch", launch)
 
 
-def begun(sweep: Sweep, trial: Trial, pid: int) -> None:
+def begun(sweep: Sweep, trial: Trial, pid: int, node: str = NODE) -> None:
     """The trial as a worker leaves it that dies in its first attempt."""
     TrialLog(sweep, trial).begin(0)
     path = sweep.store.trial(trial.trial_id, "status.json")
-    document = read_document(sweep, trial) | {"worker": {"host": "node", "pid": pid}}
+    document = read_document(sweep, trial) | {"worker": {"host": "h", "pid": pid, "node": node}}
     sweep.store.write_json(path, document)
 
 
 def all_killed(sweep: Sweep, trials: list[Trial]) -> str:
     for pid, trial in enumerate(trials, start=100):
         begun(sweep, trial, pid)
-    return KILLED.format(pid=100)
+    return KILLED.format(pid=100, node=NODE)
 
 
 def all_succeed(sweep: Sweep, trials: list[Trial]) -> str:
@@ -76,6 +81,59 @@ def test_who_was_killed_for_memory_gets_half_the_batch_and_nobody_else_is_blamed
     assert (first["halvings"], second["halvings"]) == (1, 0)
     assert first["last_failure"]["kind"] == "out_of_memory" and second["last_failure"] is None
     assert (first["fruitless"], second["fruitless"]) == (1, 0)
+
+
+def test_who_is_always_killed_for_memory_fails_alone_after_its_cap(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
+) -> None:
+    guilty, beside = sweep.trials
+
+    def killed_until_alone(sweep: Sweep, trials: list[Trial]) -> str:
+        return all_killed(sweep, trials) if guilty in trials else all_succeed(sweep, trials)
+
+    play(monkeypatch, launched, killed_until_alone)
+    tuning.tune_trials(sweep, sweep.trials, 0)
+    assert launched == [[guilty.name, beside.name]] * 3 + [[beside.name]]
+    failed = trial_status(sweep, guilty)
+    assert failed.status == Status.FAILED and failed.failure is not None
+    assert failed.failure.kind == "out_of_memory" and "Ray killed its worker" in str(failed.failure)
+    assert read_document(sweep, guilty)["halvings"] == 2
+    assert read_document(sweep, beside)["status"] == Status.SUCCEEDED
+
+
+def test_each_that_is_killed_for_memory_has_a_cap_of_its_own(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
+) -> None:
+    def in_turn(sweep: Sweep, trials: list[Trial]) -> str:
+        all_killed(sweep, trials)
+        return KILLED.format(pid=100 + len(launched) % len(trials), node=NODE)
+
+    play(monkeypatch, launched, in_turn)
+    tuning.tune_trials(sweep, sweep.trials, 0)
+    assert list(map(len, launched)) == [2, 2, 2, 2, 2, 1]
+    failures = [trial_status(sweep, trial).failure for trial in sweep.trials]
+    assert {failure and failure.kind for failure in failures} == {"out_of_memory"}
+
+
+def test_the_same_process_id_on_another_node_is_not_to_blame(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
+) -> None:
+    def one_killed(sweep: Sweep, trials: list[Trial]) -> str:
+        for trial, node in zip(trials, ("another", NODE), strict=True):
+            begun(sweep, trial, 100, node)
+        return KILLED.format(pid=100, node=NODE)
+
+    play(monkeypatch, launched, one_killed, all_succeed)
+    tuning.tune_trials(sweep, sweep.trials, 0)
+    assert [read_document(sweep, trial)["halvings"] for trial in sweep.trials] == [0, 1]
+
+
+def test_launches_that_end_for_memory_without_a_trial_to_blame_count(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
+) -> None:
+    play(monkeypatch, launched, lambda sweep, trials: KILLED.format(pid=7, node=NODE))
+    tuning.tune_trials(sweep, sweep.trials, 0)
+    assert len(launched) == 3
 
 
 def test_launches_that_get_no_further_end_and_say_why(

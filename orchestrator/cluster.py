@@ -33,12 +33,13 @@ from prefsweep.orchestrator.machines.probing import (
     reserved_memory,
     trial_share,
 )
-from prefsweep.orchestrator.recovery.stopping import stop_requested
+from prefsweep.orchestrator.recovery.stopping import polled_stop, stop_requested
 from prefsweep.orchestrator.sharded import ShardStage, is_missing, run_shard
 from prefsweep.orchestrator.shards import run_shards, run_tasks, stage_pool
 from prefsweep.orchestrator.stages import Task
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import run_trial
+from prefsweep.sweeps.running import RetriesSpec
 from prefsweep.sweeps.spec import ResourcesSpec
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def attach(sweep: Sweep, address: str) -> "RayCluster":
             resources_of(sweep.spec),
             attached=ray,
             members=members_of(sweep),
-            patience_s=sweep.spec.retries.max_stall_s,
+            max_stall_s=sweep.spec.retries.max_stall_s,
         )
     except BaseException:
         ray.shutdown()
@@ -148,7 +149,7 @@ class RayCluster:
         num_gpus: int | None = None,
         attached: "ModuleType | None" = None,
         members: Members | None = None,
-        patience_s: float = LOCAL_S,
+        max_stall_s: float = RetriesSpec().max_stall_s,
         probe: type[ProbeTrial] = ProbeTrial,
     ) -> None:
         self._resources, self._probe, self._members = resources, probe, members
@@ -168,13 +169,16 @@ class RayCluster:
             num_cpus=resources.cpus_per_worker,
             threads=resources.threads_per_worker,
             members=members,
-            patience_s=patience_s,
+            patience_s=LOCAL_S if attached is None else max_stall_s,
+            max_stall_s=max_stall_s,
         )
 
     def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
         gpus = min(1.0, self._placement.num_gpus)
         shares = {task.name: gpus if task.name in GPU_TASKS else 0.0 for task in tasks}
-        return run_tasks(tasks, self._hosts, shares)
+        sweep = tasks[0].sweep
+        should_stop = polled_stop(sweep.store, sweep.spec.name)
+        return run_tasks(tasks, self._hosts, shares, should_stop)
 
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
         names = [stage.name for stage in stages]
@@ -193,6 +197,8 @@ class RayCluster:
         from prefsweep.orchestrator.tuning import tune_trials
 
         gpus = self._gpus_per_trial(sweep, trials[0])
+        if stop_requested(sweep.store, sweep.spec.name):
+            return
         memory = 0.0
         if not gpus:
             needed, nodes = cpu_memory(sweep.spec, *policy_size(sweep)), self._placement.nodes
@@ -213,7 +219,10 @@ class RayCluster:
             log.info(told, whole, ", ".join(kinds))
             return whole
         probe = self._probe(sweep, trial.spec, "+".join(kinds))
-        run_tasks([probe], self._hosts, {probe.name: whole})
+        should_stop = polled_stop(sweep.store, sweep.spec.name)
+        run_tasks([probe], self._hosts, {probe.name: whole}, should_stop)
+        if should_stop():
+            return whole
         memory = probe.found()
         share = trial_share(memory)
         gib = 2**30

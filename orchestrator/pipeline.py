@@ -200,11 +200,11 @@ class Run:
             names = ", ".join(task.name for task in missing)
             log.info("%s: running", names)
             killers = self._cluster_for(f"finishing {names} first").run_tasks(missing)
+            self.control.check()
             if killers:
                 raise QuarantineError(killers)
             for task in missing:
                 self._log_done(task.name)
-            self.control.check()
 
     def shards(self, stages: Sequence[ShardStage]) -> None:
         """Run sharded stages that are wanted and not done, streaming shards through them."""

@@ -84,7 +84,10 @@ def _cluster(sweep: "Sweep", how: How) -> "Cluster":
     if how.inline:
         return InlineCluster(sweep.spec.resources)
     where = how.address or os.environ.get("RAY_ADDRESS")
-    return attach(sweep, where) if where else RayCluster(resources_of(sweep.spec))
+    if where:
+        return attach(sweep, where)
+    max_stall_s = sweep.spec.retries.max_stall_s
+    return RayCluster(resources_of(sweep.spec), max_stall_s=max_stall_s)
 
 
 def _told_failures(sweep: "Sweep", results: Sequence[TrialResult], until: Stage) -> bool:

@@ -66,6 +66,14 @@ class Pool:
     def _may_lease(self, hosts: Hosts) -> bool:
         return len(self.in_flight) < self.size() and hosts.has_room(self.num_gpus)
 
+    def stop(self, hosts: Hosts) -> None:
+        """Hand out nothing more, and wait for no host that has no place yet."""
+        self.waiting.clear()
+        for reference, (_, host) in list(self.in_flight.items()):
+            if not hosts.is_up(host):
+                del self.in_flight[reference]
+                hosts.lost(host)
+
     def release(self, hosts: Hosts) -> None:
         """Give back hosts that have nothing to do."""
         for host in self.idle:
@@ -190,15 +198,19 @@ class ShardFlow:
 
 
 def run_tasks(
-    tasks: Sequence[Task], hosts: Hosts, num_gpus: Mapping[str, float]
+    tasks: Sequence[Task],
+    hosts: Hosts,
+    num_gpus: Mapping[str, float],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[str]]:
     """Run tasks side by side. Raises what the first failing one raised.
 
-    Returns the prompts that end whoever takes them, by task; such a task is left undone.
+    Returns the prompts that end whoever takes them, by task; such a task is left undone, and so is
+    one that waits for a place when it is to stop.
     """
     pools = [_task_pool(task, num_gpus[task.name]) for task in tasks]
     flow = TaskFlow(pools, tasks)
-    _drain(pools, hosts, flow)
+    _drain(pools, hosts, flow, should_stop)
     return flow.search.killers
 
 
@@ -256,7 +268,7 @@ def _drain(
         while any(pool.waiting or pool.in_flight for pool in pools):
             for pool in pools:
                 if should_stop():
-                    pool.waiting.clear()
+                    pool.stop(hosts)
                 pool.dispatch(hosts)
                 if not pool.waiting:
                     pool.release(hosts)

@@ -27,6 +27,9 @@ class Task(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def sweep(self) -> Sweep: ...
+
     def done(self) -> bool:
         """Whether its artefacts are in the store."""
         ...

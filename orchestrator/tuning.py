@@ -147,7 +147,7 @@ def _launch(
                 verbose=0,
                 # run_trial gives up first, and says why
                 failure_config=tune.FailureConfig(max_failures=retries.max_attempts + 1),
-                callbacks=[_watchdog(retries.max_stall_s, presence), *_refusals(members)],
+                callbacks=[_watchdog(sweep, presence), *_refusals(members)],
             ),
         )
         try:
@@ -160,9 +160,15 @@ def _launch(
     return str(errors[0]) if errors else ""
 
 
-def _watchdog(max_stall_s: float, presence: Presence) -> "tune.Callback":
-    """Ends a launch in which trials wait and none runs: the cluster has no place for them now."""
+def _watchdog(sweep: Sweep, presence: Presence) -> "tune.Callback":
+    """Ends a launch in which trials wait and none runs: the cluster has no place for them now.
+
+    At once where the sweep is asked to stop.
+    """
     from ray import tune
+
+    max_stall_s = sweep.spec.retries.max_stall_s
+    should_stop = polled_stop(sweep.store, sweep.spec.name)
 
     class Watchdog(tune.Callback):
         def __init__(self) -> None:
@@ -172,6 +178,8 @@ def _watchdog(max_stall_s: float, presence: Presence) -> "tune.Callback":
             presence.check()
             if any(trial.status == "RUNNING" for trial in trials):
                 self._last_running_s = time.monotonic()
+            elif should_stop():
+                raise RuntimeError("the sweep was asked to stop")
             elif time.monotonic() - self._last_running_s > max_stall_s:
                 raise RuntimeError(
                     f"for {max_stall_s:g} s no trial has found a place in the cluster: it has lost "

@@ -53,7 +53,8 @@ class RetriesSpec(Section):
     """Longest wait."""
     max_stall_s: float = Field(default=600.0, gt=0)
     """Seconds without a running trial, while some wait for a place in the cluster, after which the
-    launch is given up; and seconds without any node, after which the run is."""
+    launch is given up; and seconds without any node, or of stages before the trials without a
+    place for any worker, after which the run is."""
 
 
 class WandbSpec(Section):

@@ -11,10 +11,11 @@ from typing import Any
 
 from prefsweep.orchestrator.machines.border import hide_gpus_of_others, set_up_worker
 from prefsweep.orchestrator.machines.membership import Members
-from prefsweep.orchestrator.machines.placement import ray_nodes
-from prefsweep.orchestrator.machines.presence import LOCAL_S, Presence
+from prefsweep.orchestrator.machines.placement import NodeSize, nodes_line, ray_nodes
+from prefsweep.orchestrator.machines.presence import LOOK_S, Presence
 from prefsweep.orchestrator.sharded import Searchable, ShardStage, run_shard
 from prefsweep.orchestrator.stages import Task
+from prefsweep.sweeps.errors import StageError
 
 START_S = 15.0
 """A process that is not there by then most likely waits for room."""
@@ -41,14 +42,18 @@ class Hosts:
         num_cpus: float,
         threads: int,
         members: Members | None = None,
-        patience_s: float = LOCAL_S,
+        patience_s: float,
+        max_stall_s: float,
     ) -> None:
         """`members` are the nodes that may have hosts; None is all of them.
 
-        A cluster without any node is waited for as long as `patience_s`.
+        A cluster without any node is waited for as long as `patience_s`, one without room for any
+        of the hosts that are leased as long as `max_stall_s`.
         """
         self._num_cpus, self._threads, self._members = num_cpus, threads, members
-        self._presence = Presence(patience_s)
+        self._presence, self._max_stall_s = Presence(patience_s), max_stall_s
+        self._looked_s = self._placed_s = time.monotonic()
+        """When it was last looked for hosts without a place, and when last one had a place."""
         self._idle: list[Host] = []
         self._leased: list[Host] = []
 
@@ -90,9 +95,30 @@ class Hosts:
         self.lost(host)
         return True
 
+    def is_up(self, host: Host) -> bool:
+        """Whether the host's process is there (or was: then what it works on says so)."""
+        return not self._without_place([host])
+
     def check(self) -> None:
-        """Raises StageError once there is no node any more that could have a host."""
+        """Raises StageError once there is no node, or for long no room for any leased host."""
         self._presence.check()
+        now_s = time.monotonic()
+        if not self._leased or now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        if len(self._without_place(self._leased)) < len(self._leased):
+            self._placed_s = now_s
+            return
+        waited_s = now_s - max(self._placed_s, min(host.started_s for host in self._leased))
+        if waited_s >= self._max_stall_s:
+            gpus = max(host.num_gpus for host in self._leased)
+            raise StageError(
+                f"for {waited_s:.0f} s no worker has found a place: one asks for "
+                f"{self._num_cpus:g} CPUs and {gpus:g} GPUs, and {nodes_line(self._nodes())}. It "
+                "has lost nodes, or others use it (`ray status` says who); run the same command "
+                "again when there is room, it goes on from there (retries.max_stall_s is how long "
+                "it waits)"
+            )
 
     def make_room(self) -> None:
         """End idle hosts where a leased one does not come up: it waits for what they hold.
@@ -100,12 +126,8 @@ class Hosts:
         That happens where a node is lost: until Ray has noticed, it counts as room.
         """
         now_s = time.monotonic()
-        late = [host.up for host in self._leased if now_s - host.started_s > START_S]
-        if not self._idle or not late:
-            return
-        import ray
-
-        if ray.wait(late, num_returns=len(late), timeout=0)[1]:
+        late = [host for host in self._leased if now_s - host.started_s > START_S]
+        if self._idle and self._without_place(late):
             self.end_idle()
 
     def end_idle(self) -> None:
@@ -114,13 +136,24 @@ class Hosts:
             _end(host)
         self._idle = []
 
+    def _without_place(self, hosts: Sequence[Host]) -> list[Host]:
+        """Those whose process is not there (yet)."""
+        if not hosts:
+            return []
+        import ray
+
+        waiting = ray.wait([host.up for host in hosts], num_returns=len(hosts), timeout=0)[1]
+        return [host for host in hosts if host.up in waiting]
+
+    def _nodes(self) -> list[NodeSize]:
+        return ray_nodes(frozenset() if self._members is None else self._members.kept_off)
+
     def _fits(self, num_gpus: float, *, beside: Sequence[Host]) -> bool:
         """Whether the nodes of now have the CPUs and GPUs of a host and of those beside it.
 
         Counted over all nodes: that shares do not fill single cards shows when a host is late.
         """
-        kept_off = frozenset[str]() if self._members is None else self._members.kept_off
-        nodes = ray_nodes(kept_off)
+        nodes = self._nodes()
         gpus = num_gpus + sum(host.num_gpus for host in beside)
         enough_gpus = not num_gpus or gpus <= sum(node.gpus for node in nodes) + 1e-6
         cpus = self._num_cpus * (len(beside) + 1)

@@ -203,6 +203,12 @@ def ray_nodes(kept_off: AbstractSet[str] = frozenset()) -> list[NodeSize]:
     ]
 
 
+def nodes_line(nodes: Sequence[NodeSize]) -> str:
+    """What a cluster has, to be said in an error."""
+    most = [f"{node.cpus:g} CPUs with {node.gpus:g} GPUs" for node in nodes if node.cpus]
+    return f"the cluster has {len(most)} nodes ({', '.join(most) or 'none with a CPU'})"
+
+
 def gpu_types() -> list[str]:
     """The kinds of GPU in the cluster, as Ray calls them."""
     import ray

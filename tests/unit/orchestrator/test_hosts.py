@@ -9,6 +9,7 @@ import ray
 from prefsweep.orchestrator.machines import hosts as module
 from prefsweep.orchestrator.machines.hosts import START_S, Hosts
 from prefsweep.orchestrator.machines.placement import NodeSize
+from prefsweep.sweeps.errors import StageError
 
 
 class Cluster:
@@ -43,8 +44,39 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return Cluster(monkeypatch, cpus=2)
 
 
+def some_hosts() -> Hosts:
+    return Hosts(num_cpus=1, threads=1, patience_s=10.0, max_stall_s=600.0)
+
+
+def test_hosts_that_find_no_place_for_too_long_end_the_run(cluster: Cluster) -> None:
+    hosts = some_hosts()
+    cluster.now_s += 3600.0  # others have worked, trials perhaps
+    running = hosts.lease(0.0)
+
+    def after(seconds: float) -> None:
+        cluster.now_s += seconds
+        hosts.check()
+
+    after(3600.0)  # it works
+    hosts.give_back(running)
+    cluster.cpus, cluster.counted = 0, 4  # Ray counts what is lost, or others have it
+    hosts.lease(1.0)
+    after(599.0)
+    with pytest.raises(StageError, match=r"one asks for 1 CPUs and 1 GPUs.*1 nodes \(4 CPUs with"):
+        after(3.0)
+
+
+def test_while_one_host_works_others_may_wait_for_a_place(cluster: Cluster) -> None:
+    hosts = some_hosts()
+    cluster.cpus = 1
+    working, waiting = hosts.lease(0.0), hosts.lease(0.0)
+    assert hosts.is_up(working) and not hosts.is_up(waiting)
+    cluster.now_s += 3600.0
+    hosts.check()
+
+
 def test_a_host_that_does_not_come_up_gets_the_room_of_idle_ones(cluster: Cluster) -> None:
-    hosts = Hosts(num_cpus=1, threads=1)
+    hosts = some_hosts()
     generators = [hosts.lease(0.0) for _ in range(2)]
     cluster.counted = 3  # Ray still counts a node that has gone
     waiting = hosts.lease(0.0)
@@ -58,7 +90,7 @@ def test_a_host_that_does_not_come_up_gets_the_room_of_idle_ones(cluster: Cluste
 
 
 def test_while_all_that_are_leased_work_idle_ones_stay(cluster: Cluster) -> None:
-    hosts = Hosts(num_cpus=1, threads=1)
+    hosts = some_hosts()
     idle, _ = hosts.lease(0.0), hosts.lease(0.0)
     hosts.give_back(idle)
     cluster.now_s += START_S + 1
@@ -69,7 +101,7 @@ def test_while_all_that_are_leased_work_idle_ones_stay(cluster: Cluster) -> None
 
 def test_there_is_room_for_what_the_leased_leave_of_the_gpus(cluster: Cluster) -> None:
     cluster.counted, cluster.gpus = 8, 1.0
-    hosts = Hosts(num_cpus=1, threads=1)
+    hosts = some_hosts()
     assert hosts.has_room(2.0), "nobody ends for it; it waits for a node"
     generator = hosts.lease(0.6)
     assert hosts.has_room(0.4)
@@ -83,7 +115,7 @@ def test_there_is_room_for_what_the_leased_leave_of_the_gpus(cluster: Cluster) -
 
 
 def test_there_is_room_for_what_the_leased_leave_of_the_cpus(cluster: Cluster) -> None:
-    hosts = Hosts(num_cpus=1, threads=1)
+    hosts = some_hosts()
     hosts.lease(0.0)
     assert hosts.has_room(0.0)
     hosts.lease(0.0)
@@ -92,7 +124,7 @@ def test_there_is_room_for_what_the_leased_leave_of_the_cpus(cluster: Cluster) -
 
 def test_who_has_done_its_work_keeps_no_gpu_that_another_waits_for(cluster: Cluster) -> None:
     cluster.counted, cluster.gpus = 8, 2.0
-    hosts = Hosts(num_cpus=1, threads=1)
+    hosts = some_hosts()
     first, waiting = hosts.lease(1.0), hosts.lease(1.0)
     cluster.gpus = 1.0  # a node is lost
     hosts.give_back(first)
@@ -101,7 +133,7 @@ def test_who_has_done_its_work_keeps_no_gpu_that_another_waits_for(cluster: Clus
 
 def test_the_next_stage_has_the_process_of_the_one_before(cluster: Cluster) -> None:
     cluster.counted, cluster.gpus = 8, 1.0
-    hosts = Hosts(num_cpus=1, threads=1)
+    hosts = some_hosts()
     policy = hosts.lease(1.0)
     hosts.give_back(policy)
     assert hosts.lease(1.0) is policy

@@ -22,6 +22,11 @@ class FakeHosts:
     leased: int = 0
     given_back: int = 0
     ended: int = 0
+    places: int = 1000
+    """Hosts that have found a place come up; later ones wait."""
+
+    def is_up(self, host: Host) -> bool:
+        return host.started_s <= self.places
 
     def has_room(self, num_gpus: float) -> bool:
         return True
@@ -29,7 +34,7 @@ class FakeHosts:
     def lease(self, num_gpus: float) -> Host:
         self.leased += 1
         method = SimpleNamespace(remote=lambda task: task)
-        return Host(SimpleNamespace(run_task=method), num_gpus)
+        return Host(SimpleNamespace(run_task=method), num_gpus, started_s=self.leased)
 
     def give_back(self, host: Host) -> None:
         self.given_back += 1
@@ -120,3 +125,24 @@ def test_after_a_stop_what_is_in_flight_is_finished_and_nothing_is_handed_out() 
     drain(pools, hosts, TaskFlow(pools, []), lambda: len(finished) >= 3)  # pyright: ignore
     assert finished == [0, 1, 2, 3]
     assert hosts.leased == hosts.given_back == 2
+
+
+def test_after_a_stop_what_waits_for_a_place_is_left_and_what_runs_is_finished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hosts, tasks = FakeHosts(places=1), [FakeTask("policy", [None]), FakeTask("reward")]
+    looks: list[int] = []
+
+    def should_stop() -> bool:
+        looks.append(hosts.leased)
+        return len(looks) > 2
+
+    def wait(references: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        done = [task for task in references if task.outcomes and len(looks) > 2]
+        return done[:1], references
+
+    monkeypatch.setattr(ray, "wait", wait)
+    gpus = {"policy": 1.0, "reward": 1.0}
+    run_tasks(tasks, hosts, gpus, should_stop)  # pyright: ignore[reportArgumentType]
+    assert tasks[0].outcomes == [], "its host had a place"
+    assert (hosts.leased, hosts.ended, hosts.given_back) == (2, 1, 1)

@@ -20,7 +20,7 @@ from prefsweep.orchestrator.planning.changes import PLAN, changes, plan_document
 from prefsweep.orchestrator.recovery.control import Control
 from prefsweep.orchestrator.recovery.quarantine import as_recorded, lifted, quarantine
 from prefsweep.orchestrator.recovery.state import record_state
-from prefsweep.orchestrator.recovery.trial_log import mark
+from prefsweep.orchestrator.recovery.trial_log import mark, read_document, read_status_field
 from prefsweep.orchestrator.recovery.unchanged import require_unchanged
 from prefsweep.orchestrator.results import read_results
 from prefsweep.orchestrator.sharded import (
@@ -140,6 +140,7 @@ class Run:
             try:
                 yield
             except BaseException as error:
+                self._close()  # first: until its end a worker writes how its trial stands
                 if self.control.lost is not None:
                     raise self.control.lost from None
                 interrupted = isinstance(error, KeyboardInterrupt)
@@ -147,8 +148,7 @@ class Run:
                     self._mark_interrupted()
                 self._record(Status.INTERRUPTED if interrupted else Status.FAILED)
                 raise
-            finally:
-                self._close()
+            self._close()
             self._record(Status.SUCCEEDED)
 
     def until_whole(self, steps: Callable[["Run"], None]) -> None:
@@ -319,7 +319,7 @@ class Run:
 
     def _mark_interrupted(self) -> None:
         for trial in self.sweep.trials:
-            if trial_status(self.sweep, trial).status == Status.RUNNING:
+            if read_status_field(read_document(self.sweep, trial)) == Status.RUNNING:
                 mark(self.sweep, trial, Status.INTERRUPTED)
 
     def _unfinished(self) -> tuple[list[Trial], list[Trial]]:

@@ -27,7 +27,8 @@ ENDED = (Status.SUCCEEDED, Status.FAILED, Status.INTERRUPTED)
 
 
 class TrialWatch:
-    """Watches trials for the length of a `with` block."""
+    """Watches trials for the length of a `with` block; one that is interrupted is left at once,
+    with what W&B has by then."""
 
     def __init__(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         self._sweep, self._open = sweep, list(trials)
@@ -46,8 +47,10 @@ class TrialWatch:
         self._thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._stop.set()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            return  # a dead server, or storage that fails, would hold it up
         self._thread.join()
         self._poll()
         if self._mirror.mode != "disabled":

@@ -167,6 +167,31 @@ def test_lines_that_a_trial_writes_again_after_a_checkpoint_are_mirrored_once(
     assert [row["train/global_step"] for row in fake.rows if "train/loss" in row] == [1, 2, 3, 4, 5]
 
 
+def test_an_interrupted_watch_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for W&B's server nor for a look at the storage that hangs."""
+    looked, go = threading.Event(), threading.Event()
+
+    def hang(watch: TrialWatch) -> None:
+        looked.set()
+        go.wait(60)
+
+    def never(*_: object) -> None:
+        raise AssertionError("nobody has a minute for W&B now")
+
+    monkeypatch.setattr("prefsweep.orchestrator.watching.watch.INTERVAL_S", 0.0)
+    monkeypatch.setattr(TrialWatch, "_poll", hang)
+    monkeypatch.setattr(WandbMirror, "finish", never)
+    sweep = small_sweep(tmp_path, "tracking.wandb.mode=offline")
+    with pytest.raises(KeyboardInterrupt), TrialWatch(sweep, sweep.trials) as watch:
+        assert looked.wait(60)
+        raise KeyboardInterrupt
+    assert watch._thread.is_alive()
+    go.set()
+    watch._thread.join()
+
+
 # --- when it does nothing ------------------------------------------------------------------------
 
 

@@ -1,0 +1,35 @@
+"""How a run is recorded that does not come to its end (no Ray)."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from prefsweep.orchestrator.pipeline import Run
+from prefsweep.orchestrator.recovery.trial_log import TrialLog
+from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.watching.status import trial_status
+from prefsweep.sweeps.records import Status
+from tests.integration.small import small_sweep
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return small_sweep(tmp_path)
+
+
+def test_what_a_worker_writes_until_it_is_ended_is_not_the_last_word(sweep: Sweep) -> None:
+    """A second Ctrl-C ends workers in the middle of a step."""
+    running, pending = sweep.trials
+
+    def close() -> None:
+        TrialLog(sweep, running).report({"step": 7.0})
+
+    run = Run(sweep, lambda: SimpleNamespace(close=close), "report")  # pyright: ignore
+    with pytest.raises(KeyboardInterrupt), run.recorded():
+        run._cluster_for("finishing")
+        TrialLog(sweep, running).begin(0)
+        raise KeyboardInterrupt
+    assert trial_status(sweep, running).status == Status.INTERRUPTED
+    assert trial_status(sweep, running).step == 7
+    assert trial_status(sweep, pending).status == Status.PENDING

@@ -40,6 +40,9 @@ class Searchable(Protocol):
     def name(self) -> str: ...
 
     @property
+    def sweep(self) -> Sweep: ...
+
+    @property
     def loads(self) -> str:
         """The field that names what `load` loads, with its value."""
         ...
@@ -53,9 +56,6 @@ class Searchable(Protocol):
 
 class ShardStage(Searchable, Protocol):
     """Something workers do for every shard."""
-
-    @property
-    def sweep(self) -> Sweep: ...
 
     def shard_path(self, index: int) -> str: ...
 

@@ -199,11 +199,11 @@ class Store:
 
     def delete_abandoned(self) -> int:
         """Delete what killed processes of this machine left half-made; returns how many things."""
-        return delete_abandoned(self._scratch_parent()) + delete_abandoned(download_cache())
+        return sum(map(delete_abandoned, self._scratch_places()))
 
     def scratch_owners(self) -> set[int]:
-        """Process ids of this machine that have something half-made in the store."""
-        return owners(self._scratch_parent())
+        """Process ids of this machine that have something half-made."""
+        return set().union(*map(owners, self._scratch_places()))
 
     def publish(self, path: str, folder: Path, manifest: Manifest) -> None:
         """Make `folder` and all below it the artefact at `path`; nothing if that is done."""
@@ -255,10 +255,7 @@ class Store:
         raise AssertionError("_condemn raises")
 
     def publish_shards(self, path: str, shards: list[str], manifest: Manifest) -> None:
-        """Finish a sharded artefact: one manifest over all its shards; nothing if that is done.
-
-        Raises DamagedError if a shard is gone or damaged.
-        """
+        """One manifest over all shards, unless it is there. Raises DamagedError if one is gone."""
         if self.manifest(path) is not None:
             return
         files: dict[str, FileEntry] = {}
@@ -395,6 +392,9 @@ class Store:
     def _scratch_parent(self) -> Path:
         """Where things are made: on the store's own disk where it has one."""
         return Path(self._full("tmp")) if self.is_local else scratch_home()
+
+    def _scratch_places(self) -> set[Path]:
+        return {self._scratch_parent(), scratch_home(), download_cache()}
 
     def _full(self, path: str) -> str:
         return inside(self._root, path)

@@ -9,7 +9,6 @@ unfinished is launched again, as long as launches get further.
 import logging
 import pickle
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from prefsweep.orchestrator.recovery.trial_log import (
     read_document,
     read_status_field,
 )
+from prefsweep.orchestrator.storage.scratch import scratch_folder, scratch_home
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.trials import Place, run_trial
 from prefsweep.sweeps.errors import NodeError
@@ -124,6 +124,7 @@ def _launch(
             members.check()
         hide_gpus_of_others()
         set_up_worker(resources.threads_per_worker)
+        sweep.store.delete_abandoned()
         trial_id = config["trial_id"]
         run_trial(kept, by_id[trial_id], Place(gpus[trial_id], is_worker=True))
         return {"ended": 1}
@@ -136,14 +137,14 @@ def _launch(
         places: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
         return tune.PlacementGroupFactory(bundles, **places)
 
-    with tempfile.TemporaryDirectory(prefix="prefsweep-tune-") as folder:
+    with scratch_folder(scratch_home()) as folder:
         tuner = tune.Tuner(
             tune.with_resources(trainable, bundle),
             param_space={"trial_id": tune.grid_search(list(by_id))},
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
                 name=sweep.spec.name,
-                storage_path=folder,
+                storage_path=str(folder),
                 verbose=0,
                 # run_trial gives up first, and says why
                 failure_config=tune.FailureConfig(max_failures=retries.max_attempts + 1),

@@ -4,7 +4,6 @@ Two, because an optimizer has its state only after the first. Knows nothing of c
 a GPU are made of it in `orchestrator/machines/placement.py`.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +37,12 @@ def probe_gpu(
     load: "Callable[[], PreTrainedModel]",
     tokenizer: "PreTrainedTokenizerBase",
     pairs: Sequence[TokenizedPair],
+    folder: Path,
 ) -> GpuMemory:
     """Train what `load` puts on this process's GPU for two steps on the longest pairs.
 
-    Where the model or its training does not fit at all, the peak is the whole card.
+    `folder` is for what the trainer writes. Where the model or its training does not fit at all,
+    the peak is the whole card.
     """
     import torch
 
@@ -52,16 +53,15 @@ def probe_gpu(
     torch.cuda.reset_peak_memory_stats()
     short = spec.model_copy(update={"max_steps": STEPS, "save_steps": None, "logging_steps": 1})
     largest = largest_batches(pairs, spec, STEPS)
-    with tempfile.TemporaryDirectory(prefix="prefsweep-probe-") as folder:
-        output = Path(folder) / "weights"
-        try:
-            train(trial, short, load(), tokenizer, largest, output, Hooks(lambda record: None))
-        except TrialError:  # the numbers diverge; what its steps took is the same
-            pass
-        except (OutOfMemory, RuntimeError, MemoryError) as error:
-            if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
-                raise
-            return GpuMemory(total, free, total)
+    hooks = Hooks(lambda record: None)
+    try:
+        train(trial, short, load(), tokenizer, largest, folder / "weights", hooks)
+    except TrialError:  # the numbers diverge; what its steps took is the same
+        pass
+    except (OutOfMemory, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+            raise
+        return GpuMemory(total, free, total)
     left, _ = torch.cuda.mem_get_info()
     context = max(0, free - left - torch.cuda.memory_reserved())
     return GpuMemory(torch.cuda.max_memory_reserved() + context, free, total)

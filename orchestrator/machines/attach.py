@@ -9,14 +9,13 @@ import logging
 import os
 import re
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from prefsweep.orchestrator.machines.parcel import make_parcel
+from prefsweep.orchestrator.storage.scratch import scratch_folder, scratch_home
 from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.spec import SweepSpec
 
@@ -63,9 +62,9 @@ def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
     threads = 1 if spec is None else spec.resources.threads_per_worker
     environment = worker_environment(threads, os.environ)
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours takes the place of its
-    with tempfile.TemporaryDirectory(prefix="prefsweep-parcel-") as folder:
-        make_parcel(Path(folder), spec)
-        runtime_env = {"env_vars": environment, "working_dir": folder}
+    with scratch_folder(scratch_home()) as folder:
+        make_parcel(folder, spec)
+        runtime_env = {"env_vars": environment, "working_dir": str(folder)}
         return _init(address, runtime_env, {})
 
 

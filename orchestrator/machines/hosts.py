@@ -189,6 +189,7 @@ class _HostActor:
     def run_task(self, task: Task) -> None:
         """Run a task."""
         self._set_up()
+        task.sweep.store.delete_abandoned()
         task.run()
 
     def run_shard(self, stage: ShardStage, index: int) -> None:
@@ -210,6 +211,7 @@ class _HostActor:
         self._set_up()
         if self._stage != stage.name:
             self.forget()
+            stage.sweep.store.delete_abandoned()
             self._worker, self._stage = stage.load(), stage.name
 
     def _set_up(self) -> None:

@@ -56,7 +56,9 @@ class ProbeTrial:
         else:
             kept = Kept(self.sweep)
             training = self.sweep.spec.training
-            found = probe_gpu(self.trial, training, kept.policy, kept.tokenizer, kept.pairs)
+            models = (kept.policy, kept.tokenizer)
+            with self.sweep.store.staging() as folder:
+                found = probe_gpu(self.trial, training, *models, kept.pairs, folder)
         self.sweep.store.write_json(self.path, asdict(found))
 
     def found(self) -> GpuMemory:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from prefsweep.orchestrator.machines.attach import TOKEN_REMEDY, worker_environm
 from prefsweep.orchestrator.machines.inputs import absent_inputs, copy, local_inputs, with_inputs
 from prefsweep.orchestrator.machines.job import Job
 from prefsweep.orchestrator.machines.parcel import make_parcel
+from prefsweep.orchestrator.storage.scratch import scratch_folder, scratch_home
 from prefsweep.sweeps.errors import ClusterError, UsageError
 from prefsweep.sweeps.spec import SweepSpec
 
@@ -47,14 +47,13 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
     _look_for_inputs(spec)
     command = ["python", "-m", "prefsweep.orchestrator.cli", "run", SPEC_FILE]
     command += ["--storage", storage, *arguments]
-    with tempfile.TemporaryDirectory(prefix="prefsweep-job-") as name:
-        folder = Path(name)
+    with scratch_folder(scratch_home()) as folder:
         make_parcel(folder, spec)
         (folder / SPEC_FILE).write_text(_sent_spec(spec, folder), encoding="utf-8")
         settings = worker_environment(spec.resources.threads_per_worker, os.environ)
         settings[COMMAND_VARIABLE] = typed_command(sys.argv, os.environ)
         client = _client(address)
-        runtime_env = {"working_dir": name, "env_vars": settings}
+        runtime_env = {"working_dir": str(folder), "env_vars": settings}
         from ray.exceptions import RayError
 
         try:

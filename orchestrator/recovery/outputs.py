@@ -7,13 +7,13 @@ Ray) it is what is logged, since prints are on the user's terminal already.
 import io
 import logging
 import sys
-import tempfile
 import threading
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TextIO
 
+from prefsweep.orchestrator.storage.scratch import scratch_folder, scratch_home
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.sweeps.errors import StoreError
 
@@ -38,8 +38,8 @@ class TrialOutput:
 
     def __enter__(self) -> "TrialOutput":
         if not self._store.is_local:
-            folder = self._exit.enter_context(tempfile.TemporaryDirectory())
-            self._file = Path(folder) / LOG_NAME
+            folder = self._exit.enter_context(scratch_folder(scratch_home()))
+            self._file = folder / LOG_NAME
             with suppress(StoreError):
                 self._file.write_bytes(self._store.read(self._stored) or b"")
         self._handler = _handler(self._file)

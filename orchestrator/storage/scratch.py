@@ -1,7 +1,8 @@
 """Names of temporary files and folders that say whose they are, and their removal afterwards.
 
-What a killed process leaves behind is deleted by the next run on the same machine. What belongs to
-another machine is left alone: nobody here can know whether its process lives.
+What a killed process leaves behind is deleted by the next run, or the next worker of one, on the
+same machine. What belongs to another machine is left alone: nobody here can know whether its
+process lives.
 """
 
 import os

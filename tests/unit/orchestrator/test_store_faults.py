@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -19,10 +20,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs
 
 from prefsweep.orchestrator import trials
+from prefsweep.orchestrator.machines import hosts
+from prefsweep.orchestrator.machines.hosts import _HostActor
 from prefsweep.orchestrator.recovery.checkpoints import newest_checkpoint
+from prefsweep.orchestrator.recovery.outputs import TrialOutput
 from prefsweep.orchestrator.storage import attempts
 from prefsweep.orchestrator.storage.downloads import download_cache
-from prefsweep.orchestrator.storage.scratch import scratch_name
+from prefsweep.orchestrator.storage.scratch import is_in_use, scratch_home, scratch_name
 from prefsweep.orchestrator.store import ASIDE, MANIFEST, Store, new_manifest
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 from tests.integration.small import small_sweep
@@ -302,18 +306,61 @@ def test_publishers_at_once_leave_one_whole_artefact(local: Store) -> None:
     assert local.names("tmp") == []
 
 
-def test_only_what_the_surely_dead_left_is_deleted(local: Store) -> None:
+def dead_name() -> str:
+    """A scratch name of a process that has ended."""
     module = "prefsweep.orchestrator.storage.scratch"
     code = f"from {module} import scratch_name; print(scratch_name(), flush=True)"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    mine, elsewhere = scratch_name(), "abcdef01-1-5-00000000"
+    return dead.stdout.strip()
+
+
+@pytest.mark.parametrize("where", ["in the store", "on this machine"])
+def test_only_what_the_surely_dead_left_is_deleted(
+    where: str, local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    dead, mine, elsewhere = dead_name(), scratch_name(), "abcdef01-1-5-00000000"
     reused = scratch_name().split("-")
     reused[2] = "1"  # the number of this process, which another one had before it
-    folder = Path(local.display("tmp"))
-    for name in (dead.stdout.strip(), mine, elsewhere, "tmpq3x", "-".join(reused)):
+    folder = Path(local.display("tmp")) if where == "in the store" else scratch_home()
+    for name in (dead, mine, elsewhere, "tmpq3x", "-".join(reused)):
         (folder / name).mkdir(parents=True)
         (folder / name / "file").touch()
-    (folder / f"{dead.stdout.strip()}-").touch()
+    (folder / f"{dead}-").touch()
     assert local.delete_abandoned() == 3
-    assert local.names("tmp") == sorted([mine, elsewhere, "tmpq3x"])
+    assert sorted(os.listdir(folder)) == sorted([mine, elsewhere, "tmpq3x"])
     assert local.scratch_owners() == {os.getpid()}
+
+
+def test_a_worker_deletes_what_one_that_was_killed_there_has_left(
+    local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver may be on another machine."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(hosts, "hide_gpus_of_others", lambda: None)
+    monkeypatch.setattr(hosts, "set_up_worker", lambda threads: None)
+    places = [Path(local.display("tmp")), scratch_home()]
+    sweep = SimpleNamespace(store=local)
+    works: list[Any] = [
+        lambda host: host.run_task(SimpleNamespace(sweep=sweep, run=lambda: None)),
+        lambda host: host._load(SimpleNamespace(sweep=sweep, name="scores", load=lambda: None)),
+    ]
+    for work in works:
+        for place in places:
+            (place / dead_name()).mkdir(parents=True)
+        work(_HostActor(1, None))
+        assert [list(place.iterdir()) for place in places] == [[], []]
+
+
+def test_what_a_trials_log_lies_in_meanwhile_says_whose_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    sweep = small_sweep(tmp_path / "store")
+    sweep.store.fs = fs.PyFileSystem(fs.FSSpecHandler(MemoryFileSystem()))
+    sweep.store.is_local = False
+    with TrialOutput(sweep, sweep.trials[0], prints=False) as output:
+        output.note("a line")
+        (folder,) = scratch_home().iterdir()
+        assert is_in_use(folder.name)
+    assert list((tmp_path / "temporary").rglob("*")) == [scratch_home()]

@@ -1,7 +1,9 @@
 """Launch after launch, with a launch that is told what happens in it (no Ray)."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +11,7 @@ from prefsweep.orchestrator import tuning
 from prefsweep.orchestrator.machines.membership import Members
 from prefsweep.orchestrator.recovery.stopping import request_stop
 from prefsweep.orchestrator.recovery.trial_log import TrialLog, read_document
+from prefsweep.orchestrator.storage.scratch import is_in_use, scratch_home
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.watching.status import trial_status
 from prefsweep.sweeps.records import Failure, Status
@@ -215,3 +218,24 @@ def test_a_share_is_doubled_up_to_a_whole_gpu(sweep: Sweep) -> None:
     assert tuning.shares(sweep, sweep.trials, 0.25) == {first.trial_id: 1.0, second.trial_id: 0.25}
     assert tuning.shares(sweep, sweep.trials, 2.0)[first.trial_id] == 2.0
     assert tuning.shares(sweep, sweep.trials, 0.0)[first.trial_id] == 0.0
+
+
+def test_what_tune_writes_lies_where_it_is_deleted_even_if_the_driver_is_killed(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import tune
+
+    folders: list[Path] = []
+
+    class Tuner:
+        def __init__(self, *_: object, run_config: tune.RunConfig, **__: object) -> None:
+            folders.append(Path(str(run_config.storage_path)))
+
+        def fit(self) -> SimpleNamespace:
+            assert is_in_use(folders[0].name)
+            return SimpleNamespace(errors=[])
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    assert tuning._launch(sweep, sweep.trials, 0, 0.0, None) == ""
+    assert folders[0].parent == scratch_home() and not folders[0].exists()

@@ -1,6 +1,7 @@
 """A probe trains on the pairs of the largest batches, and that they do not fit is an answer."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GpuMemory]:
+def on_a_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., GpuMemory]:
     """A card of 80 bytes of which 60 are free, and a training that ends as it is told."""
     monkeypatch.setattr(probe, "gpu_room", lambda: (60, 80))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
@@ -63,7 +64,7 @@ def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GpuMemory]:
         monkeypatch.setattr(train, "train", trained)
         trial = TrialSpec(loss_type="sigmoid", beta=0.1, learning_rate=1e-3)
         spec = TrainingSpec.model_validate({})
-        return probe_gpu(trial, spec, load, None, PAIRS)  # pyright: ignore[reportArgumentType]
+        return probe_gpu(trial, spec, load, None, PAIRS, tmp_path)  # pyright: ignore
 
     return run
 

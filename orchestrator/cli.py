@@ -257,7 +257,12 @@ def gc(
     storage: Storage = DEFAULT_STORAGE,
     yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
 ) -> None:
-    """Show what no sweep in the store refers to; delete it with --yes."""
+    """Show what no sweep in the store refers to; delete it with --yes.
+
+    Kept is all that the present specs of the sweeps refer to, what was measured of GPUs, what
+    living processes of this machine make, and, while any driver lives (one elsewhere: has renewed
+    its lease within a minute, by the storage's clock), what other machines have half-made.
+    """
     from prefsweep.orchestrator.storage.garbage import delete_garbage, find_garbage
     from prefsweep.orchestrator.store import Store
 

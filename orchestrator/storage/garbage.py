@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prefsweep.orchestrator.machines.inputs import input_paths
-from prefsweep.orchestrator.recovery.lease import read_holder
-from prefsweep.orchestrator.storage.scratch import is_abandoned, is_in_use
+from prefsweep.orchestrator.recovery.lease import LEASE, STALE_S, read_holder
+from prefsweep.orchestrator.storage.scratch import is_abandoned, is_in_use, scratch_name
 from prefsweep.orchestrator.store import ASIDE, Store
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
 from prefsweep.orchestrator.watching.status import open_sweep
@@ -33,7 +33,8 @@ def find_garbage(store: Store) -> list[Garbage]:
     if not any(store.names(folder) for folder in _FOLDERS):
         raise UsageError(f"--storage {store.uri}: there is no store to look through")
     sweeps = [_read(store, name) for name in store.names("sweeps")]
-    found = [*_unused(store, sweeps), *_leftovers(store)]
+    is_quiet = _is_quiet(store)
+    found = [*_unused(store, sweeps, is_quiet), *_leftovers(store, is_quiet)]
     return [Garbage(path, what, store.num_bytes(path)) for path, what in found]
 
 
@@ -56,10 +57,9 @@ def _read(store: Store, name: str) -> Sweep:
         ) from None
 
 
-def _unused(store: Store, sweeps: list[Sweep]) -> Iterator[tuple[str, str]]:
+def _unused(store: Store, sweeps: list[Sweep], is_quiet: bool) -> Iterator[tuple[str, str]]:
     """Artefacts, trials and evaluations."""
     used = {path for sweep in sweeps for path in _references(sweep)}
-    is_quiet = _is_quiet(store)
     for name in store.names("artifacts"):
         is_measurement = name.startswith("probe-")  # small, and of use to later sweeps
         is_being_looked_at = name.startswith("preflight-") and not is_quiet
@@ -85,17 +85,29 @@ def _references(sweep: Sweep) -> Iterator[str]:
         yield sweep.evaluation_path(trial.trial_id)
 
 
-def _leftovers(store: Store) -> Iterator[tuple[str, str]]:
+def _leftovers(store: Store, is_quiet: bool) -> Iterator[tuple[str, str]]:
     """Damaged things, and what processes left half-made: of other machines, if no driver lives."""
     for name in store.names(ASIDE):
         yield f"{ASIDE}/{name}", "damaged"
-    is_quiet = _is_quiet(store)
     for name in store.names("tmp"):
         if is_abandoned(name) or (is_quiet and not is_in_use(name)):
             yield f"tmp/{name}", "half-made"
 
 
 def _is_quiet(store: Store) -> bool:
-    """Whether no sweep of the store seems to be run now."""
-    holders = [read_holder(store, name) for name in store.names("sweeps")]
-    return all(holder is None or not holder.seems_alive for holder in holders)
+    """Whether no sweep of the store is run now.
+
+    A driver of another machine is judged by how long ago it renewed its lease, by the storage's
+    clock: those of machines differ. Where the storage tells no times, it is taken to live.
+    """
+    found = {store.sweep(name, LEASE): read_holder(store, name) for name in store.names("sweeps")}
+    living = {path: holder for path, holder in found.items() if holder and not holder.is_dead}
+    if any(holder.is_here for holder in living.values()):
+        return False
+    if not living:
+        return True
+    probe = store.scratch(scratch_name())
+    store.write(probe, b"")
+    now_ns, *renewed_ns = (changed_ns for _, changed_ns in store.stamps([probe, *living]))
+    store.delete(probe)
+    return all(changed_ns and now_ns - changed_ns > STALE_S * 1e9 for changed_ns in renewed_ns)

@@ -1,5 +1,7 @@
 """`prefsweep gc`: what no sweep refers to goes when asked for, and nothing else."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,26 @@ def test_what_is_being_made_stays(store: Store, tmp_path: Path) -> None:
     assert find_garbage(store) == []  # the other machine may be one of the live driver's workers
     lease.release()
     assert [item.path for item in find_garbage(store)] == [f"tmp/{elsewhere}"]
+
+
+@pytest.mark.parametrize("ahead_s", [-86_400.0, 0.0, 86_400.0])
+@pytest.mark.parametrize("silent_s", [5.0, 3600.0])
+def test_a_driver_elsewhere_lives_by_the_clock_of_the_storage(
+    store: Store, tmp_path: Path, silent_s: float, ahead_s: float
+) -> None:
+    """Whatever its own clock says, which its heartbeats are told by."""
+    make(small_sweep(tmp_path))
+    lease, half_made = Lease(store, "small"), "tmp/abcdef01-7-5-00000000"
+    lease.acquire()
+    path = store.sweep("small", "lease.json")
+    its_clock = {"machine": "abcdef01", "heartbeat": time.time() + ahead_s}
+    store.write_json(path, store.read_json(path) | its_clock)
+    file, now_s = Path(store.display(path)), time.time()
+    os.utime(file, (now_s - silent_s, now_s - silent_s))
+    store.write(f"{half_made}/file", b"x")
+    found = [] if silent_s < 60 else [half_made]
+    assert [item.path for item in find_garbage(store)] == found
+    assert store.names("tmp") == [half_made.removeprefix("tmp/")], "what tells the time is gone"
 
 
 def test_the_command_shows_and_deletes_only_when_told(

@@ -6,7 +6,7 @@ and tests. Both give the same results: no result depends on who computed it.
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -94,6 +94,7 @@ def attach(sweep: Sweep, address: str) -> "RayCluster":
             attached=ray,
             members=members_of(sweep),
             max_stall_s=sweep.spec.retries.max_stall_s,
+            should_stop=polled_stop(sweep.store, sweep.spec.name),
         )
     except BaseException:
         ray.shutdown()
@@ -150,6 +151,7 @@ class RayCluster:
         attached: "ModuleType | None" = None,
         members: Members | None = None,
         max_stall_s: float = RetriesSpec().max_stall_s,
+        should_stop: Callable[[], bool] = lambda: False,
         probe: type[ProbeTrial] = ProbeTrial,
     ) -> None:
         self._resources, self._probe, self._members = resources, probe, members
@@ -161,7 +163,7 @@ class RayCluster:
         self._demand = Demand(self._placement, told=attached is not None)
         try:
             with self._demand.of(list(STAGES_ON_WORKERS), 1):
-                self._placement.require(STAGES_ON_WORKERS)
+                self._placement.require(STAGES_ON_WORKERS, should_stop)
         except BaseException:  # who is refused has no cluster to close
             self.close()
             raise

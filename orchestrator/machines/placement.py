@@ -80,15 +80,19 @@ class Placement:
         """Workers with that GPU share that fit on the nodes side by side."""
         return sum(_fitting(node, self._resources.cpus_per_worker, gpus) for node in self.nodes)
 
-    def require(self, stages: Sequence[str]) -> None:
+    def require(
+        self, stages: Sequence[str], should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
         """Wait as long as the spec says for a cluster on which a worker of each stage fits.
 
-        Raises ClusterError with what was asked and what there is.
+        Raises ClusterError with what was asked and what there is. Returns early if it should stop.
         """
         deadline = time.monotonic() + self._resources.wait_for_nodes_s
         told = False
         while problems := self.problems(stages):
             problem = "; ".join(problems[0])
+            if should_stop():
+                return
             if time.monotonic() >= deadline:
                 waited = self._resources.wait_for_nodes_s
                 after = f" after waiting {waited:g} s" if waited else ""

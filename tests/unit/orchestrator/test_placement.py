@@ -77,3 +77,14 @@ def test_an_autoscaler_is_given_the_stated_time(monkeypatch: pytest.MonkeyPatch)
     )
     patient.require(["trials"])
     assert patient.num_cpus == 2
+
+
+def test_a_stop_ends_the_wait_for_nodes() -> None:
+    looks: list[int] = []
+
+    def should_stop() -> bool:
+        looks.append(1)
+        return len(looks) == 2
+
+    on(NodeSize(cpus=2), cpus_per_worker=4, wait_for_nodes_s=1e6).require(["trials"], should_stop)
+    assert len(looks) == 2

@@ -57,8 +57,6 @@ class Searchable(Protocol):
 class ShardStage(Searchable, Protocol):
     """Something workers do for every shard."""
 
-    def shard_path(self, index: int) -> str: ...
-
     @property
     def record_type(self) -> type: ...
 
@@ -70,9 +68,6 @@ class Generate:
     sweep: Sweep
     name: str = "completions"
     record_type: type = Completion
-
-    def shard_path(self, index: int) -> str:
-        return self.sweep.store.shard("completions", self.sweep.fingerprints.completions, index)
 
     @property
     def loads(self) -> str:
@@ -111,9 +106,6 @@ class Score:
     name: str = "scores"
     record_type: type = ScoredCompletion
 
-    def shard_path(self, index: int) -> str:
-        return self.sweep.store.shard("scores", self.sweep.fingerprints.scores, index)
-
     @property
     def loads(self) -> str:
         return reward_named(self.sweep)
@@ -137,7 +129,7 @@ class Score:
 
     def _completions(self, index: int) -> list[Completion]:
         with self.sweep.store.staging() as folder:
-            local = self.sweep.store.fetch_shard(Generate(self.sweep).shard_path(index), folder)
+            local = self.sweep.store.fetch_shard(self.sweep.shard("completions", index), folder)
             return tables.read_records(Completion, [local])
 
 
@@ -148,9 +140,6 @@ class Reference:
     sweep: Sweep
     name: str = "reference"
     record_type: type = TokenizedPair
-
-    def shard_path(self, index: int) -> str:
-        return self.sweep.store.shard("reference", self.sweep.fingerprints.reference, index)
 
     @property
     def loads(self) -> str:
@@ -223,8 +212,8 @@ def run_shard(stage: ShardStage, worker: Any, index: int) -> None:
 
 def is_missing(stage: ShardStage, index: int) -> bool:
     """Whether a shard of a stage is still to be made."""
-    store = stage.sweep.store
-    return store.shard_manifest(stage.shard_path(index)) is None and not is_published(stage)
+    manifest = stage.sweep.store.shard_manifest(stage.sweep.shard(stage.name, index))
+    return manifest is None and not is_published(stage)
 
 
 def is_published(stage: ShardStage) -> bool:
@@ -261,7 +250,7 @@ def finish_shards(
     """
     if is_published(stage):
         return
-    paths = [stage.shard_path(index) for index in range(num)]
+    paths = [sweep.shard(stage.name, index) for index in range(num)]
     rows = sum(sweep.store.finished_shard(path).rows for path in paths)
     left_out = sweep.inputs.quarantined.get(stage.name, ())
     if left_out:
@@ -289,4 +278,4 @@ def publish_shard(
         tables.write_records(records, record_type, file)
         fingerprint = getattr(sweep.fingerprints, stage.name)
         manifest = new_manifest(fingerprint, len(records), time.monotonic() - started)
-        sweep.store.publish_shard(stage.shard_path(index), file, manifest)
+        sweep.store.publish_shard(sweep.shard(stage.name, index), file, manifest)

@@ -83,6 +83,10 @@ class Sweep:
         """Path of a stage's artefact in the store."""
         return self.store.artifact(stage, getattr(self.fingerprints, stage))
 
+    def shard(self, stage: str, index: int) -> str:
+        """Path of one shard of a sharded stage."""
+        return self.store.shard(stage, getattr(self.fingerprints, stage), index)
+
     def evaluation_path(self, trial_id: str) -> str:
         """Path of an evaluation, the untrained policy's included."""
         fingerprint = self.fingerprints.evaluation(trial_id)

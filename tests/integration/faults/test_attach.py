@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from prefsweep.orchestrator.sharded import Generate, Score
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.watching.status import open_sweep
 
@@ -39,7 +38,9 @@ def users_folder(folder: Path) -> list[str]:
 def nodes_of(sweep: Sweep) -> set[str]:
     """Ids of the nodes on which shards and trials of a sweep were made."""
     store = sweep.store
-    shards = [stage(sweep).shard_path(index) for stage in (Generate, Score) for index in range(4)]
+    shards = [
+        sweep.shard(stage, index) for stage in ("completions", "scores") for index in range(4)
+    ]
     made = [store.shard_manifest(path) for path in shards]
     made += [store.manifest(store.trial(trial.trial_id, "weights")) for trial in sweep.trials]
     return {manifest.environment["node"] for manifest in made if manifest is not None}

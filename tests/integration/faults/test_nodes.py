@@ -97,7 +97,7 @@ def made_on(storage: Path) -> list[str]:
     sweep = open_sweep("small", str(storage))
     stage = Generate(sweep)
     made = [index for index in range(NUM_SHARDS) if not is_missing(stage, index)]
-    manifests = [sweep.store.shard_manifest(stage.shard_path(index)) for index in made]
+    manifests = [sweep.store.shard_manifest(sweep.shard(stage.name, index)) for index in made]
     return [manifest.environment["node"] for manifest in manifests if manifest is not None]
 
 

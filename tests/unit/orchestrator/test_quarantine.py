@@ -185,15 +185,19 @@ def test_finished_shards_are_taken_over(sweep: Sweep, tmp_path: Path) -> None:
     for stage in (Generate(sweep), Score(sweep)):
         for index in (0, 3):
             file.write_text(f"{stage.name} {index}")
-            sweep.store.publish_shard(stage.shard_path(index), file, new_manifest("f", 1, 0.0))
+            sweep.store.publish_shard(
+                sweep.shard(stage.name, index), file, new_manifest("f", 1, 0.0)
+            )
     after = quarantine(sweep, {"completions": ["p"]})
     after = quarantine(after, {"completions": ["o"], "scores": ["q"]})
     assert after.inputs.quarantined == {"completions": ["o", "p"], "scores": ["q"]}
     assert num_quarantined(after) == 3
     for stage in (Generate(after), Score(after)):
-        there = [sweep.store.shard_manifest(stage.shard_path(i)) is not None for i in range(4)]
+        there = [
+            sweep.store.shard_manifest(after.shard(stage.name, i)) is not None for i in range(4)
+        ]
         assert there == [True, False, False, True]
-        folder = sweep.store.fetch_shard(stage.shard_path(3), tmp_path)
+        folder = sweep.store.fetch_shard(after.shard(stage.name, 3), tmp_path)
         assert folder.read_text() == f"{stage.name} 3"
 
 

@@ -45,7 +45,7 @@ def test_no_shard_of_a_stage_that_another_run_has_finished_is_made(sweep: Sweep)
     stage = Told(sweep)
     run_shard(stage, None, 0)
     finish_shards(stage, sweep, 1, 0.0)
-    sweep.store.delete(f"{stage.shard_path(0)}.json")
+    sweep.store.delete(f"{sweep.shard(stage.name, 0)}.json")
     run_shard(Told(sweep, may_work=False), None, 0)
 
 
@@ -58,6 +58,7 @@ def test_a_stage_is_finished_once_and_only_with_all_its_shards(sweep: Sweep) -> 
     finish_shards(stage, sweep, 2, 1.0)
     before = sweep.store.manifest(sweep.path("completions"))
     assert before is not None and before.rows == 2
+    sweep.store.delete(f"{sweep.shard(stage.name, 0)}.json")
     finish_shards(stage, sweep, 2, 2.0)
     assert sweep.store.manifest(sweep.path("completions")) == before
 
@@ -75,5 +76,5 @@ def test_a_shard_made_by_two_at_once_is_that_of_the_first(
     monkeypatch.setattr(sharded, "publish_shard", late)
     run_shard(stage, None, 0)
     with sweep.store.staging() as folder:
-        local = sweep.store.fetch_shard(stage.shard_path(0), folder)
+        local = sweep.store.fetch_shard(sweep.shard(stage.name, 0), folder)
         assert sharded.tables.read_records(Completion, [local]) == other

@@ -30,6 +30,8 @@ class Presence:
         now_s = time.monotonic()
         if now_s - self._looked_s < LOOK_S:
             return
+        if now_s - self._looked_s >= self._patience_s:  # nobody looked: it may be gone just now
+            self._seen_s = now_s
         self._looked_s = now_s
         if any(node.cpus for node in self._look()):
             self._seen_s = now_s

@@ -27,6 +27,7 @@ def test_a_cluster_that_has_no_node_for_too_long_is_given_up(
     nodes[:] = [NodeSize(0.0), NodeSize(1.0)]  # another one has come
     after(9.0)
     nodes.clear()
+    after(3600.0)  # other work, in which nobody looked
     after(9.0)
     assert presence.lost is None
     with pytest.raises(StageError, match="for 12 s Ray has had no node"):

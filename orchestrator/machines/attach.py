@@ -16,7 +16,7 @@ from typing import Any
 
 from prefsweep.orchestrator.machines.parcel import make_parcel
 from prefsweep.orchestrator.storage.scratch import scratch_folder, scratch_home
-from prefsweep.sweeps.errors import ClusterError
+from prefsweep.sweeps.errors import ClusterError, StageError
 from prefsweep.sweeps.spec import SweepSpec
 
 WORKER_ENV = {
@@ -126,6 +126,11 @@ def _init(
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(_explained(address, str(error))) from None
+    except Exception as error:  # Ray's own, where a process of it ends while it starts
+        raise StageError(
+            f"{_explained(address, str(error))} Look what ended it (`dmesg` says what the kernel "
+            "killed), and run the same command again"
+        ) from None
     return ray
 
 

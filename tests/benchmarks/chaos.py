@@ -1,9 +1,10 @@
 """A soak: a small sweep on Ray whose driver and workers are killed at random until it is done.
 
 Every few seconds a random process of the run is killed with SIGKILL: a worker, the driver, or the
-raylet, and with it the node. Where that ends the driver, the same command is started again. A seed
-decides when and whom, as far as the machine lets it. In the end weights and table must be those of
-an undisturbed run, and nothing half-published may be left.
+raylet, and with it the node. Where that ends the driver, or makes it give up a stage or a trial
+whose workers died too often, the same command is started again. A seed decides when and whom, as
+far as the machine lets it. In the end weights and table must be those of an undisturbed run, and
+nothing half-published may be left.
 """
 
 import random
@@ -32,10 +33,8 @@ MAX_SECONDS = 900.0
 """Of one seed."""
 PAUSE_S = (0.5, 6.0)
 """Between two kills."""
-DRIVER_SHARE = 0.3
-"""Of the kills that hit the driver, where there is a worker to hit as well."""
-NODE_SHARE = 0.1
-"""Of the kills that hit the only node: the driver has to see it and end."""
+SHARES = {"worker": 0.6, "driver": 0.3, "node": 0.1}
+"""Of the kills. A worker is waited for; a driver without its only node has to see that and end."""
 
 
 def run(folder: Path, num_seeds: int = NUM_SEEDS, first_seed: int = 0) -> list[dict[str, Any]]:
@@ -52,18 +51,22 @@ def run(folder: Path, num_seeds: int = NUM_SEEDS, first_seed: int = 0) -> list[d
 def soak(storage: Path, seed: int, undisturbed: Sweep) -> dict[str, Any]:
     """Run one sweep to its end under fire."""
     choose, started_s = random.Random(seed), time.monotonic()
-    kills = {"driver": 0, "worker": 0, "node": 0}
+    kills, kind = dict.fromkeys(SHARES, 0), _kind(choose)
     num_starts, attempt = 1, Run(storage, *words())
     next_kill_s = started_s + choose.uniform(*PAUSE_S)
     try:
-        while (code := attempt.process.poll()) is None or code < 0 or _lost_its_node(attempt):
+        while (code := attempt.process.poll()) is None or code < 0 or _gave_up(attempt):
             if time.monotonic() - started_s > MAX_SECONDS:
                 raise AssertionError(f"seed {seed} is not done after {MAX_SECONDS:.0f} s: {kills}")
             if code is not None:
                 attempt.clean_up()
                 num_starts, attempt = num_starts + 1, Run(storage, *words())
-            elif time.monotonic() >= next_kill_s and sum(kills.values()) < MAX_KILLS:
-                kills[_kill_one(attempt, choose)] += 1
+            elif (
+                sum(kills.values()) < MAX_KILLS
+                and time.monotonic() >= next_kill_s
+                and _kill(attempt, kind, choose)
+            ):
+                kills[kind], kind = kills[kind] + 1, _kind(choose)
                 next_kill_s = time.monotonic() + choose.uniform(*PAUSE_S)
             time.sleep(0.05)
         assert code == 0, f"seed {seed} ended with {code}: {attempt.output}"
@@ -82,25 +85,37 @@ def soak(storage: Path, seed: int, undisturbed: Sweep) -> dict[str, Any]:
     }
 
 
-def _kill_one(attempt: Run, choose: random.Random) -> str:
-    """Kill the driver, its node or one of its busy Ray workers; returns which of them."""
-    workers = [child for child in attempt.children("ray::") if _is_busy(child)]
-    raylets, roll = attempt.children("raylet/raylet"), choose.random()
-    if raylets and roll < NODE_SHARE:
-        victim, kind = raylets[0], "node"
-    elif workers and roll >= NODE_SHARE + DRIVER_SHARE:
-        victim, kind = choose.choice(sorted(workers, key=lambda child: child.pid)), "worker"
-    else:
-        victim, kind = psutil.Process(attempt.process.pid), "driver"
+def _kind(choose: random.Random) -> str:
+    """Whom the next kill hits."""
+    return choose.choices(list(SHARES), list(SHARES.values()))[0]
+
+
+def _kill(attempt: Run, kind: str, choose: random.Random) -> bool:
+    """Kill the driver, its node or one of its busy Ray workers; False if none is there yet."""
+    match kind:
+        case "driver":
+            victims = [psutil.Process(attempt.process.pid)]
+        case "node":
+            victims = attempt.children("raylet/raylet")
+        case _:
+            victims = [child for child in attempt.children("ray::") if _is_busy(child)]
+    if not victims:
+        return False
     with suppress(psutil.NoSuchProcess):  # it may just have ended by itself
-        victim.kill()
-    return kind
+        choose.choice(sorted(victims, key=lambda victim: victim.pid)).kill()
+    return True
 
 
-def _lost_its_node(attempt: Run) -> bool:
+def _gave_up(attempt: Run) -> bool:
     """Told by us, or by Ray where that ends the process first."""
-    messages = ("Ray has had no node to work on", "Raylet is terminated")
-    return attempt.process.returncode == 1 and any(text in attempt.output for text in messages)
+    texts = (
+        "Ray has had no node to work on",
+        "The current node timed out during startup",
+        "Raylet is terminated",
+        "it ended 3 workers",
+        "trials have not succeeded",
+    )
+    return attempt.process.returncode == 1 and any(text in attempt.output for text in texts)
 
 
 def _is_busy(worker: psutil.Process) -> bool:

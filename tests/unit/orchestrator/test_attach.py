@@ -13,7 +13,7 @@ import pytest
 
 from prefsweep.orchestrator.machines import membership
 from prefsweep.orchestrator.machines import nodes as looking
-from prefsweep.orchestrator.machines.attach import attach_ray, worker_environment
+from prefsweep.orchestrator.machines.attach import attach_ray, start_ray, worker_environment
 from prefsweep.orchestrator.machines.inputs import (
     local_inputs,
     store_inputs,
@@ -32,7 +32,7 @@ from prefsweep.orchestrator.machines.parcel import make_parcel
 from prefsweep.orchestrator.recovery.control import Control
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import resolve
-from prefsweep.sweeps.errors import ClusterError, NodeError
+from prefsweep.sweeps.errors import ClusterError, NodeError, StageError
 from prefsweep.sweeps.load import load_spec
 from tests.integration.small import small_sweep
 
@@ -208,6 +208,15 @@ def test_a_package_without_an_init_travels_too(
     make_parcel(tmp_path / "parcel", load_spec("quickstart", [reward]))
     sent = {path.name for path in (tmp_path / "parcel" / "bare").glob("*.py")}
     assert sent == {"words.py", "rewards.py"}
+
+
+def test_a_ray_whose_process_ends_while_it_starts_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(StageError, match=r"Ray at this machine: .* timed out .*same command again"):
+        start_ray(1, 2)
 
 
 def test_an_address_where_nothing_answers_is_told_before_ray_tries_for_minutes() -> None:

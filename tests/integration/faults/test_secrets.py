@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -45,14 +44,14 @@ def test_no_secret_is_in_the_store_ray_s_files_tune_s_or_wandb_s(
     ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def kept_folder(**words: object) -> Iterator[str]:
+    def kept_folder(parent: Path) -> Iterator[Path]:
         folder = tmp_path / "tune"
         folder.mkdir(exist_ok=True)
-        yield str(folder)
+        yield folder
 
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tuning, "tempfile", SimpleNamespace(TemporaryDirectory=kept_folder))
+    monkeypatch.setattr(tuning, "scratch_folder", kept_folder)
     sweep = small_sweep(
         tmp_path / "store",
         "tracking.wandb.mode=offline",

@@ -15,9 +15,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from prefsweep.orchestrator.hints import DEFAULT_STORAGE
 from prefsweep.orchestrator.machines.submit_command import submit
 from prefsweep.orchestrator.options import (
-    DEFAULT_STORAGE,
     Address,
     Inline,
     Json,

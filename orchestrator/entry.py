@@ -8,9 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from prefsweep.orchestrator.machines.inputs import input_identity, named_input
 from prefsweep.orchestrator.sharded import Generate, finish_shards, publish_shard
 from prefsweep.orchestrator.stages import MakePrompts, Task, publish_records, read_records
 from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.records import Completion, PreferencePair, Prompt, ScoredCompletion
 from prefsweep.sweeps.spec import EntrySpec, FirstTokens
 
@@ -48,6 +50,9 @@ class EnterData:
         from prefsweep.workers import entry as reader
 
         started, sweep, entry = time.monotonic(), self.sweep, _entry_of(self.sweep)
+        if input_identity(sweep.spec, "entry") != sweep.inputs.entry:  # while the run waited
+            named = named_input(sweep.spec, "entry")
+            raise DataError(f"{named}: it has changed; run the sweep's own spec again")
         records: list[Any]
         chat = sweep.spec.policy.chat is not None
         match entry.stage:

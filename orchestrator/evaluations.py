@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefsweep.orchestrator.kept import Kept
+from prefsweep.orchestrator.machines.inputs import named_input
 from prefsweep.orchestrator.sharded import reward_named
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
@@ -46,7 +47,7 @@ class EvaluateUntrained:
     def loads(self) -> str:
         """The models that it runs."""
         scored_by = "" if self.sweep.spec.reward is None else f" and {reward_named(self.sweep)}"
-        return f"policy.model={self.sweep.spec.policy.model}{scored_by}"
+        return f"{named_input(self.sweep.spec, 'policy')}{scored_by}"
 
     def load(self) -> tuple[Any, ...]:
         """What a worker needs to try some of them: what is kept, then its models."""

@@ -1,17 +1,19 @@
-"""Arguments and options that several commands have, and which of them exclude each other."""
+"""What several commands have: arguments, options and which exclude each other, an exit code."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefsweep.orchestrator.hints import DEFAULT_STORAGE as DEFAULT_STORAGE
 from prefsweep.orchestrator.hints import STORAGE_VARIABLE
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.records import Stage
 
 if TYPE_CHECKING:
     from prefsweep.orchestrator.pipeline import Errored
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM; typer turns a KeyboardInterrupt into it."""
 
 Spec = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped sweep.")]
 Overrides = Annotated[

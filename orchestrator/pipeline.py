@@ -292,10 +292,9 @@ class Run:
         if not sweep.store.is_local:
             return
         models = [stage for stage, made in sweep.made.items() if made]
-        paths = [sweep.path(stage) for stage in (*models, "eval_prompts", "reference")]
         with self.control.at_once():
-            for path in (*paths, sweep.evaluation_path(UNTRAINED)):
-                sweep.store.fetch(path)
+            for stage in (*models, "eval_prompts", "reference", UNTRAINED):
+                sweep.store.fetch(sweep.path(stage))
 
     def _close(self) -> None:
         """End the workers, and delete what those that were in the middle of something left."""
@@ -324,9 +323,12 @@ class Run:
 
     def _unfinished(self) -> tuple[list[Trial], list[Trial]]:
         """Trials without weights or evaluation: those to run, and failed ones that are left."""
-        unfinished = [t for t in self.sweep.trials if not is_finished(self.sweep, t.trial_id)]
-        left = [trial for trial in unfinished if self._is_left(trial)]
-        return [trial for trial in unfinished if trial not in left], left
+        todo: list[Trial] = []
+        left: list[Trial] = []
+        for trial in self.sweep.trials:
+            if not is_finished(self.sweep, trial.trial_id):
+                (left if self._is_left(trial) else todo).append(trial)
+        return todo, left
 
     def _is_left(self, trial: Trial) -> bool:
         if self._errored == "skip":
@@ -368,10 +370,7 @@ class Run:
         return not self._wants(stage) or self._is_done(stage)
 
     def _is_done(self, stage: str) -> bool:
-        return self.sweep.store.manifest(self._path(stage)) is not None
-
-    def _path(self, stage: str) -> str:
-        return self.sweep.evaluation_path(stage) if stage == UNTRAINED else self.sweep.path(stage)
+        return self.sweep.store.manifest(self.sweep.path(stage)) is not None
 
     def _log_found(self, stage: str) -> None:
         if stage not in self._told:
@@ -380,7 +379,7 @@ class Run:
 
     def _log_done(self, stage: str) -> None:
         self._told.add(stage)
-        path = self._path(stage)
+        path = self.sweep.path(stage)
         manifest = self.sweep.store.manifest(path)
         assert manifest is not None
         where = self.sweep.store.display(path)

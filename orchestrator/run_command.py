@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prefsweep.orchestrator.hints import hint
-from prefsweep.orchestrator.options import exclusive
+from prefsweep.orchestrator.options import INTERRUPTED, exclusive
 from prefsweep.sweeps.records import Stage, Status, TrialResult
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 console = Console()
 errors = Console(stderr=True)
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM; typer turns a KeyboardInterrupt into it."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
+from prefsweep.orchestrator.machines.inputs import named_input
 from prefsweep.orchestrator.stages import read_records
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep
@@ -71,7 +72,7 @@ class Generate:
 
     @property
     def loads(self) -> str:
-        return f"policy.model={self.sweep.spec.policy.model}"
+        return named_input(self.sweep.spec, "policy")
 
     def load(self) -> Any:
         from prefsweep.workers.generate import Generator
@@ -143,7 +144,7 @@ class Reference:
 
     @property
     def loads(self) -> str:
-        return f"policy.model={self.sweep.spec.policy.model}"
+        return named_input(self.sweep.spec, "policy")
 
     def load(self) -> Any:
         from prefsweep.workers.models import load_policy, load_tokenizer
@@ -193,8 +194,8 @@ def _wanted(stage: ShardStage, rows: list[Any], only: Sequence[str] | None) -> l
 def reward_named(sweep: Sweep) -> str:
     """The field that names what scores, with its value."""
     match sweep.spec.reward:
-        case ClassifierReward(model=model):
-            return f"reward.model={model}"
+        case ClassifierReward():
+            return named_input(sweep.spec, "reward")
         case CallableReward(function=function):
             return f"reward.function={function}"
         case reward:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prefsweep.orchestrator.options import INTERRUPTED
 from prefsweep.sweeps.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 PATIENCE_S = 60.0
 """How long a dashboard may be out of reach while a job is waited for."""
-FAILED, INTERRUPTED = 1, 130
-"""Exit codes for a job that ended without one of its own, and for one that was stopped."""
+FAILED = 1
+"""Exit code for a job that ended without one of its own."""
 
 
 @dataclass(frozen=True)

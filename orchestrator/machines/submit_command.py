@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from prefsweep.orchestrator.hints import STORAGE_VARIABLE, hint
 from prefsweep.orchestrator.options import (
+    INTERRUPTED,
     Overrides,
     Restart,
     Resume,
@@ -20,7 +21,6 @@ from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.records import Stage
 
 errors = Console(stderr=True)
-INTERRUPTED = 130
 
 
 def submit(

@@ -6,6 +6,7 @@ content would be mixed with what was made of the old one, and nobody would know.
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 from prefsweep.orchestrator.machines.inputs import (
     SECTIONS,
@@ -30,7 +31,7 @@ def require_unchanged(sweep: Sweep, is_unfinished: Callable[[str], bool]) -> Non
     One on this disk that has changed since all that read it was finished is only told. What was put
     into the store for workers on other machines is read there, and cannot change.
     """
-    local = local_members(sweep.spec)
+    local, is_unfinished = local_members(sweep.spec), cache(is_unfinished)  # it reads all trials
     for member in SECTIONS:
         recorded = getattr(sweep.inputs, member)
         if not recorded or is_stored(sweep.store, sweep.spec, sweep.inputs, member):

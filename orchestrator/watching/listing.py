@@ -56,8 +56,9 @@ def render(listed: list[Listed]) -> Table | Text:
 
 
 def _time(updated: float | None) -> str:
+    if updated is None:
+        return ""
     try:
-        when = "" if updated is None else datetime.fromtimestamp(updated).astimezone()
+        return f"{datetime.fromtimestamp(updated).astimezone():%Y-%m-%d %H:%M:%S %Z}"
     except (ValueError, OverflowError, OSError):  # damaged: a time that no calendar has
         return ""
-    return f"{when:%Y-%m-%d %H:%M:%S %Z}" if when else ""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from prefsweep.orchestrator.cluster import Cluster, InlineCluster
+from prefsweep.orchestrator.entry import EnterData
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.planning.plan import render_plan
 from prefsweep.orchestrator.results import read_results
@@ -127,6 +128,8 @@ def test_data_that_changed_since_the_sweep_was_read_is_refused(tmp_path: Path) -
     write(tmp_path, "pairs", ROWS["pairs"][1:])
     with pytest.raises(UsageError, match=r"entry\.path=.*pairs\.jsonl: it has changed.*pairs"):
         run(sweep)
+    with pytest.raises(DataError, match="has changed; run the sweep's own spec again"):
+        EnterData(sweep, "pairs").run()  # changed after the run has begun, before it is read
 
 
 def test_only_what_the_data_leaves_to_decide_is_part_of_its_identity(tmp_path: Path) -> None:

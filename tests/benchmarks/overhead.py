@@ -20,6 +20,7 @@ from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.recovery.trial_log import mark
 from prefsweep.orchestrator.store import new_manifest
 from prefsweep.orchestrator.sweep import Sweep, Trial, resolve
+from prefsweep.orchestrator.trials import Place
 from prefsweep.orchestrator.watching.watch import TrialWatch
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status
@@ -44,7 +45,7 @@ def run(folder: Path) -> list[dict[str, Any]]:
     return [_idle_trials(folder / "idle"), *_finished_sweep(folder / "finished")]
 
 
-def finish(kept: Kept, trial: Trial) -> None:
+def finish(kept: Kept, trial: Trial, place: Place) -> None:
     """A trial that does nothing."""
     mark(kept.sweep, trial, Status.SUCCEEDED)
 

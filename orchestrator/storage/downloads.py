@@ -1,22 +1,21 @@
 """Copies of artefacts of a remote store on this machine, shared by the processes of its user.
 
 They lie as in the store, one folder a version, and stay for the next run until they are dropped.
+No other user can read or change them.
 """
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from prefsweep.orchestrator.storage.scratch import scratch_name
+from prefsweep.orchestrator.storage.scratch import private_folder, scratch_name
 
 
 def download_cache() -> Path:
     """The folder of all copies, and of those in the making."""
-    return Path(tempfile.gettempdir()) / f"prefsweep-cache-{os.getuid()}"
+    return private_folder("prefsweep-cache")
 
 
 def downloaded(

@@ -1,16 +1,20 @@
-"""Names of temporary files and folders that say whose they are, and their removal afterwards.
+"""Temporary files and folders: private to this user, named after their process, removed afterwards.
 
 What a killed process leaves behind is deleted by the next run, or the next worker of one, on the
 same machine. What belongs to another machine is left alone: nobody here can know whether its
 process lives.
 """
 
+import atexit
+import logging
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from prefsweep.orchestrator.recovery.processes import machine, started
@@ -18,9 +22,50 @@ from prefsweep.orchestrator.storage.attempts import attempt, remedy_for
 from prefsweep.sweeps.errors import StoreError
 
 
+log = logging.getLogger(__name__)
+
+
 def scratch_home() -> Path:
     """This user's folder on this machine for what has no place in a store."""
-    return Path(tempfile.gettempdir()) / f"prefsweep-tmp-{os.getuid()}"
+    return private_folder("prefsweep-tmp")
+
+
+def private_folder(name: str, *, keep: bool = False) -> Path:
+    """The folder NAME-UID in the system's temporary folder, which only this user can enter.
+
+    Everybody can create that name first. What is not a folder of this user's, or could be written
+    by others, is left alone: a new folder takes its place, deleted at exit unless `keep`.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    attempt(str(folder), "written", lambda: folder.parent.mkdir(parents=True, exist_ok=True))
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        found = folder.lstat()
+        is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if not is_ours or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return _new_folder(folder, keep)
+        if stat.S_IMODE(found.st_mode) != 0o700:  # made by an earlier version: others may read it
+            folder.chmod(0o700)
+    except OSError as error:
+        remedy = remedy_for(error) or "See to TMPDIR"
+        raise StoreError(f"{folder} cannot be written: {error}. {remedy}") from error
+    return folder
+
+
+@cache
+def _new_folder(taken: Path, keep: bool) -> Path:
+    """A private folder for this process, because the name it would have is taken."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{taken.name}-"))
+    log.warning(
+        "%s is another user's, a link, or writable by others; using %s instead (delete the first "
+        "one if it is yours)",
+        taken,
+        folder,
+    )
+    if not keep:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def scratch_name() -> str:

@@ -5,14 +5,13 @@ can stop a trial.
 """
 
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prefsweep.orchestrator.recovery.trial_log import parse_metrics
 from prefsweep.orchestrator.results import read_result, read_results
+from prefsweep.orchestrator.storage.scratch import private_folder
 from prefsweep.orchestrator.sweep import Sweep, Trial
 from prefsweep.orchestrator.watching.mirrored import trial_config
 from prefsweep.orchestrator.watching.status import StatusReader
@@ -35,9 +34,10 @@ class TrialWatch:
         self._reader = StatusReader(sweep)
         self._num_logged: dict[str, int] = {}
         self._num_ended, self._num_trials = 0, len(trials)
-        folder = Path(tempfile.gettempdir()) / f"prefsweep-wandb-{os.getuid()}"
         if sweep.store.is_local:
             folder = Path(sweep.store.display(sweep.store.sweep(sweep.spec.name)))
+        else:
+            folder = private_folder("prefsweep-wandb", keep=True)
         wandb, config = sweep.spec.tracking.wandb, sweep.spec.model_dump(mode="json")
         self._mirror = WandbMirror(wandb, sweep.spec.name, config, folder)
         self._stop = threading.Event()

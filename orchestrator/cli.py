@@ -33,6 +33,7 @@ from prefsweep.orchestrator.options import (
     exclusive,
 )
 from prefsweep.orchestrator.run_command import How, run_with_view
+from prefsweep.orchestrator.storage.credentials import redacted
 from prefsweep.sweeps.errors import ClusterError, SweepError, UsageError
 from prefsweep.sweeps.records import Stage
 
@@ -324,6 +325,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "exit_code"):  # not one of the command line parser's own
             raise
+        error.message = redacted(str(getattr(error, "message", "")))  # pyright: ignore
         error.show()  # pyright: ignore[reportAttributeAccessIssue]
         sys.exit(error.exit_code)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -352,7 +354,8 @@ def _print_plan(sweep: "Sweep") -> None:
 
 
 def _print_error(error: SweepError) -> None:
-    errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    message = escape(redacted(str(error)))
+    errors.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

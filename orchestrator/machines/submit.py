@@ -16,6 +16,7 @@ from prefsweep.orchestrator.machines.attach import TOKEN_REMEDY, worker_environm
 from prefsweep.orchestrator.machines.inputs import absent_inputs, copy, local_inputs, with_inputs
 from prefsweep.orchestrator.machines.job import Job
 from prefsweep.orchestrator.machines.parcel import make_parcel
+from prefsweep.orchestrator.storage.credentials import refuse_credentials
 from prefsweep.orchestrator.storage.scratch import scratch_folder, scratch_home
 from prefsweep.sweeps.errors import ClusterError, UsageError
 from prefsweep.sweeps.spec import SweepSpec
@@ -32,8 +33,9 @@ _NO_CLIENT = "submit needs Ray's job client: pip install 'ray[default]'"
 def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) -> Job:
     """Send a sweep to the cluster whose dashboard is at `address`, to run with `arguments`.
 
-    Raises UsageError for a relative storage, and ClusterError.
+    Raises UsageError for a relative storage or one with credentials in it, and ClusterError.
     """
+    refuse_credentials(storage)
     if "://" not in storage and not Path(storage).is_absolute():
         raise UsageError(
             f"--storage {storage} is relative to a folder that the cluster does not know; give a "

@@ -17,6 +17,7 @@ from prefsweep.orchestrator.options import (
     Until,
     errored_trials,
 )
+from prefsweep.orchestrator.storage.credentials import redacted
 from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.records import Stage
 
@@ -52,7 +53,8 @@ def submit(
         f"{hint('status', sweep.name, storage=storage)} shows how it stands, "
         f"{hint('stop', sweep.name, storage=storage)} stops it"
     )
-    errors.print(escape(f"job {job.job_id} at {address}: {ways}"), soft_wrap=True)
+    where = redacted(address)
+    errors.print(escape(f"job {job.job_id} at {where}: {ways}"), soft_wrap=True)
     if follow:
         try:
             job.follow(print_lines)

@@ -1,36 +1,26 @@
 """What `--storage` says -> a file system and a root on it that nothing of a store leads out of."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
+from prefsweep.orchestrator.storage.credentials import redacted, refuse_credentials
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.workers.locations import expand
 
-_KEYED = ("s3", "gs", "gcs")
-"""Schemes in which what stands before an @ is a key; in others it is a user or a container."""
-
 
 def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a folder or URI, and the root there. Raises UsageError.
-
-    A password in a URI is refused and not repeated: the URI reaches files, workers and logs.
-    """
-    address = urlsplit(uri)
-    if address.password is not None or (address.username and address.scheme in _KEYED):
-        raise UsageError(
-            "--storage has a user or a password in it, which would end in files and logs; give "
-            "them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"
-        )
+    """The file system of a folder or URI, and the root there. Raises UsageError."""
+    refuse_credentials(uri)
     try:
         system, root = _open_uri(uri) if "://" in uri else (fs.LocalFileSystem(), absolute(uri))
         if isinstance(system, fs.LocalFileSystem):
             _require_folder(Path(root))
         return system, root
     except (pa.ArrowException, OSError, ValueError, ImportError, UsageError) as error:
-        raise UsageError(f"--storage {uri} cannot be opened: {error}") from None
+        message = f"--storage {uri} cannot be opened: {error}"
+        raise UsageError(redacted(message)) from None
 
 
 def _require_folder(root: Path) -> None:
@@ -42,6 +32,7 @@ def _require_folder(root: Path) -> None:
 
 def absolute(storage: str) -> str:
     """A storage that means the same in every process: local paths made absolute."""
+    refuse_credentials(storage)
     return storage if "://" in storage else str(expand(storage).resolve())
 
 

@@ -21,7 +21,6 @@ from prefsweep.orchestrator.recovery.processes import machine, started
 from prefsweep.orchestrator.storage.attempts import attempt, remedy_for
 from prefsweep.sweeps.errors import StoreError
 
-
 log = logging.getLogger(__name__)
 
 

@@ -205,18 +205,3 @@ def test_a_manifest_that_names_files_elsewhere_is_not_valid(store: Store, name: 
     document["files"] = {name: document["files"]["a"]}
     manifest.write_text(json.dumps(document))
     assert store.manifest("artifacts/x") is None
-
-
-@pytest.mark.parametrize(
-    "storage",
-    ["s3://AKIAXYZ:s3cr3t@bucket/runs", "s3://s3cr3t@bucket", "hdfs://user:s3cr3t@host/runs"],
-)
-def test_a_storage_with_a_password_in_it_is_refused_and_not_repeated(storage: str) -> None:
-    with pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY") as refused:
-        Store(storage)
-    assert "s3cr3t" not in str(refused.value)
-
-
-def test_a_container_before_the_at_sign_is_no_password() -> None:
-    with pytest.raises(UsageError, match="cannot be opened"):  # no such scheme, but not refused
-        Store("nosuch://container@account/runs")

@@ -1,7 +1,8 @@
 """The command line. Heavy imports wait until a command needs them.
 
 Exit codes: 0 all is well; 1 finished with failed trials or quarantined prompts, or a stage failed;
-2 the spec, the command or the input is wrong; 130 interrupted (run the same command to resume).
+2 the spec, the command or the input is wrong; 130 interrupted by Ctrl-C, SIGTERM, SIGHUP or `stop`
+(run the same command to resume).
 """
 
 import json
@@ -312,7 +313,7 @@ def export(
 
 def main() -> None:
     """The `prefsweep` command."""
-    _end_on_sigterm()
+    _end_as_on_ctrl_c()
     try:
         code = app(standalone_mode=False) or 0  # typer returns the code of an Exit
         sys.exit(code)
@@ -337,13 +338,16 @@ def _resolve(spec: str, overrides: list[str], storage: str) -> "Sweep":
     return resolve(load_spec(spec, overrides), storage)
 
 
-def _end_on_sigterm() -> None:
-    """SIGTERM ends a run as Ctrl-C does: recorded, with the way to resume."""
+def _end_as_on_ctrl_c() -> None:
+    """SIGTERM, and SIGHUP unless it is ignored (nohup), end a run as Ctrl-C does: recorded, with
+    the way to resume."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupt)
 
 
 def _print_plan(sweep: "Sweep") -> None:

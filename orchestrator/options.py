@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prefsweep.orchestrator.pipeline import Errored
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM; typer turns a KeyboardInterrupt into it."""
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP; typer turns a KeyboardInterrupt into it."""
 
 Spec = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped sweep.")]
 Overrides = Annotated[

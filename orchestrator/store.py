@@ -52,8 +52,8 @@ from prefsweep.orchestrator.storage.manifest import (
 )
 from prefsweep.orchestrator.storage.manifest import environment as environment
 from prefsweep.orchestrator.storage.manifest import new_manifest as new_manifest
+from prefsweep.orchestrator.storage.root import RootThere, inside, open_storage
 from prefsweep.orchestrator.storage.root import absolute as absolute
-from prefsweep.orchestrator.storage.root import inside, open_storage
 from prefsweep.orchestrator.storage.scratch import (
     delete_abandoned,
     owners,
@@ -80,6 +80,7 @@ class Store:
         self.uri = uri
         self.fs, self._root = open_storage(uri)
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
+        self._root_there = RootThere(self._root if self.is_local else None)
         self._verified, self._told = set[str](), set[str]()
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
@@ -150,6 +151,7 @@ class Store:
     def append(self, path: str, line: bytes) -> None:
         """Add a line to a log. An object store has no append: the object is written anew."""
         if self.is_local:
+            self._root_there.check()
             self._attempt(path, "written", lambda: append_line(Path(self._full(path)), line))
         else:
             self.write(path, (self.read(path) or b"") + line)
@@ -174,6 +176,7 @@ class Store:
 
     def locked(self, path: str) -> AbstractContextManager[None]:
         """Alone among processes that lock the same path; on an object store that is not so."""
+        self._root_there.check()
         return locked_file(Path(self._full(path))) if self.is_local else nullcontext()
 
     # --- artefacts -------------------------------------------------------------------------------
@@ -195,6 +198,7 @@ class Store:
 
     def staging(self) -> AbstractContextManager[Path]:
         """A scratch folder for an artefact in the making, deleted at the end."""
+        self._root_there.check()
         return scratch_folder(self._scratch_parent())
 
     def delete_abandoned(self) -> int:
@@ -290,10 +294,7 @@ class Store:
             self._verified = {p for p in self._verified if not p.startswith(path)}
 
     def read_columns(self, path: str, columns: Sequence[str]) -> pa.Table:
-        """Some columns of all parquet files of a finished artefact, read where they are.
-
-        Content is not verified: for what is shown, not for what is worked with.
-        """
+        """Some columns of all parquet files of a finished artefact, not verified: to be shown."""
         manifest = self.manifest(path)
         if manifest is None:
             raise StoreError(f"{self.display(path)} is not a finished artefact")
@@ -330,10 +331,7 @@ class Store:
             self.delete(path)
 
     def _condemn(self, path: str, names: list[str]) -> None:
-        """Put an artefact aside that has these damaged files; damaged shards go alone.
-
-        Raises DamagedError if there are any.
-        """
+        """Put an artefact (damaged shards alone) aside and raise DamagedError, if any are named."""
         if not names:
             return
         shards = [name for name in names if self._sizes([f"{path}/{name}.json"]) != [None]]
@@ -373,6 +371,7 @@ class Store:
 
     def _replace(self, path: str, fill: Callable[[str], None]) -> None:
         """Have `fill` write a file and then give it its name, so that nobody sees half of it."""
+        self._root_there.check()
         if self.is_local:
             scratch = self._scratch_parent() / scratch_name()
             replace_file(Path(self._full(path)), scratch, fill)
@@ -381,8 +380,7 @@ class Store:
 
     def _sizes(self, paths: list[str]) -> list[int | None]:
         """Bytes of each file; None where there is none."""
-        full = [self._full(path) for path in paths]
-        look = partial(self.fs.get_file_info, full)
+        look = partial(self.fs.get_file_info, [*map(self._full, paths)])
         infos = self._attempt(paths[0] if paths else "", "read", look)
         return [info.size for info in infos]
 

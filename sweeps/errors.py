@@ -7,7 +7,8 @@
     |   |-- ModelError          a model that cannot be found or used
     |   `-- LeaseError          another driver runs the sweep
     |-- StoreError            the store cannot be read or written
-    |   `-- DamagedError        something in it is not what was written, and is to be made again
+    |   |-- DamagedError        something in it is not what was written, and is to be made again
+    |   `-- LostStoreError      it was removed, or its disk is away, while it was in use
     |-- ClusterError          Ray is unreachable, or too small for what was asked (exit code 2)
     |   `-- NodeError           a node that joined is not like the driver; it is kept off
     |-- StageError            a stage failed in a worker; carries the remote traceback
@@ -49,6 +50,10 @@ class StoreError(SweepError):
 
 class DamagedError(StoreError):
     """Something in the store is not what was written; running again makes it anew."""
+
+
+class LostStoreError(StoreError):
+    """The store was removed, or its disk is away, while it was in use; nothing is written anew."""
 
 
 class ClusterError(SweepError):

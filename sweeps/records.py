@@ -270,6 +270,8 @@ class DriverStatus:
     pid: int
     since: float
     alive: bool
+    responding: bool = True
+    """False where its process is there but stopped (`kill -STOP`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ where the nodes are started.
 import logging
 import os
 import re
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ _PLACE = re.compile(r"_(HOME|CACHE|DIR|PATH|FILE)$")
 def start_ray(threads: int, num_cpus: int | None, num_gpus: int | None = None) -> ModuleType:
     """A Ray on this machine that ends with this process; its workers inherit our environment."""
     # inherited, not in a runtime_env: workers start a second sooner
-    with _environment(worker_environment(threads, {})):
+    with _environment(worker_environment(threads, {})), _deaf_to_hangup():
         own = {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
         return _init("local", None, own)
 
@@ -161,3 +162,13 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
         for name in variables:
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def _deaf_to_hangup() -> Iterator[None]:
+    """Processes started in the block outlive a lost terminal: the driver lets them finish."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,10 +1,12 @@
 """Whether a run may go on: its lease, requests to stop it, and the signals of its terminal.
 
-The first Ctrl-C or SIGTERM is a request like that of `prefsweep stop`: the run ends at its next
-safe point. The second ends it at once. A handler only takes a note; one thread does the rest.
+The first Ctrl-C, SIGTERM or SIGHUP (a terminal that was lost) is a request like that of `prefsweep
+stop`: the run ends at its next safe point. The second ends it at once. A handler only takes a note;
+one thread does the rest.
 """
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -21,7 +23,7 @@ from prefsweep.orchestrator.recovery.stopping import (
     stop_requested,
 )
 from prefsweep.orchestrator.store import Store
-from prefsweep.sweeps.errors import LeaseError, StoreError
+from prefsweep.sweeps.errors import LeaseError, LostStoreError, StoreError, SweepError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ TICK_S = 0.2
 """How soon a signal is told to the user and to the workers: its handler takes no lock."""
 SAME_SIGNAL_S = 0.3
 """Two signals closer than that are one: some tools send it to a process and to its group."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Control:
@@ -38,7 +40,7 @@ class Control:
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
         self._lease = Lease(store, name)
-        self._lost: LeaseError | None = None
+        self._lost: SweepError | None = None
         self._asked = ""
         """Who asked the run to stop; "" while nobody has."""
         self._asked_at_s = 0.0
@@ -56,6 +58,8 @@ class Control:
         clear_stop(self._store, self._name)
         if threading.current_thread() is threading.main_thread():
             self._handlers = {n: signal.getsignal(n) or signal.SIG_DFL for n in SIGNALS}
+            if self._handlers[signal.SIGHUP] == signal.SIG_IGN:  # nohup
+                del self._handlers[signal.SIGHUP]
         self.handle_signals()
         self._thread.start()
         return self
@@ -71,17 +75,18 @@ class Control:
                 self._lease.release()
 
     def handle_signals(self) -> None:
-        """Take SIGINT and SIGTERM; called again after Ray has set a handler of its own."""
+        """Take the signals; called again after Ray has set a handler of its own."""
         for number in self._handlers:
             signal.signal(number, self._on_signal)
 
     @property
-    def lost(self) -> LeaseError | None:
-        """Set once another driver has taken the sweep over: this one writes nothing more."""
+    def lost(self) -> SweepError | None:
+        """Set once another driver has taken the sweep over, or the store is gone: this one writes
+        nothing more."""
         return self._lost
 
     def check(self) -> None:
-        """A safe point: raises KeyboardInterrupt if a stop was asked for, or LeaseError."""
+        """A safe point: raises KeyboardInterrupt if a stop was asked for, or what `lost` is."""
         if self._lost is not None:
             raise self._lost
         if self._asked or stop_requested(self._store, self._name):
@@ -99,6 +104,8 @@ class Control:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
+        if number == signal.SIGHUP:
+            _leave_lost_terminal()
         if self._asked and now_s - self._asked_at_s < SAME_SIGNAL_S:
             return
         ends = self._lost is not None or bool(self._asked) or self._nothing_to_lose
@@ -112,11 +119,13 @@ class Control:
         beat_at_s = time.monotonic() + HEARTBEAT_S
         while not self._over.wait(TICK_S):
             try:
+                if self._store.is_local:  # elsewhere the heartbeat looks
+                    self._lease.check_store()
                 self._pass_on_request()
                 if time.monotonic() >= beat_at_s:
                     beat_at_s = time.monotonic() + HEARTBEAT_S
                     self._lease.beat()
-            except LeaseError as error:
+            except (LeaseError, LostStoreError) as error:
                 self._lost = error
                 self._interrupt()
                 return
@@ -142,3 +151,14 @@ class Control:
             main = threading.main_thread().ident
             assert main is not None
             signal.pthread_kill(main, signal.SIGINT)
+
+
+def _leave_lost_terminal() -> None:
+    """Send output nowhere if its terminal is gone: writing there would be an error."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from prefsweep.orchestrator.hints import hint
-from prefsweep.orchestrator.recovery.processes import machine, started
+from prefsweep.orchestrator.recovery.processes import is_stopped, machine, started
 from prefsweep.orchestrator.store import Store
-from prefsweep.sweeps.errors import LeaseError
+from prefsweep.sweeps.errors import LeaseError, LostStoreError
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,11 @@ class Holder:
     def is_dead(self) -> bool:
         """Whether its process is known to have ended."""
         return self.is_here and started(self.pid) != self.process
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether its process is there but does not run (`kill -STOP`, Ctrl-Z)."""
+        return self.is_here and not self.is_dead and is_stopped(self.pid)
 
     @property
     def seems_alive(self) -> bool:
@@ -102,9 +107,12 @@ class Lease:
             lives_here = found.is_here and found.pid != os.getpid()
             if lives_here or (seen is not None and found != seen):
                 stop = hint("stop", self._name, storage=self._store.uri)
+                remedy = f"Wait for it, or stop it with {stop}"
+                if found.is_stopped:
+                    remedy = f"Its process does not respond: {continue_or_end(found)}"
                 raise LeaseError(
-                    f"sweep {self._name!r} is being run already: {found}. Wait for it, or stop it "
-                    f"with {stop}; this run has changed nothing"
+                    f"sweep {self._name!r} is being run already: {found}. {remedy}; this run has "
+                    "changed nothing"
                 )
             if seen is None:
                 log.info(
@@ -116,8 +124,12 @@ class Lease:
             self._clock.sleep(min(1.0, HEARTBEAT_S))
 
     def beat(self) -> None:
-        """Show that this process lives. Raises LeaseError if another one has taken the lease."""
+        """Show that this process lives.
+
+        Raises LeaseError if another one has taken the lease, LostStoreError if the store is gone.
+        """
         mine = self._held()
+        self.check_store()
         with self._store.locked(f"{self._path}.lock"):
             found = read_holder(self._store, self._name)
             if found is not None and found.token != mine.token:
@@ -127,6 +139,17 @@ class Lease:
                 )
             self._mine = replace(mine, heartbeat=self._clock.wall(), beats=mine.beats + 1)
             self._store.write_json(self._path, asdict(self._mine))
+
+    def check_store(self) -> None:
+        """Raises LostStoreError if the sweep's folder is gone: nothing is made anew there."""
+        name, store = self._name, self._store
+        if not store.names(store.sweep(name)):
+            resume = hint("resume", name, storage=store.uri)
+            raise LostStoreError(
+                f"the store {store.display('').rstrip('/')} has lost the folder of sweep {name!r} "
+                "while it ran (removed, moved, or its disk is away). The run ends here and writes "
+                f"nothing more. Bring the store back and {resume}, or run the sweep's spec again"
+            )
 
     def release(self) -> None:
         """Give the lease back, if it is still this process's."""
@@ -156,6 +179,14 @@ class Lease:
     def _held(self) -> Holder:
         assert self._mine is not None, "the lease is acquired first"
         return self._mine
+
+
+def continue_or_end(holder: Holder) -> str:
+    """How to let a stopped driver go on, or end it."""
+    return (
+        f"it is stopped (kill -STOP, Ctrl-Z); `kill -CONT {holder.pid}` lets it go on, "
+        f"`kill -KILL {holder.pid}` ends it"
+    )
 
 
 def read_holder(store: Store, name: str) -> Holder | None:

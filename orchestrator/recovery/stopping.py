@@ -11,7 +11,12 @@ import time
 from collections.abc import Callable
 
 from prefsweep.orchestrator.hints import hint
-from prefsweep.orchestrator.recovery.lease import STALE_S, Holder, read_holder
+from prefsweep.orchestrator.recovery.lease import (
+    STALE_S,
+    Holder,
+    continue_or_end,
+    read_holder,
+)
 from prefsweep.orchestrator.recovery.state import read_state
 from prefsweep.orchestrator.store import Store
 from prefsweep.sweeps.errors import UsageError
@@ -76,8 +81,16 @@ def wait_for_end(store: Store, name: str, holder: Holder) -> str:
             break
         if found != seen:
             seen, seen_at_s = found, time.monotonic()
-        if found.is_dead or time.monotonic() - seen_at_s > STALE_S:
-            return f"its process has died; {hint('resume', name, storage=store.uri)} goes on"
+        resume = hint("resume", name, storage=store.uri)
+        if found.is_dead:
+            return f"its process has died; {resume} goes on"
+        if found.is_stopped:
+            return f"its process does not respond: {continue_or_end(found)}. It stops once it runs"
+        if time.monotonic() - seen_at_s > STALE_S:
+            silent = f"its process has not responded for {STALE_S:.0f} s"
+            if found.is_here:
+                return f"{silent}, but is there: `kill -KILL {found.pid}` ends it, then {resume}"
+            return f"{silent}; if its machine or its process is gone, {resume} goes on"
         time.sleep(POLL_S / 2)
     status = read_state(store, name).status
     if status == "interrupted":

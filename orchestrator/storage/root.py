@@ -6,7 +6,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from prefsweep.orchestrator.storage.credentials import redacted, refuse_credentials
-from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.errors import LostStoreError, UsageError
 from prefsweep.workers.locations import expand
 
 
@@ -21,6 +21,28 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
     except (pa.ArrowException, OSError, ValueError, ImportError, UsageError) as error:
         message = f"--storage {uri} cannot be opened: {error}"
         raise UsageError(redacted(message)) from None
+
+
+class RootThere:
+    """Whether a store's local folder, once seen, is still there; always so on an object store.
+
+    Making it anew would leave half a store, without its sweeps, where the whole one was.
+    """
+
+    def __init__(self, root: str | None) -> None:
+        self._root, self._was_there = root, False
+
+    def check(self) -> None:
+        """To be called before something is written. Raises LostStoreError."""
+        if self._root is None:
+            return
+        if Path(self._root).is_dir():
+            self._was_there = True
+        elif self._was_there:
+            raise LostStoreError(
+                f"{self._root} was removed, or its disk is away, while it was in use; nothing more "
+                "is written there"
+            )
 
 
 def _require_folder(root: Path) -> None:

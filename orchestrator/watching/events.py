@@ -47,7 +47,10 @@ def _driver(before: SweepStatus | None, now: SweepStatus) -> Iterator[str]:
         yield "nobody runs the sweep any more"
         return
     who = f"pid {now.driver.pid} on {clean(now.driver.host)}"
-    yield f"run by {who}" if now.driver.alive else f"its driver, {who}, has died"
+    if not now.driver.responding:
+        yield f"its driver, {who}, does not respond: it is stopped"
+    else:
+        yield f"run by {who}" if now.driver.alive else f"its driver, {who}, has died"
 
 
 def _differ(old: StageStatus | None, new: StageStatus) -> bool:

@@ -132,7 +132,10 @@ def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
         return
     since = datetime.fromtimestamp(status.driver.since).astimezone()
     who = f"pid {status.driver.pid} on {clean(status.driver.host)}"
-    if status.driver.alive:
+    if not status.driver.responding:
+        go_on = f"`kill -CONT {status.driver.pid}` lets it go on"
+        yield f"\nnot responding: its driver, {who}, is stopped; {go_on}", "yellow"
+    elif status.driver.alive:
         yield f"\nrun by {who} since {since:%Y-%m-%d %H:%M:%S %Z}", "dim"
     else:
         resume = "`prefsweep resume`"

@@ -159,7 +159,9 @@ def driver_status(sweep: Sweep) -> DriverStatus | None:
     holder = read_holder(sweep.store, sweep.spec.name)
     if holder is None:
         return None
-    return DriverStatus(holder.host, holder.pid, holder.since, holder.seems_alive)
+    return DriverStatus(
+        holder.host, holder.pid, holder.since, holder.seems_alive, not holder.is_stopped
+    )
 
 
 def is_finished(sweep: Sweep, trial_id: str) -> bool:

@@ -1,11 +1,16 @@
 """A second run of a sweep: beside the first, after its end, with another spec, after a stop."""
 
+import fcntl
+import json
 import os
+import pty
 import signal
 import socket
+import termios
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from prefsweep.orchestrator.cluster import InlineCluster
@@ -182,6 +187,37 @@ def test_a_sweep_interrupted_while_trials_run_is_resumed_to_the_same_table(
     assert resumed.wait() == 0, resumed.output
     assert_nothing_is_redone(before)
     assert_whole(storage)
+    assert_results(storage, undisturbed)
+
+
+def test_a_lost_terminal_ends_a_run_cleanly(
+    undisturbed: Sweep, start: Start, tmp_path: Path
+) -> None:
+    """As when an ssh connection breaks: SIGHUP for all, and an error for whoever prints."""
+    storage = store_before("training", undisturbed, tmp_path / "store")
+    master, slave = pty.openpty()
+
+    def on_the_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        os.dup2(slave, 2)  # the log, on stdout, is read by this test
+
+    run = start(storage, *words(), faults=[Fault("training", after=3)], limit=on_the_terminal)
+    os.close(slave)
+    worker = run.held()
+    before = finished(storage)
+    os.close(master)
+    run.until(lambda: "SIGHUP: stopping" in run.output)
+    assert psutil.pid_exists(worker), "what runs is finished first"
+    run.go()
+    assert run.wait() == 130, run.output
+    assert_whole(storage)
+    assert list(storage.glob("trials/*/checkpoints/step-*")), "what was trained is kept"
+    state = json.loads((storage / "sweeps" / "small" / "state.json").read_text())
+    assert state["status"] == "interrupted"
+    resumed = start(storage, "resume", "small", "--inline")
+    assert resumed.wait() == 0, resumed.output
+    assert_nothing_is_redone(before)
     assert_results(storage, undisturbed)
 
 

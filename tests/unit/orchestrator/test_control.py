@@ -1,16 +1,23 @@
 """When a run may go on: signals, requests and a lost lease, with the real signals."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from prefsweep.orchestrator.recovery import control as control_module
+from prefsweep.orchestrator.recovery import stopping
 from prefsweep.orchestrator.recovery.control import SAME_SIGNAL_S, Control
-from prefsweep.orchestrator.recovery.lease import read_holder
+from prefsweep.orchestrator.recovery.lease import Lease, read_holder
+from prefsweep.orchestrator.recovery.processes import started
 from prefsweep.orchestrator.recovery.stopping import (
     ask_to_stop,
     request_stop,
@@ -18,9 +25,13 @@ from prefsweep.orchestrator.recovery.stopping import (
     wait_for_end,
 )
 from prefsweep.orchestrator.store import Store
-from prefsweep.sweeps.errors import LeaseError, UsageError
+from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.watching.progress import _headline
+from prefsweep.orchestrator.watching.status import driver_status
+from prefsweep.sweeps.errors import LeaseError, LostStoreError, UsageError
+from prefsweep.sweeps.records import SweepStatus
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 @pytest.fixture
@@ -117,6 +128,91 @@ def test_a_run_whose_lease_was_taken_is_ended_where_it_is_and_leaves_the_lease(
             control.check()
     holder = read_holder(store, "mine")
     assert holder is not None and holder.token == "theirs"
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(store: Store) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with Control(store, "mine") as control:
+            send(signal.SIGHUP)
+            control.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_output_goes_nowhere_once_its_terminal_is_gone() -> None:
+    code = """
+import os, pty, sys
+from prefsweep.orchestrator.recovery.control import _leave_lost_terminal
+master, slave = pty.openpty()
+os.dup2(slave, 2)
+_leave_lost_terminal()
+os.close(slave)
+assert os.isatty(2), "a terminal that is there is left alone"
+os.close(master)
+try:
+    os.write(2, b"lost")
+except OSError:
+    _leave_lost_terminal()
+os.write(2, b"nowhere")
+print("went on")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "went on\n"
+
+
+def test_a_store_that_is_removed_ends_the_run_at_once_and_is_not_made_anew(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    with Control(store, "mine") as control:
+        with pytest.raises(KeyboardInterrupt):
+            shutil.rmtree(tmp_path / "store")
+            time.sleep(60)
+        assert isinstance(control.lost, LostStoreError)
+        with pytest.raises(LostStoreError, match=r"has lost the folder of sweep 'mine'"):
+            control.check()
+        with pytest.raises(LostStoreError, match="was removed, or its disk is away"):
+            store.write("trials/a/status.json", b"{}")
+        with pytest.raises(LostStoreError), store.staging():
+            pass
+        with pytest.raises(LostStoreError):
+            store.append("trials/a/metrics.jsonl", b"")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_driver_that_is_stopped_does_not_respond_but_has_not_died(store: Store) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        Lease(store, "mine").acquire()
+        path = store.sweep("mine", "lease.json")
+        other = {"pid": process.pid, "process": started(process.pid)}
+        store.write_json(path, store.read_json(path) | other)
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: (read_holder(store, "mine") or pytest.fail("no lease")).is_stopped)
+        go_on = f"`kill -CONT {process.pid}` lets it go on"
+        with pytest.raises(LeaseError, match=f"does not respond: it is stopped .*{go_on}"):
+            Lease(store, "mine").acquire()
+        holder = ask_to_stop(store, "mine")
+        assert f"does not respond: it is stopped (kill -STOP, Ctrl-Z); {go_on}" in wait_for_end(
+            store, "mine", holder
+        )
+        shown = SimpleNamespace(store=store, spec=SimpleNamespace(name="mine"))
+        driver = driver_status(cast("Sweep", shown))
+        assert driver is not None and driver.alive and not driver.responding
+        said = str(_headline(SweepStatus("mine", [], [], driver=driver)))
+        assert f"not responding: its driver, pid {process.pid}" in said
+        assert stop_requested(store, "mine"), "it hears of it once it runs"
+        process.send_signal(signal.SIGCONT)
+        wait_until(lambda: not holder.is_stopped)
+        process.kill()
+
+
+def test_a_driver_that_is_there_and_silent_is_not_called_dead(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "STALE_S", 0.0)
+    Lease(store, "mine").acquire()
+    holder = ask_to_stop(store, "mine")
+    said = wait_for_end(store, "mine", holder)
+    assert f"but is there: `kill -KILL {os.getpid()}` ends it" in said
 
 
 def test_the_lease_is_kept_alive_while_the_run_works(store: Store) -> None:

@@ -49,4 +49,8 @@ def test_failures_are_told_as_they_happen_on_one_line_without_control_characters
 def test_the_drivers_death_and_leaving_are_told() -> None:
     dead = replace(BEFORE, driver=replace(DRIVER, alive=False))
     assert list(changes(BEFORE, dead)) == ["its driver, pid 7 on a-host, has died"]
+    stopped = replace(BEFORE, driver=replace(DRIVER, responding=False))
+    (line,) = changes(BEFORE, stopped)
+    assert line == "its driver, pid 7 on a-host, does not respond: it is stopped"
+    assert list(changes(stopped, BEFORE)) == ["run by pid 7 on a-host"]
     assert list(changes(BEFORE, replace(BEFORE, driver=None))) == ["nobody runs the sweep any more"]

@@ -1,5 +1,7 @@
 """How a run is recorded that does not come to its end (no Ray)."""
 
+import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ from prefsweep.orchestrator.pipeline import Run
 from prefsweep.orchestrator.recovery.trial_log import TrialLog
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.watching.status import trial_status
+from prefsweep.sweeps.errors import LostStoreError
 from prefsweep.sweeps.records import Status
 from tests.integration.small import small_sweep
 
@@ -33,3 +36,14 @@ def test_what_a_worker_writes_until_it_is_ended_is_not_the_last_word(sweep: Swee
     assert trial_status(sweep, running).status == Status.INTERRUPTED
     assert trial_status(sweep, running).step == 7
     assert trial_status(sweep, pending).status == Status.PENDING
+
+
+def test_a_run_whose_store_is_removed_ends_at_once_and_makes_nothing_anew(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path / "store")
+    run = Run(sweep, lambda: SimpleNamespace(close=lambda: None), "report")  # pyright: ignore
+    ends = pytest.raises(LostStoreError, match=r"writes nothing more\. Bring the store back")
+    with ends, run.recorded():
+        run._cluster_for("finishing")
+        shutil.rmtree(tmp_path / "store")
+        time.sleep(60)
+    assert not (tmp_path / "store").exists()

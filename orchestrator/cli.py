@@ -35,7 +35,7 @@ from prefsweep.orchestrator.options import (
 )
 from prefsweep.orchestrator.run_command import How, run_with_view
 from prefsweep.orchestrator.storage.credentials import redacted
-from prefsweep.sweeps.errors import ClusterError, SweepError, UsageError
+from prefsweep.sweeps.errors import ClusterError, StoreError, SweepError, UsageError
 from prefsweep.sweeps.records import Stage
 
 if TYPE_CHECKING:
@@ -273,8 +273,11 @@ def gc(
     for item in garbage:
         print(f"{item.num_bytes / 1e6:10.1f} MB  {item.what:<10}  {store.display(item.path)}")
     total = f"{len(garbage)} things, {sum(item.num_bytes for item in garbage) / 1e6:.1f} MB"
-    if yes:
-        delete_garbage(store, garbage)
+    problems = delete_garbage(store, garbage) if yes else []
+    if problems:
+        raise StoreError(
+            f"{len(problems)} of {total} could not be deleted:\n" + "\n".join(problems)
+        )
     remedy = "deleted" if yes or not garbage else "no sweep refers to them; --yes deletes them"
     print(f"{total}: {remedy}" if garbage else "nothing to delete: sweeps refer to all there is")
 

@@ -33,6 +33,8 @@ from prefsweep.orchestrator.sharded import (
     num_shards,
 )
 from prefsweep.orchestrator.stages import BuildPairs, CheckPrompts, MakePolicy, MakeReward, Task
+from prefsweep.orchestrator.storage.marker import claim
+from prefsweep.orchestrator.storage.paths import DELETING
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.trials import restart_from_scratch
 from prefsweep.orchestrator.watching.status import is_finished, trial_status
@@ -129,13 +131,15 @@ class Run:
     def recorded(self) -> Iterator[None]:
         """Keep the resolved spec and, in state.json, who runs the sweep and how it ended.
 
-        Raises LeaseError, having written nothing, while another driver runs the sweep.
+        Raises LeaseError, having written nothing of the sweep, while another driver runs it.
         """
+        claim(self.sweep.store)
         with self.control:
             self.sweep.store.delete_abandoned()
             for line in changes(self.sweep):
                 log.info("%s", line)
-            self._keep_spec()
+            with self.sweep.store.locked(DELETING):
+                self._keep_spec()
             self._record(Status.RUNNING)
             try:
                 yield
@@ -170,8 +174,9 @@ class Run:
                 log.warning("%s", error)
             except QuarantineError as error:  # each time fewer prompts: it comes to an end
                 num_passes -= 1
-                self.sweep = quarantine(self.sweep, error.killers)
-                self._keep_spec()
+                with self.sweep.store.locked(DELETING):  # what it copies is not referred to yet
+                    self.sweep = quarantine(self.sweep, error.killers)
+                    self._keep_spec()
             self._told.clear()
         raise StoreError(
             f"{self.sweep.store.uri}: things in it were found damaged {MAX_PASSES} times in a row; "

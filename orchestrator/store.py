@@ -9,6 +9,7 @@
     sweeps/<name>/
         spec.json  plan.json  state.json  lease.json  stop.json  report/  wandb/
     tmp/  aside/                            half-made and damaged things (`prefsweep gc`)
+    prefsweep-store.json  gc.lock           says that this is a store; locked by `gc` as it deletes
 
 "Done" means: a valid manifest exists. On a local file system an artefact appears by one rename; on
 an object store its manifest comes last. Who makes what another run has done meanwhile leaves that.
@@ -52,6 +53,7 @@ from prefsweep.orchestrator.storage.manifest import (
 )
 from prefsweep.orchestrator.storage.manifest import environment as environment
 from prefsweep.orchestrator.storage.manifest import new_manifest as new_manifest
+from prefsweep.orchestrator.storage.paths import ASIDE, MARKER, Paths, is_sweep_name
 from prefsweep.orchestrator.storage.root import RootThere, inside, open_storage
 from prefsweep.orchestrator.storage.root import absolute as absolute
 from prefsweep.orchestrator.storage.scratch import (
@@ -67,13 +69,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-ASIDE = "aside"
-"""Where damaged things are kept until somebody has looked at them (`prefsweep gc`)."""
-_FINGERPRINT_CHARS = 16
-"""Hex digits of a fingerprint in a path; the manifest has it whole."""
 
-
-class Store:
+class Store(Paths):
     """One store. It can be pickled; every process opens the file system for itself."""
 
     def __init__(self, uri: str) -> None:
@@ -85,32 +82,6 @@ class Store:
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)
-
-    # --- paths -----------------------------------------------------------------------------------
-
-    def artifact(self, stage: str, fingerprint: str) -> str:
-        """Path of a stage's artefact, relative to the store."""
-        return f"artifacts/{stage}-{fingerprint[:_FINGERPRINT_CHARS]}"
-
-    def shard(self, stage: str, fingerprint: str, index: int) -> str:
-        """Path of one shard of a sharded artefact."""
-        return f"{self.artifact(stage, fingerprint)}/shard-{index:05d}.parquet"
-
-    def trial(self, trial_id: str, *parts: str) -> str:
-        """Path inside a trial's folder."""
-        return "/".join(["trials", trial_id, *parts])
-
-    def evaluation(self, trial_id: str, fingerprint: str) -> str:
-        """Path of an evaluation of a trial."""
-        return self.trial(trial_id, "evaluations", fingerprint[:_FINGERPRINT_CHARS])
-
-    def sweep(self, name: str, *parts: str) -> str:
-        """Path inside a sweep's folder."""
-        return "/".join(["sweeps", name, *parts])
-
-    def scratch(self, name: str) -> str:
-        """Path of something that is of no use to anybody after this run."""
-        return f"tmp/{name}"
 
     def display(self, path: str) -> str:
         """The path as the user can open it."""
@@ -162,6 +133,22 @@ class Store:
         infos = self._attempt(path, "listed", lambda: self.fs.get_file_info(selector))
         return sorted(info.base_name for info in infos)
 
+    def sweeps(self) -> list[str]:
+        """Names of the sweeps, sorted. What else lies in their folder is not looked at."""
+        selector = fs.FileSelector(self._full("sweeps"), allow_not_found=True)
+        infos = self._attempt("sweeps", "listed", lambda: self.fs.get_file_info(selector))
+        folders = (info.base_name for info in infos if info.type == fs.FileType.Directory)
+        return sorted(filter(is_sweep_name, folders))
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether a run has said that this is a store; one made by an older version has no mark."""
+        return self.read_object(MARKER).get("format") == "prefsweep store"
+
+    def mark(self) -> None:
+        """Say that this is a store."""
+        self.write_json(MARKER, {"format": "prefsweep store", "version": 1})
+
     def stamps(self, paths: Sequence[str]) -> list[tuple[int, int]]:
         """What tells whether files have changed, far cheaper than reading them."""
         return self._attempt("", "listed", lambda: stamps(self.fs, [*map(self._full, paths)]))
@@ -171,8 +158,8 @@ class Store:
         return self._attempt(path, "read", lambda: num_bytes(self.fs, self._full(path)))
 
     def delete(self, path: str) -> None:
-        """Delete a folder or file if it is there."""
-        self._attempt(path, "deleted", lambda: delete(self.fs, self._full(path)))
+        """Delete a folder or file if it is there. Links are never followed: StoreError."""
+        self._attempt(path, "deleted", lambda: delete(self.fs, self._root, self._full(path)))
 
     def locked(self, path: str) -> AbstractContextManager[None]:
         """Alone among processes that lock the same path; on an object store that is not so."""

@@ -174,7 +174,7 @@ def _other_sweeps(sweep: Sweep) -> Iterator[Sweep]:
     def updated(name: str) -> float:
         return read_state(store, name).updated
 
-    names = [name for name in store.names("sweeps") if name != sweep.spec.name]
+    names = [name for name in store.sweeps() if name != sweep.spec.name]
     for name in sorted(names, key=updated, reverse=True)[:MAX_SWEEPS_READ]:
         try:
             yield open_sweep(name, sweep.storage)

@@ -64,7 +64,7 @@ def ask_to_stop(store: Store, name: str) -> Holder:
     """Ask the driver that runs a sweep to stop; returns who it is. Raises UsageError."""
     holder = read_holder(store, name)
     if holder is None or not holder.seems_alive:
-        if name not in store.names("sweeps"):
+        if name not in store.sweeps():
             raise UsageError(f"there is no sweep {name!r} in --storage {store.uri}")
         died = "" if holder is None else f"; its driver ({holder}) gives no sign of life"
         raise UsageError(f"nobody runs sweep {name!r} now{died}: there is nothing to stop")

@@ -6,6 +6,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from prefsweep.orchestrator.storage.credentials import redacted, refuse_credentials
+from prefsweep.orchestrator.storage.paths import FOLDERS
 from prefsweep.sweeps.errors import LostStoreError, UsageError
 from prefsweep.workers.locations import expand
 
@@ -46,10 +47,16 @@ class RootThere:
 
 
 def _require_folder(root: Path) -> None:
-    """Raises UsageError where a file is in the way of the folder."""
+    """Raises UsageError where a file is in the way, or a folder of the store is a link."""
     found = next(path for path in (root, *root.parents) if path.exists())
     if not found.is_dir():
         raise UsageError(f"{found} is a file; name a folder")
+    linked = next((root / name for name in FOLDERS if (root / name).is_symlink()), None)
+    if linked is not None:
+        raise UsageError(
+            f"{linked} is a link, and a store may not write or delete where a link leads; "
+            "move the folder to its place, or link the store as a whole"
+        )
 
 
 def absolute(storage: str) -> str:
@@ -65,7 +72,7 @@ def inside(root: str, path: str) -> str:
             f"{path!r} is not a path inside the store; names of sweeps and trials have no '/' and "
             "are not '..'"
         )
-    return f"{root}/{path}"
+    return f"{root}/{path}" if path else root
 
 
 def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:

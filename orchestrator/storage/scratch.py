@@ -19,6 +19,7 @@ from pathlib import Path
 
 from prefsweep.orchestrator.recovery.processes import machine, started
 from prefsweep.orchestrator.storage.attempts import attempt, remedy_for
+from prefsweep.orchestrator.storage.paths import is_scratch_name
 from prefsweep.sweeps.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,6 @@ def _owner(name: str) -> tuple[int, str] | None:
     """Process id and start of a scratch name's process; None if it is not of this machine."""
     home, _, rest = name.partition("-")
     pid, _, rest = rest.partition("-")
-    if home != machine() or not pid.isdigit():
+    if not is_scratch_name(name) or home != machine():
         return None
     return int(pid), rest.rpartition("-")[0]

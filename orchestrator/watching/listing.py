@@ -28,7 +28,7 @@ class Listed:
 def sweeps(storage: str) -> list[Listed]:
     """All sweeps of a store, by name."""
     store = Store(storage)
-    return [_listed(store, name) for name in store.names("sweeps")]
+    return [_listed(store, name) for name in store.sweeps()]
 
 
 def _listed(store: Store, name: str) -> Listed:

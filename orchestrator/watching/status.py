@@ -42,7 +42,7 @@ def open_sweep(name: str, storage: str) -> Sweep:
             f"{where} is damaged; run the sweep's own spec again, which writes it anew"
         )
     if document is None:
-        known = ", ".join(store.names("sweeps")) or "none"
+        known = ", ".join(store.sweeps()) or "none"
         raise UsageError(
             f"there is no sweep {name!r} in --storage {storage} (there are: {known}); "
             "start it with `prefsweep run`, or name the storage it is in"

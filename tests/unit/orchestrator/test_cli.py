@@ -237,7 +237,7 @@ def test_gc_of_a_place_that_is_no_store_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prefsweep(monkeypatch, "gc", "--storage", str(tmp_path / "runz")) == 2
-    assert "there is no store" in capsys.readouterr().err
+    assert "is not a prefsweep store" in capsys.readouterr().err
 
 
 def test_until_takes_the_stages_of_a_run_in_their_order() -> None:

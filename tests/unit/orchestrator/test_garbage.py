@@ -1,19 +1,28 @@
 """`prefsweep gc`: what no sweep refers to goes when asked for, and nothing else."""
 
 import os
+import shutil
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from prefsweep.orchestrator.machines.inputs import store_inputs
-from prefsweep.orchestrator.pipeline import spec_document
+from prefsweep.orchestrator.pipeline import Run, run_sweep, spec_document
 from prefsweep.orchestrator.recovery.lease import Lease
 from prefsweep.orchestrator.storage.garbage import delete_garbage, find_garbage
+from prefsweep.orchestrator.storage.marker import claim
+from prefsweep.orchestrator.storage.paths import (
+    DELETING,
+    is_artifact_name,
+    is_scratch_name,
+    is_trial_id,
+)
 from prefsweep.orchestrator.storage.scratch import scratch_name
 from prefsweep.orchestrator.store import Store
 from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, resolve
-from prefsweep.sweeps.errors import StoreError
+from prefsweep.sweeps.errors import StoreError, UsageError
 from prefsweep.sweeps.load import load_spec
 from tests.integration.small import small_sweep
 from tests.unit.orchestrator.test_cli import prefsweep
@@ -55,7 +64,7 @@ def test_what_a_sweep_refers_to_stays_and_all_else_goes(store: Store, tmp_path: 
     before = make(small_sweep(tmp_path, "seeds=[0, 1]", "pairs.min_margin=0.5"))
     now = small_sweep(tmp_path, "seeds=[0]", "prompts.num_eval=6")
     used = make(now) | small
-    store.write("aside/artifacts~x.1234/file", b"x")
+    store.write("aside/artifacts~x.0123abcd/file", b"x")
     garbage = find_garbage(store)
     assert {item.what for item in garbage} == {"artefact", "trial", "damaged"}
     assert files(store) >= before  # looking deletes nothing
@@ -86,14 +95,14 @@ def test_what_workers_read_from_the_store_for_a_sweep_stays(store: Store, tmp_pa
     make(sweep)
     store_inputs(store, sweep.spec, sweep.inputs)
     store.write("artifacts/probe-0123/H100.json", b"{}")
-    store.write("artifacts/preflight-0123/node", b"x")
+    store.write("artifacts/preflight-0123456789abcdef/node", b"x")
     lease = Lease(store, sweep.spec.name)
     lease.acquire()
     assert find_garbage(store) == []
     lease.release()
-    assert [item.path for item in find_garbage(store)] == ["artifacts/preflight-0123"]
+    assert [item.path for item in find_garbage(store)] == ["artifacts/preflight-0123456789abcdef"]
     file.unlink()  # as on another machine
-    assert [item.path for item in find_garbage(store)] == ["artifacts/preflight-0123"]
+    assert [item.path for item in find_garbage(store)] == ["artifacts/preflight-0123456789abcdef"]
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"spec": {}, "inputs": {}}'])
@@ -160,7 +169,7 @@ def test_the_command_shows_and_deletes_only_when_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     used = make(small_sweep(tmp_path))
-    store.write("artifacts/pairs-0123/pairs.parquet", b"x" * 3_000_000)
+    store.write("artifacts/pairs-0123456789abcdef/pairs.parquet", b"x" * 3_000_000)
     storage = ["--storage", str(tmp_path)]
     assert prefsweep(monkeypatch, "gc", *storage) == 0
     out = capsys.readouterr().out
@@ -171,3 +180,202 @@ def test_the_command_shows_and_deletes_only_when_told(
     assert files(store) == used
     assert prefsweep(monkeypatch, "gc", *storage) == 0
     assert "nothing to delete" in capsys.readouterr().out
+
+
+# --- folders that are no store, links, and runs that start meanwhile ------------------------------
+
+THINGS_OF_A_PROJECT = (
+    "artifacts/paper-final/paper.tex",
+    "artifacts/pairs-final/table.csv",
+    "trials/clinical-2024/consent.pdf",
+    "tmp/my-notes/notes.txt",
+    "aside/later/todo.txt",
+)
+
+
+def write_project(root: Path) -> dict[str, bytes]:
+    for name in THINGS_OF_A_PROJECT:
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(name.encode())
+    return {name: (root / name).read_bytes() for name in THINGS_OF_A_PROJECT}
+
+
+def read_project(root: Path) -> dict[str, bytes]:
+    return {name: (root / name).read_bytes() for name in THINGS_OF_A_PROJECT}
+
+
+@pytest.mark.parametrize("has_notes_on_sweeps", [False, True])
+def test_gc_refuses_a_folder_that_is_no_store(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    has_notes_on_sweeps: bool,
+) -> None:
+    project = write_project(tmp_path)
+    if has_notes_on_sweeps:
+        (tmp_path / "sweeps/spring").mkdir(parents=True)
+    assert prefsweep(monkeypatch, "gc", "--yes", "--storage", str(tmp_path)) == 2
+    assert "is not a prefsweep store" in capsys.readouterr().err
+    assert read_project(tmp_path) == project
+
+
+def test_in_a_store_only_names_of_its_own_form_are_deleted(store: Store, tmp_path: Path) -> None:
+    project = write_project(tmp_path)
+    used = make(small_sweep(tmp_path))
+    store.mark()
+    store.write("trials/0123456789ab/evaluations/of-mine/file", b"x")
+    store.write("artifacts/pairs-0123456789abcdef/file", b"x")
+    garbage = find_garbage(store)
+    assert {item.path for item in garbage} == {
+        "artifacts/pairs-0123456789abcdef",
+        "trials/0123456789ab",
+    }
+    assert delete_garbage(store, garbage) == []
+    assert files(store) == used | set(project)
+
+
+def test_a_store_from_before_there_were_marks_is_known_by_its_sweeps(
+    store: Store, tmp_path: Path
+) -> None:
+    make(small_sweep(tmp_path))
+    assert not store.is_marked
+    store.write("artifacts/pairs-0123456789abcdef/file", b"x")
+    assert [item.what for item in find_garbage(store)] == ["artefact"]
+
+
+def test_a_marked_store_whose_sweeps_were_all_deleted_can_be_emptied(store: Store) -> None:
+    claim(store)
+    store.write("artifacts/pairs-0123456789abcdef/file", b"x")
+    assert [item.what for item in find_garbage(store)] == ["artefact"]
+
+
+def test_a_run_says_so_where_other_things_are_in_the_folder_and_once(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_project(tmp_path)
+    claim(store)
+    assert "is not empty and is not a prefsweep store" in caplog.text
+    assert "artifacts, aside, tmp, trials" in caplog.text
+    caplog.clear()
+    claim(store)
+    assert caplog.text == "" and store.is_marked
+
+
+@pytest.mark.parametrize("leftover", [None, ".DS_Store", "lost+found/", "tmp/", "old store"])
+def test_a_run_marks_an_empty_folder_or_an_old_store_without_a_word(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, leftover: str | None
+) -> None:
+    if leftover == "old store":
+        make(small_sweep(tmp_path))
+    elif leftover is not None and leftover.endswith("/"):
+        (tmp_path / leftover).mkdir()
+    elif leftover is not None:
+        (tmp_path / leftover).touch()
+    claim(store)
+    assert caplog.text == "" and store.is_marked
+
+
+def test_what_a_run_that_starts_during_the_deletions_refers_to_stays(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletions take minutes; the run starts after the first one."""
+    before = small_sweep(tmp_path)
+    used = make(before)
+    make(small_sweep(tmp_path, "pairs.min_margin=0.5"))
+    garbage, deleted = find_garbage(store), list[str]()
+    delete = Store.delete
+
+    def delete_and_start(self: Store, path: str) -> None:
+        delete(self, path)
+        deleted.append(path)
+        if len(deleted) == 1:
+            spec = self.sweep(before.spec.name, "spec.json")
+            self.write_json(spec, spec_document(before))
+
+    monkeypatch.setattr(Store, "delete", delete_and_start)
+    delete_garbage(store, garbage)
+    assert len(deleted) == 1 < len(garbage)
+    assert files(store) >= used - {f"{deleted[0]}/file"}
+
+
+def test_a_run_waits_with_its_spec_until_a_deletion_is_over(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it looks for what the spec refers to when it is gone, and makes it anew."""
+    sweep = small_sweep(tmp_path)
+    spec = tmp_path / "sweeps/small/spec.json"
+    run = threading.Thread(
+        target=lambda: run_sweep(sweep, lambda: pytest.fail("no cluster"), until="policy")
+    )
+    monkeypatch.setattr(Run, "until_whole", lambda self, steps: None)  # nothing to compute
+    with store.locked(DELETING):
+        run.start()
+        time.sleep(0.5)
+        assert not spec.exists()
+    run.join(60)
+    assert spec.exists()
+
+
+@pytest.mark.parametrize("folder", ["artifacts", "trials", "sweeps", "tmp", "aside"])
+def test_a_link_as_a_top_level_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "store"
+    (elsewhere / "0123456789ab").mkdir(parents=True)
+    root.mkdir()
+    Store(str(root)).mark()
+    shutil.rmtree(root / folder, ignore_errors=True)
+    (root / folder).symlink_to(elsewhere)
+    assert prefsweep(monkeypatch, "gc", "--yes", "--storage", str(root)) == 2
+    with pytest.raises(UsageError, match=f"{folder} is a link"):
+        Store(str(root))
+    assert (elsewhere / "0123456789ab").exists()
+
+
+def test_nothing_is_deleted_through_a_link(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    evaluation = outside / "evaluations/0123456789abcdef/file"
+    evaluation.parent.mkdir(parents=True)
+    evaluation.write_text("mine")
+    sweep = small_sweep(tmp_path)
+    make(sweep)
+    (tmp_path / "trials/0123456789ab").symlink_to(outside)  # the link goes, what is behind it stays
+    trial = tmp_path / "trials" / sweep.trials[0].trial_id
+    shutil.rmtree(trial / "evaluations")
+    (trial / "evaluations").symlink_to(outside / "evaluations")
+    store.write("artifacts/pairs-0123456789abcdef/file", b"x")
+    assert prefsweep(monkeypatch, "gc", "--yes", "--storage", str(tmp_path)) == 1
+    err = " ".join(capsys.readouterr().err.split())
+    assert "1 of 3 things" in err and f"{trial / 'evaluations'} is a link" in err
+    assert evaluation.read_text() == "mine"
+    assert not (tmp_path / "trials/0123456789ab").is_symlink()
+    assert not (tmp_path / "artifacts/pairs-0123456789abcdef").exists()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs000000000001", "lost+found", "@eaDir"])
+def test_what_systems_put_into_a_store_is_left_alone(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    used = make(small_sweep(tmp_path))
+    for folder in ("sweeps", "artifacts", "trials", "tmp", "aside"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        if name.startswith("."):
+            (tmp_path / folder / name).touch()
+        else:
+            (tmp_path / folder / name).mkdir()
+    assert find_garbage(store) == []
+    assert store.sweeps() == ["small"]
+    assert {file for file in files(store) if not file.endswith(name)} == used
+
+
+def test_every_stage_has_names_that_gc_knows(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path)
+    stages = [sweep.path(stage) for stage in sweep.fingerprints.parts]
+    assert all(is_artifact_name(path.removeprefix("artifacts/")) for path in stages)
+    assert all(is_trial_id(trial.trial_id) for trial in sweep.trials)
+    assert is_scratch_name(scratch_name())

@@ -326,7 +326,7 @@ def test_only_what_the_surely_dead_left_is_deleted(
     for name in (dead, mine, elsewhere, "tmpq3x", "-".join(reused)):
         (folder / name).mkdir(parents=True)
         (folder / name / "file").touch()
-    (folder / f"{dead}-").touch()
+    (folder / dead_name()).touch()
     assert local.delete_abandoned() == 3
     assert sorted(os.listdir(folder)) == sorted([mine, elsewhere, "tmpq3x"])
     assert local.scratch_owners() == {os.getpid()}

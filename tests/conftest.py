@@ -1,8 +1,16 @@
-"""No test needs a network, and property tests give the same examples every time."""
+"""No test needs a network, property tests give the same examples every time, and tests run on all
+cores: `-n 2 --dist loadgroup` starts two workers of pytest-xdist."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,3 +21,47 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("long", settings.get_profile("fixed"), max_examples=3000)
 settings.load_profile("fixed")
+
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IS_WORKER:
+    # Scratch folders, the download cache and Ray's session are in the temporary folder. Each worker
+    # has one of its own, with a short path: that of a socket has at most 107 bytes.
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="pt-", dir="/tmp")
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file share a worker, and so what its fixtures build, unless they are marked.
+
+    A test with the mark `spread` goes to any worker. Integration tests take longest and come first.
+    """
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+    for item in items:
+        if item.get_closest_marker("spread"):
+            continue
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+BuildOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+    """`build_once(name, build)` is a folder that `build` has filled, once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if IS_WORKER else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def folder(name: str, build: Callable[[Path], object]) -> Path:
+        built, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(built, ignore_errors=True)  # of a build that failed
+                build(built)
+                done.touch()
+        return built
+
+    return folder

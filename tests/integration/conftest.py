@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.sweep import Sweep
 
+from ..conftest import BuildOnce
 from .ray_cluster import RayNodes, ray_nodes
-from .small import small_sweep
+from .small import run_inline, small_sweep
 
 S3_KEYS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -30,11 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """The small sweep, run to its end; whoever changes its store does so in a copy."""
-    sweep = small_sweep(tmp_path_factory.mktemp("finished") / "store")
-    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources))
-    return sweep
+def finished_sweep(build_once: BuildOnce) -> Sweep:
+    """The small sweep, run to its end; tests that change its store do so in a copy."""
+    return small_sweep(build_once("finished", lambda storage: run_inline(small_sweep(storage))))
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +56,7 @@ def s3(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://bucket/{tmp_path.name}?endpoint_override={s3_server}&scheme=http"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
     """A head and two more nodes of one CPU each, with a dashboard."""
     with ray_nodes(tmp_path_factory.mktemp("nodes")) as nodes:

@@ -1,7 +1,10 @@
 """A sweep of built-in models with random weights, small enough for a test: a few seconds in all."""
 
+import shutil
 from pathlib import Path
 
+from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.sweep import Sweep, resolve
 from prefsweep.sweeps.load import load_spec
 
@@ -26,6 +29,17 @@ OVERRIDES = [
 def small_sweep(storage: Path, *overrides: str) -> Sweep:
     """The small sweep in a store of its own."""
     return resolve(load_spec("quickstart", [*OVERRIDES, *overrides]), str(storage))
+
+
+def run_inline(sweep: Sweep, until: str = "report") -> None:
+    """Run the sweep in this process."""
+    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources), until=until)
+
+
+def with_artifacts_of(finished: Sweep, storage: Path, *overrides: str) -> Sweep:
+    """The small sweep in a new store that has another one's artefacts, and none of its trials."""
+    shutil.copytree(Path(finished.storage) / "artifacts", storage / "artifacts")
+    return small_sweep(storage, *overrides)
 
 
 def content(sweep: Sweep, stage: str) -> dict[str, bytes]:

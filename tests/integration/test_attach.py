@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.watching.status import open_sweep
 
 from .ray_cluster import prefsweep, ray_nodes
-from .small import OVERRIDES, content, small_sweep
+from .small import OVERRIDES, content
 
 
-def test_a_cluster_that_has_nothing_of_ours_makes_what_one_process_makes(tmp_path: Path) -> None:
-    alone = small_sweep(tmp_path / "alone")
-    run_sweep(alone, lambda: InlineCluster(alone.spec.resources), until="scores")
+def test_a_cluster_that_has_nothing_of_ours_makes_what_one_process_makes(
+    finished_sweep: Sweep, tmp_path: Path
+) -> None:
     with ray_nodes(tmp_path / "nodes") as nodes:
         nodes.start("head")
         nodes.wait(1)
@@ -24,4 +23,4 @@ def test_a_cluster_that_has_nothing_of_ours_makes_what_one_process_makes(tmp_pat
         output = run.communicate(timeout=300)[0]
     assert run.returncode == 0, output
     attached = open_sweep("small", str(tmp_path / "store"))
-    assert content(attached, "scores") == content(alone, "scores")
+    assert content(attached, "scores") == content(finished_sweep, "scores")

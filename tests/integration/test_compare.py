@@ -1,6 +1,7 @@
 """`compare`: what two sweeps have in common, what differs, and when rewards are not compared."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,9 +25,10 @@ GRID = "grid=[{loss_type: [sigmoid, ipo], beta: [0.1], learning_rate: 1e-3}]"
 
 
 @pytest.fixture(scope="module")
-def sweeps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sweep]:
+def sweeps(finished_sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sweep]:
     """One store with: the small sweep; one of another grid and length; one of another reward."""
-    storage = tmp_path_factory.mktemp("store")
+    storage = tmp_path_factory.mktemp("compared") / "store"
+    shutil.copytree(finished_sweep.storage, storage)
     made = {
         "one": small_sweep(storage),
         "longer": small_sweep(storage, "name=longer", "training.max_steps=6", GRID),

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.watching.status import open_sweep
 
-from .small import OVERRIDES, small_sweep, table, weights
+from .small import OVERRIDES, run_inline, table, weights, with_artifacts_of
 
 STEPS = ["training.max_steps=60", "training.logging_steps=1"]
 
@@ -37,13 +36,18 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None
         time.sleep(0.05)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(finished_sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    storage = tmp_path_factory.mktemp("undisturbed") / "store"
+    sweep = with_artifacts_of(finished_sweep, storage, *STEPS)
+    run_inline(sweep)
+    return sweep
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_sweep_goes_on_to_the_same_results(
-    tmp_path: Path, number: signal.Signals
+    number: signal.Signals, undisturbed: Sweep, tmp_path: Path
 ) -> None:
-    undisturbed = small_sweep(tmp_path / "undisturbed", *STEPS)
-    run_sweep(undisturbed, lambda: InlineCluster(undisturbed.spec.resources))
-
     storage = tmp_path / "interrupted"
     process = start(storage, "run", "quickstart", *OVERRIDES, *STEPS, "--inline")
     wait_for("trials/*/metrics.jsonl", storage, process)

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -44,10 +45,9 @@ SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    sweep = small_sweep(tmp_path_factory.mktemp("store"))
-    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources))
-    return sweep
+def finished(finished_sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    storage = tmp_path_factory.mktemp("finished") / "store"
+    return small_sweep(shutil.copytree(finished_sweep.storage, storage))
 
 
 def test_a_refresh_reads_no_file_of_what_is_finished(

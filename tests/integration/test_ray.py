@@ -30,11 +30,9 @@ def run_on_ray(sweep: Sweep, until: str = "report", num_cpus: int = 3) -> list[S
     return [result.status for result in results]
 
 
-@pytest.fixture(scope="module")
-def inline(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    sweep = small_sweep(tmp_path_factory.mktemp("inline"))
-    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources))
-    return sweep
+@pytest.fixture
+def inline(finished_sweep: Sweep) -> Sweep:
+    return finished_sweep
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.sweep import Sweep
-from tests.integration.faults.harness import Run, sweep_in
+from tests.conftest import BuildOnce
+from tests.integration.faults.harness import TRAINING, Run, sweep_in
+from tests.integration.small import run_inline, with_artifacts_of
 
 Start = Callable[..., Run]
 
@@ -22,10 +22,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    sweep = sweep_in(tmp_path_factory.mktemp("undisturbed") / "store")
-    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources))
-    return sweep
+def undisturbed(finished_sweep: Sweep, build_once: BuildOnce) -> Sweep:
+    def build(storage: Path) -> None:
+        run_inline(with_artifacts_of(finished_sweep, storage, *TRAINING))
+
+    return sweep_in(build_once("undisturbed", build))
 
 
 @pytest.fixture

@@ -4,29 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
 from prefsweep.orchestrator.machines.border import set_up_worker
-from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.sweep import Sweep
 
-from ..small import small_sweep
+from ...conftest import BuildOnce
+from ..small import run_inline, small_sweep, with_artifacts_of
 from .in_process import OVERRIDES, copy_of
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(finished_sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with everything up to the trials."""
     folder = tmp_path_factory.mktemp("data")
-    sweep = small_sweep(folder, *OVERRIDES)
-    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources), until="untrained")
+    run_inline(with_artifacts_of(finished_sweep, folder, *OVERRIDES), until="untrained")
     return folder
 
 
 @pytest.fixture(scope="session")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    sweep = copy_of(data, tmp_path_factory.mktemp("undisturbed"))
-    run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources))
-    return sweep
+def undisturbed(data: Path, build_once: BuildOnce) -> Sweep:
+    folder = build_once("one-trial", lambda folder: run_inline(copy_of(data, folder)))
+    return small_sweep(folder / "store", *OVERRIDES)
 
 
 @pytest.fixture

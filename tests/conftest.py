@@ -33,15 +33,14 @@ if IS_WORKER:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file share a worker, and so what its fixtures build, unless they are marked.
+    """The tests of a file share a worker, and so what its fixtures build.
 
-    A test with the mark `spread` goes to any worker. Integration tests take longest and come first.
+    Fault tests go one by one to any worker, except those with a mark `xdist_group`. Integration
+    tests take longest and come first.
     """
     items.sort(key=lambda item: "integration" not in item.path.parts)
     for item in items:
-        if item.get_closest_marker("spread"):
-            continue
-        if not item.get_closest_marker("xdist_group"):
+        if "faults" not in item.path.parts and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 

@@ -1,5 +1,6 @@
 """One undisturbed run is what every case is compared with."""
 
+import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from prefsweep.orchestrator.sweep import Sweep
 from tests.conftest import BuildOnce
 from tests.integration.faults.harness import TRAINING, Run, sweep_in
+from tests.integration.faults.warm import start_server
 from tests.integration.small import run_inline, with_artifacts_of
 
 Start = Callable[..., Run]
@@ -27,6 +29,23 @@ def undisturbed(finished_sweep: Sweep, build_once: BuildOnce) -> Sweep:
         run_inline(with_artifacts_of(finished_sweep, storage, *TRAINING))
 
     return sweep_in(build_once("undisturbed", build))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_drivers() -> None:
+    """Before any test changes the environment."""
+    start_server()
+
+
+@pytest.fixture(autouse=True)
+def neighbours(
+    request: pytest.FixtureRequest, warm_drivers: None, build_once: BuildOnce
+) -> Iterator[None]:
+    """A test with the mark `alone` runs while no other fault test does."""
+    is_alone = request.node.get_closest_marker("alone") is not None
+    with (build_once("neighbours", Path.mkdir) / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 A case is a process, a stage and a fault. The command starts where that stage begins, from a copy of
 what an undisturbed run left before it; `Run.held` gives the process that has come to the stage.
+With `--inline` the driver imports what workers need; it starts warm (warm.py), if not told to
+start cold. On Ray, driver and workers start cold.
 """
 
 import json
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +25,9 @@ import psutil
 from prefsweep.orchestrator.store import file_entry
 from prefsweep.orchestrator.sweep import Sweep
 from tests.integration.small import OVERRIDES, small_sweep, table, weights
+
+from .inject.sitecustomize import POINTS, Faults
+from .warm import WarmProcess, limit_files
 
 INJECT = Path(__file__).with_name("inject")
 ROOT = Path(__file__).parents[3]
@@ -49,6 +55,9 @@ class Fault:
     """Only where a prompt contains this."""
     bytes: int = 0
 
+    def __post_init__(self) -> None:
+        assert self.at in POINTS and hasattr(Faults, self.do), f"no such fault: {self}"
+
 
 class Run:
     """One start of the command."""
@@ -59,23 +68,32 @@ class Run:
         *words: str,
         faults: Sequence[Fault] = (),
         env: dict[str, str] | None = None,
-        limit: Callable[[], None] | None = None,
+        max_file_bytes: int = 0,
         uri: str = "",
+        cold: bool = False,
     ) -> None:
         self.storage = storage
         self.folder = storage.with_name(f"{storage.name}-run{time.monotonic_ns()}")
         self.folder.mkdir(parents=True)
         self._output = self.folder / "output.txt"
-        command = [sys.executable, "-m", "prefsweep.orchestrator.cli", *words]
+        self._faults = faults
+        command = [*words, "--storage", uri or str(storage)]
+        environment = fault_environment(self.folder, faults) | (env or {})
+        self.process: WarmProcess | subprocess.Popen[bytes]
         with self._output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*command, "--storage", uri or str(storage)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=fault_environment(self.folder, faults) | (env or {}),
-                preexec_fn=limit,
-                cwd=self.folder,
-            )
+            if "--inline" in words and not cold:
+                self.process = WarmProcess(
+                    command, self._output, environment, self.folder, max_file_bytes
+                )
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "prefsweep.orchestrator.cli", *command],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    preexec_fn=partial(limit_files, max_file_bytes) if max_file_bytes else None,
+                    cwd=self.folder,
+                )
         self._children: set[psutil.Process] = set()
 
     @property
@@ -109,11 +127,14 @@ class Run:
         self.clean_up()
 
     def wait(self) -> int:
-        """The exit code."""
+        """The exit code; by then every fault must have happened."""
         try:
-            return self.process.wait(DEADLINE_S)
+            code = self.process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {DEADLINE_S} s: {self.output}") from None
+        for index, fault in enumerate(self._faults):
+            assert (self.folder / f"claim-{index}-0").exists(), f"{fault} was never met"
+        return code
 
     def clean_up(self) -> None:
         """End what is left of the run; a local Ray ends with its driver within seconds."""

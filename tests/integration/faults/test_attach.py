@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from prefsweep.orchestrator.sweep import Sweep
 from prefsweep.orchestrator.watching.status import open_sweep
 
 from ..ray_cluster import RayNodes, prefsweep
 from ..small import OVERRIDES
 
+pytestmark = pytest.mark.xdist_group("three nodes")
 SECRETS = {
     "HF_TOKEN": "hf_tokenthatmaynottravel",
     "WANDB_API_KEY": "wandbkeythatmaynottravel",

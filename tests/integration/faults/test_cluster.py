@@ -147,9 +147,8 @@ def test_the_only_node_lost_ends_the_driver_with_a_message_and_the_command_goes_
 @pytest.mark.parametrize(
     ("override", "asked"),
     [
-        ("resources.cpus_per_worker=999", "cpus_per_worker=999"),
+        ("resources.cpus_per_worker=999", "cpus_per_worker=999"),  # others: test_placement.py
         ("resources.gpus_per_trial=1", "gpus_per_trial=1"),
-        ("resources.gpus_per_generator=0.5", "gpus_per_generator=0.5"),
     ],
 )
 def test_a_cluster_too_small_is_refused_at_once_with_what_it_has(

@@ -26,6 +26,7 @@ HEADROOM_GIB = 2.5
 """What others on the machine may take meanwhile."""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stage", ["training", "completions"])
 def test_a_worker_that_ray_kills_for_memory_is_replaced(
     stage: str, undisturbed: Sweep, start: Start, tmp_path: Path
@@ -49,7 +50,7 @@ def test_a_worker_that_ray_kills_for_memory_is_replaced(
     )
     assert run.wait() == 0, run.output
     assert list(run.folder.glob("claim-*")), "the worker never took the memory"
-    rest = start(storage, *words())
+    rest = start(storage, *words("--inline"))
     assert rest.wait() == 0, rest.output
     assert_nothing_is_redone(before)
     assert_whole(storage)

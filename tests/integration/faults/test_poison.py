@@ -47,7 +47,7 @@ def test_a_prompt_that_kills_its_worker_is_quarantined_and_the_rest_is_done(
     with (storage / "sweeps/small/report/trials.csv").open() as file:
         assert {row["status"] for row in csv.DictReader(file)} == {"succeeded"}
     before = finished(storage)
-    again = start(storage, *words())
+    again = start(storage, *words("--inline"))
     assert again.wait() == 1, "reported again"
     assert_nothing_is_redone(before)
     assert_whole(storage, unfinished=True)
@@ -87,7 +87,7 @@ def test_a_model_that_kills_whoever_loads_it_ends_the_run_and_no_prompt_is_blame
     spec = json.loads((storage / "sweeps/small/spec.json").read_text())
     assert spec["inputs"]["quarantined"] == {}
     before = finished(storage)
-    mended = start(storage, *words())
+    mended = start(storage, *words("--inline"))
     assert mended.wait() == 0, mended.output
     assert_nothing_is_redone(before)
     assert_whole(storage)

@@ -1,8 +1,6 @@
 """Storage that is full, or that fails for a while, or for good."""
 
 import json
-import resource
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,18 +20,13 @@ from .harness import (
 )
 
 
-def files_of(kib: int) -> Callable[[], None]:
-    """Limits the files of a process that is about to start, as a full disk or a quota would."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, resource.RLIM_INFINITY))
-
-
 @pytest.mark.parametrize(("stage", "kib"), [("policy", 20), ("completions", 2), ("untrained", 2)])
 def test_a_full_disk_ends_the_run_with_a_message_and_room_lets_it_go_on(
     stage: str, kib: int, undisturbed: Sweep, start: Start, tmp_path: Path
 ) -> None:
     storage = store_before(stage, undisturbed, tmp_path / "store")
     before = finished(storage)
-    full = start(storage, *words("--inline"), limit=files_of(kib))
+    full = start(storage, *words("--inline"), max_file_bytes=kib * 1024)
     assert full.wait() == 1, full.output
     assert "Traceback" not in full.output
     assert "File too large" in full.output
@@ -63,7 +56,7 @@ def test_a_disk_that_is_full_for_trials_fails_them_with_advice_and_room_lets_the
     for status in statuses:
         assert status["failure"]["kind"] == "transient"
         assert "room" in status["failure"]["advice"]
-    again = start(storage, *words())
+    again = start(storage, *words("--inline"))
     assert again.wait() == 0, again.output
     assert_nothing_is_redone(before)
     assert_whole(storage)

@@ -29,7 +29,7 @@ def test_the_sweep_is_done_and_recorded_offline(
     storage = store_before("training", undisturbed, tmp_path / "store")
     env = {"WANDB_BASE_URL": nowhere(), "HOME": str(tmp_path)}
     env["WANDB_API_KEY"] = KEY if case == "dead endpoint" else ""
-    run = start(storage, *words("--inline", "tracking.wandb.mode=online"), env=env)
+    run = start(storage, *words("--inline", "tracking.wandb.mode=online"), env=env, cold=True)
     assert run.wait() == 0, run.output
     assert "offline" in run.output, "says so once"
     assert list(storage.glob("sweeps/small/wandb/offline-run-*"))
@@ -46,6 +46,7 @@ def test_a_killed_process_of_wandb_is_survived(
         *words("--inline", "tracking.wandb.mode=offline"),
         faults=[Fault("training", after=4)],
         env={"HOME": str(tmp_path)},
+        cold=True,
     )
     run.held()
     for child in run.until(lambda: run.children("wandb-core") or run.children("gpu_stats")):

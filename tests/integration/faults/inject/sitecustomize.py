@@ -2,8 +2,10 @@
 
 PREFSWEEP_TEST_FAULTS names a folder with faults.json, a list of `harness.Fault`s. A fault waits at
 a point (a function of the product, wrapped when its module is imported) and does what it says to
-the first processes that come there. PREFSWEEP_TEST_CLOCK_S sets this process's wall clock forward,
-PREFSWEEP_TEST_STORAGE makes `fsspec+flaky://` a file system (flaky_storage.py).
+the first processes that come there. A point or an action that does not exist ends the process.
+PREFSWEEP_TEST_CLOCK_S sets this process's wall clock forward, PREFSWEEP_TEST_STORAGE makes
+`fsspec+flaky://` a file system (flaky_storage.py). A process that is forked with everything
+imported calls `apply` itself (warm.py).
 """
 
 import functools
@@ -46,6 +48,18 @@ class Faults:
         self.faults = json.loads((self.folder / "faults.json").read_text())
         self.passed = [0] * len(self.faults)
         self.importing = set()
+        for fault in self.faults:
+            if fault["at"] not in POINTS or not hasattr(self, fault["do"]):
+                # SystemExit: Python prints other errors of a sitecustomize and goes on
+                raise SystemExit(f"no such fault: {fault['do']} at {fault['at']}")
+
+    def install(self):
+        """Wrap points of modules that are imported, and of others when they will be."""
+        for point in dict.fromkeys(fault["at"] for fault in self.faults):
+            module = sys.modules.get(POINTS[point][0])
+            if module is not None:
+                self.wrap(module, point)
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, name, path=None, target=None):
         """Part of `sys.meta_path`: modules with points are wrapped once they are imported."""
@@ -81,6 +95,11 @@ class Faults:
             return original(*args, **kwargs)
 
         setattr(owner, name, wrapped)
+        if owner is module:  # others may have imported the function by its name
+            for other in list(sys.modules.values()):
+                for key, value in list(getattr(other, "__dict__", {}).items()):
+                    if value is original:
+                        setattr(other, key, wrapped)
 
     def is_due(self, index, fault, args):
         """Whether it is this call, of this process."""
@@ -133,12 +152,18 @@ class Faults:
         args[1].get_input_embeddings().weight.data[::10] = float("nan")
 
 
-if os.environ.get("PREFSWEEP_TEST_FAULTS"):
-    sys.meta_path.insert(0, Faults(os.environ["PREFSWEEP_TEST_FAULTS"]))
-if os.environ.get("PREFSWEEP_TEST_STORAGE"):
-    import fsspec
+def apply():
+    """Do to this process what its environment says."""
+    if os.environ.get("PREFSWEEP_TEST_FAULTS"):
+        Faults(os.environ["PREFSWEEP_TEST_FAULTS"]).install()
+    if os.environ.get("PREFSWEEP_TEST_STORAGE"):
+        import fsspec
 
-    fsspec.register_implementation("flaky", "flaky_storage.FlakyFileSystem")
-if os.environ.get("PREFSWEEP_TEST_CLOCK_S"):
-    _time, _ahead_s = time.time, float(os.environ["PREFSWEEP_TEST_CLOCK_S"])
-    time.time = lambda: _time() + _ahead_s
+        sys.path.insert(0, str(Path(__file__).parent))
+        fsspec.register_implementation("flaky", "flaky_storage.FlakyFileSystem")
+    if os.environ.get("PREFSWEEP_TEST_CLOCK_S"):
+        plain, ahead_s = time.time, float(os.environ["PREFSWEEP_TEST_CLOCK_S"])
+        time.time = lambda: plain() + ahead_s
+
+
+apply()

@@ -19,6 +19,9 @@
 All of them take one message and survive pickling, because they cross process borders.
 """
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP; typer turns a KeyboardInterrupt into it."""
+
 
 class SweepError(Exception):
     """Base of all errors that prefsweep raises on purpose."""

@@ -37,6 +37,11 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+Errored = Literal["retry", "restart", "resume", "skip"]
+"""What becomes of failed trials: those whose failure may pass are retried; or all of them restart
+from scratch, or resume from their newest checkpoint, or are left."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One prompt text."""

@@ -1,7 +1,7 @@
 """How much memory a trial takes: two steps on its largest batch in, the peak in bytes out.
 
 Two, because an optimizer has its state only after the first. Knows nothing of clusters; shares of
-a GPU are made of it in `orchestrator/machines/placement.py`.
+a GPU are made of it in `orchestrator/execution/placement.py`.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,8 +7,8 @@ this says: another fingerprint is another artefact.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prefsweep.orchestrator.hints import hint
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.hints import hint
+from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.sweeps.identity import STAGE_VERSIONS, canonical_json
 
 PLAN = "plan.json"

@@ -121,8 +121,8 @@ def data(spec: SweepSpec) -> Iterator[Line]:
 
 def left_to_do(spec: SweepSpec, storage: str) -> Iterator[Line]:
     """Time, cost and disk of the trials that are left. Raises what a run would be refused for."""
-    from prefsweep.orchestrator.sweep import resolve
-    from prefsweep.orchestrator.watching.status import is_finished
+    from prefsweep.orchestrator.state.sweep import resolve
+    from prefsweep.orchestrator.state.trial_record import is_finished
 
     sweep = resolve(spec, storage)
     left = [trial for trial in sweep.trials if not is_finished(sweep, trial.trial_id)]
@@ -144,7 +144,7 @@ def _disk(found: Estimate, text: str) -> Line:
 
 def tracking(spec: WandbSpec) -> Line:
     """Whether W&B would be reached. Nothing it does can stop a run."""
-    from prefsweep.orchestrator.watching.tracking import server_url, wandb_mode
+    from prefsweep.orchestrator.tracking.wandb import server_url, wandb_mode
 
     mode = wandb_mode(spec, os.environ)
     if mode == "disabled":

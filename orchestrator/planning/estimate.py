@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from prefsweep.orchestrator.machines.probing import probed_shares
-from prefsweep.orchestrator.recovery.checkpoints import KEPT_CHECKPOINTS
-from prefsweep.orchestrator.recovery.state import read_state
-from prefsweep.orchestrator.store import Manifest, Store
-from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.watching.status import open_sweep
+from prefsweep.orchestrator.execution.sizing import probed_shares
+from prefsweep.orchestrator.state.sweep import Sweep, Trial, open_sweep
+from prefsweep.orchestrator.state.sweep_record import read_state
+from prefsweep.orchestrator.store.store import Manifest, Store
+from prefsweep.orchestrator.tasks.checkpoints import KEPT_CHECKPOINTS
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.spec import TrainingSpec
 from prefsweep.workers.locations import model_source

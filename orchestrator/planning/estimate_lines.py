@@ -6,7 +6,7 @@ Every line says what its figure is based on, or why there is none.
 from collections.abc import Iterator
 
 from prefsweep.orchestrator.planning.estimate import Estimate
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.sweeps.spec import ModelSection
 from prefsweep.workers.locations import BUILTIN, model_source
 from prefsweep.workers.sizes import disk_bytes, has_weights, model_folder

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from prefsweep.orchestrator.machines.attach import unreachable
-from prefsweep.orchestrator.machines.nodes import PACKAGES, Node, storage_refusal
-from prefsweep.orchestrator.machines.placement import FIELDS, NodeSize, Placement, resources_of
-from prefsweep.orchestrator.machines.survey import survey
+from prefsweep.orchestrator.execution.nodes import PACKAGES, Node, storage_refusal
+from prefsweep.orchestrator.execution.placement import FIELDS, NodeSize, Placement, resources_of
+from prefsweep.orchestrator.execution.ray_session import unreachable
+from prefsweep.orchestrator.execution.survey import survey
 from prefsweep.orchestrator.planning.estimate import free_bytes
 from prefsweep.orchestrator.planning.estimate_lines import readable_bytes
 from prefsweep.orchestrator.planning.findings import Level, Line
-from prefsweep.orchestrator.store import Store, absolute
+from prefsweep.orchestrator.store.store import Store, absolute
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.spec import SweepSpec
 

@@ -9,9 +9,10 @@ from rich.text import Text
 from prefsweep.orchestrator.planning.changes import changes
 from prefsweep.orchestrator.planning.estimate import estimate
 from prefsweep.orchestrator.planning.estimate_lines import estimate_lines, model_lines
-from prefsweep.orchestrator.store import environment
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import is_finished, read_status
+from prefsweep.orchestrator.results.status import read_status
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.trial_record import is_finished
+from prefsweep.orchestrator.store.store import environment
 from prefsweep.sweeps.records import Status
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefsweep.orchestrator.report.families import NEUTRAL, Family, beta_of
-from prefsweep.orchestrator.report.frontier import Comparison, metric
 from prefsweep.orchestrator.report.plot import Plot, Trace, plain, plot_layout, rounded
 from prefsweep.orchestrator.report.points import with_metrics
+from prefsweep.orchestrator.results.frontier import Comparison, metric
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Status, TrialResult
 

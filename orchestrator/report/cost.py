@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefsweep.orchestrator.report.formats import counted, duration
+from prefsweep.orchestrator.text import counted, duration
 from prefsweep.sweeps.records import StageResult, SweepResults, TrialResult
 
 MAX_BARS = 24

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefsweep.orchestrator.report.families import NEUTRAL
-from prefsweep.orchestrator.report.formats import duration, show
 from prefsweep.orchestrator.report.plot import Plot, Trace, plot_layout, rounded
+from prefsweep.orchestrator.text import duration, show
 from prefsweep.sweeps.records import Histogram, StageResult, SweepResults
 
 SERIES = {

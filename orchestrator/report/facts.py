@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefsweep.orchestrator.report.families import NEUTRAL, SYMBOLS, Family
-from prefsweep.orchestrator.report.formats import show
-from prefsweep.orchestrator.report.frontier import Comparison, interval, metric
 from prefsweep.orchestrator.report.plot import rounded
-from prefsweep.orchestrator.report.variants import Pooled, Variant
+from prefsweep.orchestrator.results.frontier import Comparison, interval, metric
+from prefsweep.orchestrator.results.variants import Pooled, Variant
+from prefsweep.orchestrator.text import show
 from prefsweep.sweeps.records import TrialResult
 from prefsweep.workers.statistics import Interval
 

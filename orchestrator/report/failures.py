@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from prefsweep.orchestrator.report.formats import without_terminal_codes
-from prefsweep.orchestrator.report.frontier import Comparison
+from prefsweep.orchestrator.results.frontier import Comparison
+from prefsweep.orchestrator.text import without_terminal_codes
 from prefsweep.sweeps.records import Failure, Status, SweepResults
 
 UNFINISHED = (Status.RUNNING, Status.PENDING, Status.INTERRUPTED)

@@ -11,8 +11,6 @@ from typing import Any, Literal
 from scipy import stats
 
 from prefsweep.orchestrator.report.families import NEUTRAL, Family, beta_of
-from prefsweep.orchestrator.report.formats import show
-from prefsweep.orchestrator.report.frontier import Comparison, interval, metric
 from prefsweep.orchestrator.report.labels import Labelled, in_pixels, place_labels
 from prefsweep.orchestrator.report.plot import Plot, Trace, plain, plot_layout, rounded
 from prefsweep.orchestrator.report.points import (
@@ -22,7 +20,9 @@ from prefsweep.orchestrator.report.points import (
     interval_bars,
     with_metrics,
 )
-from prefsweep.orchestrator.report.variants import Pooled
+from prefsweep.orchestrator.results.frontier import Comparison, interval, metric
+from prefsweep.orchestrator.results.variants import Pooled
+from prefsweep.orchestrator.text import show
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import TrialResult
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from prefsweep.orchestrator.report.facts import ids_of, untrained_lines, variant_lines
 from prefsweep.orchestrator.report.families import SYMBOLS, Family
-from prefsweep.orchestrator.report.formats import counted, show
-from prefsweep.orchestrator.report.frontier import Comparison, metric
 from prefsweep.orchestrator.report.tables import evaluation_size, status_counts, time_spent
-from prefsweep.orchestrator.report.variants import INTERVAL_METHOD, METHOD, Pooled, Variant
+from prefsweep.orchestrator.results.frontier import Comparison, metric
+from prefsweep.orchestrator.results.variants import INTERVAL_METHOD, METHOD, Pooled, Variant
+from prefsweep.orchestrator.text import counted, show
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import SweepResults, TrialResult
 

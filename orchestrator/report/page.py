@@ -21,14 +21,14 @@ from prefsweep.orchestrator.report.facts import competing_facts, policy_facts
 from prefsweep.orchestrator.report.failures import failures, unfinished
 from prefsweep.orchestrator.report.families import SYMBOLS, Family, families
 from prefsweep.orchestrator.report.figures import comparison_plots
-from prefsweep.orchestrator.report.frontier import Comparison, compare, metric
 from prefsweep.orchestrator.report.headline import headline
 from prefsweep.orchestrator.report.pivots import pivot_tables
 from prefsweep.orchestrator.report.plot import Plot
 from prefsweep.orchestrator.report.provenance import provenance
 from prefsweep.orchestrator.report.samples import sample_data
 from prefsweep.orchestrator.report.trialtable import trial_table
-from prefsweep.orchestrator.report.variants import Pooled, pool
+from prefsweep.orchestrator.results.frontier import Comparison, compare, metric
+from prefsweep.orchestrator.results.variants import Pooled, pool
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import SweepResults
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefsweep.orchestrator.report.families import SYMBOLS, Family, beta_of
-from prefsweep.orchestrator.report.formats import DASH, show
-from prefsweep.orchestrator.report.frontier import Comparison, interval, metric
-from prefsweep.orchestrator.report.variants import Pooled
+from prefsweep.orchestrator.results.frontier import Comparison, interval, metric
+from prefsweep.orchestrator.results.variants import Pooled
+from prefsweep.orchestrator.text import DASH, show
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Status, TrialResult
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefsweep.orchestrator.report.families import Family, beta_of
-from prefsweep.orchestrator.report.frontier import interval, metric
 from prefsweep.orchestrator.report.plot import Trace, plain, rounded
+from prefsweep.orchestrator.results.frontier import interval, metric
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Status, TrialResult
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from prefsweep.orchestrator.report.frontier import Comparison
-from prefsweep.orchestrator.report.variants import Pooled
+from prefsweep.orchestrator.results.frontier import Comparison
+from prefsweep.orchestrator.results.variants import Pooled
 from prefsweep.sweeps.records import EvaluationSample, TrialResult
 
 MAX_PROMPTS = 20

@@ -5,16 +5,16 @@ Numbers are those of grid points: with several seeds they are pooled (variants.p
 
 from collections.abc import Sequence
 
-from prefsweep.orchestrator.report.formats import DASH, counted, one_line, show
-from prefsweep.orchestrator.report.frontier import Comparison, compare, interval, metric
 from prefsweep.orchestrator.report.tables import evaluation_size, status_counts, time_spent
-from prefsweep.orchestrator.report.variants import (
+from prefsweep.orchestrator.results.frontier import Comparison, compare, interval, metric
+from prefsweep.orchestrator.results.variants import (
     INTERVAL_METHOD,
     METHOD,
     Pooled,
     Variant,
     pool,
 )
+from prefsweep.orchestrator.text import DASH, counted, inline, show
 from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 from prefsweep.workers.statistics import Interval
 
@@ -192,14 +192,3 @@ def _names(names: Sequence[str]) -> str:
 
 def _code(name: str) -> str:
     return f"`{inline(name)}`"
-
-
-def inline(text: str) -> str:
-    """Text that cannot end a table cell, a code span or a line."""
-    return (
-        one_line(text)
-        .replace("`", "'")
-        .replace("|", "/")
-        .replace("<", "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}")
-        or DASH
-    )

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import cast
 
-from prefsweep.orchestrator.report.formats import counted, duration, one_line
-from prefsweep.orchestrator.report.frontier import Comparison, compare
-from prefsweep.orchestrator.report.variants import Pooled, Variant, pool
+from prefsweep.orchestrator.results.frontier import Comparison, compare
+from prefsweep.orchestrator.results.variants import Pooled, Variant, pool
+from prefsweep.orchestrator.text import counted, duration, one_line
 from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 from prefsweep.workers.comparisons import Standing
 

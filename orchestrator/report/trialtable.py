@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefsweep.orchestrator.report.families import SYMBOLS, Family
-from prefsweep.orchestrator.report.formats import duration, show
-from prefsweep.orchestrator.report.frontier import Comparison, metric
-from prefsweep.orchestrator.report.variants import INTERVAL_METHOD, METHOD, Pooled, Variant
+from prefsweep.orchestrator.results.frontier import Comparison, metric
+from prefsweep.orchestrator.results.variants import INTERVAL_METHOD, METHOD, Pooled, Variant
+from prefsweep.orchestrator.text import duration, show
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import TrialResult
 

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from prefsweep.orchestrator.machines.border import set_up_worker
+from prefsweep.orchestrator.tasks.worker import set_up_worker
 from tests.benchmarks import chaos, generation, grid, overhead, profile, scale, trial
 
 BENCHMARKS = {

@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 from tests.integration.faults.harness import (
     Run,
     assert_results,

@@ -13,15 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefsweep.orchestrator import tuning
-from prefsweep.orchestrator.cluster import InlineCluster, RayCluster
-from prefsweep.orchestrator.kept import Kept
+from prefsweep.orchestrator.execution import tuning
+from prefsweep.orchestrator.execution.cluster import InlineCluster, RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.recovery.trial_log import mark
-from prefsweep.orchestrator.store import new_manifest
-from prefsweep.orchestrator.sweep import Sweep, Trial, resolve
-from prefsweep.orchestrator.trials import Place
-from prefsweep.orchestrator.watching.watch import TrialWatch
+from prefsweep.orchestrator.state.sweep import Sweep, Trial, resolve
+from prefsweep.orchestrator.state.trial_record import mark
+from prefsweep.orchestrator.store.store import new_manifest
+from prefsweep.orchestrator.tasks.attempts import Place
+from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tracking.watcher import TrialWatch
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from prefsweep.orchestrator import pipeline
-from prefsweep.orchestrator.cluster import RayCluster
-from prefsweep.orchestrator.sharded import Generate
-from prefsweep.orchestrator.stages import read_records
-from prefsweep.orchestrator.sweep import resolve
+from prefsweep.orchestrator.execution.cluster import RayCluster
+from prefsweep.orchestrator.state.sweep import resolve
+from prefsweep.orchestrator.tasks.shards import Generate
+from prefsweep.orchestrator.tasks.stages import read_records
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Completion, Prompt
 

@@ -194,7 +194,7 @@ def prefsweep(
     modules = [str(cwd), os.environ.get("PYTHONPATH", "")]
     settings["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
     return subprocess.Popen(
-        [sys.executable, "-m", "prefsweep.orchestrator.cli", *words],
+        [sys.executable, "-m", "prefsweep.orchestrator.commands.cli", *words],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

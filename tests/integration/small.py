@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.sweep import Sweep, resolve
+from prefsweep.orchestrator.state.sweep import Sweep, resolve
 from prefsweep.sweeps.load import load_spec
 
 OVERRIDES = [

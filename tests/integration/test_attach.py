@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import open_sweep
+from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
 
 from .ray_cluster import prefsweep, ray_nodes
 from .small import OVERRIDES, content

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prefsweep.orchestrator import compare
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.compare import side_by_side
-from prefsweep.orchestrator.compare_text import markdown
+from prefsweep.orchestrator.display.compare import markdown
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.results import read_results
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.results import compare
+from prefsweep.orchestrator.results.compare import side_by_side
+from prefsweep.orchestrator.results.results import read_results
+from prefsweep.orchestrator.state.sweep import Sweep
 
 from .small import small_sweep
 
@@ -97,8 +97,8 @@ def test_without_common_prompts_there_is_no_difference(
 def test_the_command_prints_tables_json_and_markdown(
     sweeps: dict[str, Sweep], tmp_path: Path
 ) -> None:
-    base = [sys.executable, "-m", "prefsweep.orchestrator.cli", "compare", "small", "longer"]
-    base += ["--storage", sweeps["one"].storage]
+    base = [sys.executable, "-m", "prefsweep.orchestrator.commands.cli", "compare"]
+    base += ["small", "longer", "--storage", sweeps["one"].storage]
 
     def run(*words: str) -> str:
         return subprocess.run([*base, *words], capture_output=True, text=True, check=True).stdout

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.pipeline import Run, run_sweep
-from prefsweep.orchestrator.sweep import UNTRAINED, Sweep
+from prefsweep.orchestrator.driver.run import Run
+from prefsweep.orchestrator.execution.cluster import InlineCluster
+from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.records import Status
 
@@ -158,7 +159,7 @@ def test_a_trials_status_that_cannot_be_read_is_no_status(data: bytes, undisturb
 
 
 def test_a_damaged_spec_is_told_with_what_to_do(undisturbed: Sweep) -> None:
-    from prefsweep.orchestrator.watching.status import open_sweep
+    from prefsweep.orchestrator.state.sweep import open_sweep
 
     for data in (b"{", b"[1]", b"{}", b'{"spec": 1, "inputs": {}}'):
         undisturbed.store.write(undisturbed.store.sweep("small", "spec.json"), data)

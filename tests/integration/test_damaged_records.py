@@ -15,13 +15,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from prefsweep.orchestrator.display.status import render
 from prefsweep.orchestrator.planning.plan import render_plan
-from prefsweep.orchestrator.recovery.lease import Lease
-from prefsweep.orchestrator.recovery.stopping import request_stop
-from prefsweep.orchestrator.results import read_results
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.progress import render
-from prefsweep.orchestrator.watching.status import open_sweep, read_status, status_document
+from prefsweep.orchestrator.results.results import read_results
+from prefsweep.orchestrator.results.status import read_status, status_document
+from prefsweep.orchestrator.state.lease import Lease
+from prefsweep.orchestrator.state.stop import request_stop
+from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
 from prefsweep.sweeps.errors import SweepError
 from tests.unit.mutations import damaged_or_random
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.cluster import Cluster, InlineCluster
-from prefsweep.orchestrator.entry import EnterData
+from prefsweep.orchestrator.execution.cluster import Cluster, InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.planning.plan import render_plan
-from prefsweep.orchestrator.results import read_results
-from prefsweep.orchestrator.stages import read_records
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import open_sweep, read_status
+from prefsweep.orchestrator.results.results import read_results
+from prefsweep.orchestrator.results.status import read_status
+from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
+from prefsweep.orchestrator.tasks.entry import EnterData
+from prefsweep.orchestrator.tasks.stages import read_records
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
 from prefsweep.sweeps.records import PreferencePair, Prompt, Status
 from tests.integration.small import small_sweep, table

@@ -16,10 +16,10 @@ from datasets import load_dataset
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.exporting.export import MARK, Wanted, export
+from prefsweep.orchestrator.execution.cluster import InlineCluster
+from prefsweep.orchestrator.export.export import MARK, Wanted, export
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.sweeps.errors import SweepError, UsageError
 from prefsweep.workers.models import load_trained
 
@@ -142,7 +142,7 @@ def test_a_fully_trained_model_gives_the_same_log_probabilities(
 def test_the_card_has_the_metrics_of_the_evaluation_beside_the_untrained_policys(
     full: Sweep, tmp_path: Path
 ) -> None:
-    from prefsweep.orchestrator.report.formats import show
+    from prefsweep.orchestrator.text import show
 
     card = (export(full, Wanted(NAME), tmp_path / "out").folder / "README.md").read_text()
     rows = []

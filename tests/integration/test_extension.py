@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.sharded import ShardStage
-from prefsweep.orchestrator.stages import Task
-from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.orchestrator.state.sweep import Sweep, Trial
+from prefsweep.orchestrator.tasks.shards import ShardStage
+from prefsweep.orchestrator.tasks.stages import Task
 from prefsweep.sweeps.records import Status
 
 from .small import small_sweep, table

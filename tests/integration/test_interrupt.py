@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import open_sweep
+from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
 
 from .small import OVERRIDES, run_inline, table, weights, with_artifacts_of
 
@@ -18,7 +17,7 @@ STEPS = ["training.max_steps=60", "training.logging_steps=1"]
 
 
 def start(storage: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "prefsweep.orchestrator.cli", *words]
+    command = [sys.executable, "-m", "prefsweep.orchestrator.commands.cli", *words]
     return subprocess.Popen(
         [*command, "--storage", str(storage)],
         stdout=subprocess.PIPE,

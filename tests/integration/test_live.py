@@ -18,24 +18,24 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.drawing import publish_report
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.recovery.trial_log import TrialLog, read_document, status_path
-from prefsweep.orchestrator.store import Store
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import (
-    StatusReader,
-    eta,
+from prefsweep.orchestrator.report.publish import publish_report
+from prefsweep.orchestrator.results.status import StatusReader, eta, read_status
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.trial_record import (
+    TrialLog,
     newest_metrics,
-    read_status,
+    read_document,
+    status_path,
     trial_status,
 )
+from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.records import Status, TrialStatus
 
 from .small import OVERRIDES, small_sweep
 
-COMMAND = [sys.executable, "-m", "prefsweep.orchestrator.cli"]
+COMMAND = [sys.executable, "-m", "prefsweep.orchestrator.commands.cli"]
 ENVIRON = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TERM": "xterm"}
 DEADLINE_S = 240
 SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
@@ -100,7 +100,7 @@ def test_a_stage_in_the_making_has_rows_and_a_rate(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def _lease_of_this_process(sweep: Sweep) -> Iterator[None]:
     """A lease that began before the shards were made."""
-    from prefsweep.orchestrator.recovery.lease import LEASE, Lease
+    from prefsweep.orchestrator.state.lease import LEASE, Lease
 
     lease = Lease(sweep.store, sweep.spec.name)
     lease.acquire()

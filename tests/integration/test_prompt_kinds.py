@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.stages import read_records
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.tasks.stages import read_records
 from prefsweep.sweeps.errors import ModelError
 from prefsweep.sweeps.records import Completion, Status, TokenizedPair
 from prefsweep.workers.builtin import write_base_model

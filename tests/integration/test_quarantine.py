@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster, RayCluster
-from prefsweep.orchestrator.pipeline import Errored, run_sweep
-from prefsweep.orchestrator.recovery.quarantine import as_recorded
-from prefsweep.orchestrator.results import read_results
-from prefsweep.orchestrator.stages import read_records
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import open_sweep, read_status
-from prefsweep.sweeps.records import PreferencePair, ScoredCompletion, prompt_id
+from prefsweep.orchestrator.execution.cluster import InlineCluster, RayCluster
+from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.results.results import read_results
+from prefsweep.orchestrator.results.status import read_status
+from prefsweep.orchestrator.state.quarantine import as_recorded
+from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
+from prefsweep.orchestrator.tasks.stages import read_records
+from prefsweep.sweeps.records import Errored, PreferencePair, ScoredCompletion, prompt_id
 
 from .small import small_sweep
 

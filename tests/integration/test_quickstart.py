@@ -18,7 +18,7 @@ EXPECTED = {
 
 
 def prefsweep(*words: str) -> str:
-    command = [sys.executable, "-m", "prefsweep.orchestrator.cli", *words]
+    command = [sys.executable, "-m", "prefsweep.orchestrator.commands.cli", *words]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,10 +11,10 @@ import psutil
 import pytest
 import ray
 
-from prefsweep.orchestrator.cluster import InlineCluster, RayCluster
-from prefsweep.orchestrator.machines.hosts import Host, Hosts
+from prefsweep.orchestrator.execution.cluster import InlineCluster, RayCluster
+from prefsweep.orchestrator.execution.hosts import Host, Hosts
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.sweeps.errors import ClusterError, DataError
 from prefsweep.sweeps.records import Status
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import datasets.config
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.stages import read_records
-from prefsweep.orchestrator.sweep import Sweep, resolve
+from prefsweep.orchestrator.state.sweep import Sweep, resolve
+from prefsweep.orchestrator.tasks.stages import read_records
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import (
     Completion,

@@ -3,10 +3,10 @@
 import time
 from pathlib import Path
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.results import read_results
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.results.results import read_results
+from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.sweeps.records import DataFacts
 from tests.integration.small import small_sweep
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from prefsweep.orchestrator.storage import attempts
-from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.store import retry
+from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import StoreError
 
 
@@ -25,7 +25,7 @@ def test_folders_logs_and_names_work_as_on_a_disk(s3: str) -> None:
 
 
 def test_what_s3_says_is_told_with_the_place(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "RETRY_DELAYS_S", (0.0,))
+    monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.0,))
     nowhere = Store(s3.replace("bucket", "no-such-bucket"))
     with pytest.raises(StoreError, match=r"no-such-bucket/.* cannot be written: .*NO_SUCH_BUCKET"):
         nowhere.write("file", b"data")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.sweeps.records import Status
 
 from .small import small_sweep
@@ -23,9 +23,9 @@ LORA = "training.lora={r: 2, lora_alpha: 4, target_modules: [c_attn, c_proj]}"
 ALONE = """
 import sys
 from pathlib import Path
-from prefsweep.orchestrator.machines.border import set_up_worker
-from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.trials import run_trial
+from prefsweep.orchestrator.tasks.worker import set_up_worker
+from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import run_trial
 from tests.integration.small import small_sweep
 
 set_up_worker(1)

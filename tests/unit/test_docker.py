@@ -21,7 +21,7 @@ import ray
 import yaml
 from typer.main import get_command
 
-from prefsweep.orchestrator.cli import app
+from prefsweep.orchestrator.commands.cli import app
 from prefsweep.sweeps.running import ResourcesSpec
 
 ROOT = Path(__file__).parents[2]

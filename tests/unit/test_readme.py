@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from prefsweep.orchestrator.cli import app
+from prefsweep.orchestrator.commands.cli import app
 from prefsweep.sweeps.grid import trial_names
 from prefsweep.sweeps.load import load_spec, shipped_names
 

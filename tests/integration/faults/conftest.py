@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 from tests.conftest import BuildOnce
 from tests.integration.faults.harness import TRAINING, Run, sweep_in
 from tests.integration.faults.warm import start_server

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import psutil
 
-from prefsweep.orchestrator.store import file_entry
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.store.store import file_entry
 from tests.integration.small import OVERRIDES, small_sweep, table, weights
 
 from .inject.sitecustomize import POINTS, Faults
@@ -87,7 +87,7 @@ class Run:
                 )
             else:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "prefsweep.orchestrator.cli", *command],
+                    [sys.executable, "-m", "prefsweep.orchestrator.commands.cli", *command],
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=environment,

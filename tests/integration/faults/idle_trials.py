@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from prefsweep.orchestrator.cluster import RayCluster, attach
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.tuning import tune_trials
+from prefsweep.orchestrator.execution.cluster import RayCluster, attach
+from prefsweep.orchestrator.execution.tuning import tune_trials
+from prefsweep.orchestrator.state.sweep import Sweep
 
 from ..small import small_sweep
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import open_sweep
+from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
 
 from ..ray_cluster import RayNodes, prefsweep
 from ..small import OVERRIDES

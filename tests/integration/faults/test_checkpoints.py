@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.recovery.checkpoints import newest_checkpoint
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.tasks.checkpoints import newest_checkpoint
 from prefsweep.sweeps.records import Status
 
 from .harness import Fault, Run, assert_results, assert_whole, store_before, sweep_in, words

@@ -5,9 +5,9 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from prefsweep.orchestrator.cluster import RayCluster
-from prefsweep.orchestrator.machines.probing import ProbeTrial
+from prefsweep.orchestrator.execution.cluster import RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.tasks.probe import ProbeTrial
 from prefsweep.sweeps.records import Status
 from prefsweep.workers.probe import GpuMemory
 

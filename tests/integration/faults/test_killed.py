@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 
 from .conftest import Start
 from .harness import (

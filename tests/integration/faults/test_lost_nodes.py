@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 
 from ..ray_cluster import AUTH, RayNodes, dependencies_only, ray_nodes
 from .conftest import Start

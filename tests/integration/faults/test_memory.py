@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 
 from .conftest import Start
 from .harness import (

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.sharded import Generate, is_missing
-from prefsweep.orchestrator.store import new_manifest
-from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.watching.status import open_sweep
+from prefsweep.orchestrator.state.sweep import Sweep, Trial, open_sweep
+from prefsweep.orchestrator.store.store import new_manifest
+from prefsweep.orchestrator.tasks.shards import Generate, is_missing
 
 from ..ray_cluster import AUTH, dependencies_only, prefsweep, ray_nodes
 from ..small import OVERRIDES

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.stages import read_records
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.tasks.stages import read_records
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.records import EvaluationSample, Prompt, ScoredCompletion
 from prefsweep.workers import tables

@@ -5,10 +5,9 @@ Everything is real but the server: the command, a Ray of its own, its workers.
 
 from pathlib import Path
 
-from prefsweep.orchestrator.recovery.trial_log import parse_metrics
-from prefsweep.orchestrator.store import Store
-from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.watching.status import open_sweep
+from prefsweep.orchestrator.state.sweep import Sweep, Trial, open_sweep
+from prefsweep.orchestrator.state.trial_record import parse_metrics
+from prefsweep.orchestrator.store.store import Store
 
 from ..small import table, weights
 from .conftest import Start

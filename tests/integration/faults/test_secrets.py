@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator import tuning
-from prefsweep.orchestrator.cluster import RayCluster
+from prefsweep.orchestrator.execution import tuning
+from prefsweep.orchestrator.execution.cluster import RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.sweeps.records import Status
 

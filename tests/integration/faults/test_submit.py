@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.watching.status import open_sweep, read_status
+from prefsweep.orchestrator.results.status import read_status
+from prefsweep.orchestrator.state.sweep import open_sweep
 from prefsweep.sweeps.records import Status
 
 from ..ray_cluster import AUTH, RayNodes, prefsweep

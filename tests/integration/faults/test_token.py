@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prefsweep.orchestrator.machines.nodes import own_versions
-from prefsweep.orchestrator.machines.survey import survey
+from prefsweep.orchestrator.execution.nodes import own_versions
+from prefsweep.orchestrator.execution.survey import survey
 
 pytestmark = pytest.mark.xdist_group("token")
 TOKEN = "f3a1c5d2e4b6978812345678aabbccdd"
@@ -122,12 +122,12 @@ print(ray.get(ray.remote(lambda: os.environ.get("HF_TOKEN")).remote()))
 
 LOOK = """
 import sys
-from prefsweep.orchestrator.machines.survey import survey
+from prefsweep.orchestrator.execution.survey import survey
 survey(*sys.argv[1:3], float(sys.argv[3]))
 """
 ATTACH = """
 import sys
-from prefsweep.orchestrator.machines.attach import attach_ray
+from prefsweep.orchestrator.execution.ray_session import attach_ray
 attach_ray(sys.argv[1], None)
 """
 

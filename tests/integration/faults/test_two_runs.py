@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.sweeps import identity
 from prefsweep.sweeps.records import Status
 from tests.integration.small import table

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 
 from .conftest import Start
 from .harness import Fault, assert_results, assert_whole, store_before, words

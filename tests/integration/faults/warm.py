@@ -20,9 +20,9 @@ from .inject import sitecustomize
 
 PRELOADED = [
     __name__,
-    "prefsweep.orchestrator.cli",
-    "prefsweep.orchestrator.drawing",
-    "prefsweep.orchestrator.pipeline",
+    "prefsweep.orchestrator.commands.cli",
+    "prefsweep.orchestrator.report.publish",
+    "prefsweep.orchestrator.driver.run",
     "prefsweep.orchestrator.report",
     "prefsweep.workers.evaluate",
     "prefsweep.workers.generate",
@@ -103,7 +103,7 @@ def _run(
     if max_file_bytes:
         limit_files(max_file_bytes)
     sitecustomize.apply()
-    from prefsweep.orchestrator.cli import main
+    from prefsweep.orchestrator.commands.cli import main
 
     sys.argv = ["prefsweep", *words]
     try:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.machines.border import set_up_worker
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.tasks.worker import set_up_worker
 
 from ...conftest import BuildOnce
 from ..small import run_inline, small_sweep, with_artifacts_of

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator import trials
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.pipeline import Errored, run_sweep
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.trials import run_trial
-from prefsweep.orchestrator.watching.status import trial_status
-from prefsweep.sweeps.records import Status, TrialStatus
+from prefsweep.orchestrator.execution.cluster import InlineCluster
+from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.trial_record import trial_status
+from prefsweep.orchestrator.tasks import attempts
+from prefsweep.orchestrator.tasks.attempts import run_trial
+from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.sweeps.records import Errored, Status, TrialStatus
 from prefsweep.workers.train import PreparedDPOTrainer
 
 from ..small import small_sweep, table, weights
@@ -95,7 +95,7 @@ def stop_in_step(sweep: Sweep, step: int, monkeypatch: pytest.MonkeyPatch) -> No
     """Run the trial until a request made during `step` ends it."""
     asked: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "polled_stop", lambda store, name: lambda: step in asked)
+        patch.setattr(attempts, "polled_stop", lambda store, name: lambda: step in asked)
         Fault(patch, asked.append)
         run_trial(Kept(sweep), sweep.trials[0])
     status = trial_status(sweep, sweep.trials[0])

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from prefsweep.orchestrator import trials
-from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.trials import Place, run_trial
-from prefsweep.orchestrator.tuning import shares
-from prefsweep.orchestrator.watching.status import is_finished, trial_status
+from prefsweep.orchestrator.execution.tuning import shares
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.trial_record import is_finished, trial_status
+from prefsweep.orchestrator.tasks import attempts
+from prefsweep.orchestrator.tasks.attempts import Place, run_trial
+from prefsweep.orchestrator.tasks.cache import Kept
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.records import Status
 from prefsweep.workers.generate import Generator
@@ -146,7 +146,7 @@ def test_restart_errored_keeps_weights_and_evaluations_that_another_sweep_has_fi
     second = small_sweep(tmp_path / "store", *OVERRIDES, "name=second", "prompts.num_eval=5")
     assert second.trials == first.trials
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "evaluate_and_publish", broken)
+        patch.setattr(attempts, "evaluate_and_publish", broken)
         assert run(second).status == Status.FAILED
     fault = Fault(monkeypatch, nothing)
     assert run(second, "restart").status == Status.SUCCEEDED
@@ -160,8 +160,8 @@ def test_restart_errored_keeps_weights_and_evaluations_that_another_sweep_has_fi
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The number of failures in a row before each wait, instead of waiting."""
     told: list[float] = []
-    monkeypatch.setattr(trials, "pause", lambda seconds, should_stop: told.append(seconds))
-    monkeypatch.setattr(trials, "delay_s", lambda retries, num_failed: float(num_failed))
+    monkeypatch.setattr(attempts, "pause", lambda seconds, should_stop: told.append(seconds))
+    monkeypatch.setattr(attempts, "delay_s", lambda retries, num_failed: float(num_failed))
     return told
 
 

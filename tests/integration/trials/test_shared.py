@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.store import Store
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.trials import run_trial
-from prefsweep.orchestrator.watching.status import trial_status
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.trial_record import trial_status
+from prefsweep.orchestrator.store.store import Store
+from prefsweep.orchestrator.tasks.attempts import run_trial
+from prefsweep.orchestrator.tasks.cache import Kept
 from prefsweep.sweeps.records import Status
 from prefsweep.workers.train import PreparedDPOTrainer
 
@@ -37,7 +37,7 @@ def test_a_trial_that_another_run_ends_first_is_taken_as_it_is(
             shutil.copy(folders[0] / "metrics.jsonl", folders[1])
             shutil.copytree(folders[0] / "weights", folders[1] / "weights")
 
-    monkeypatch.setattr("prefsweep.orchestrator.recovery.stopping.POLL_S", 0.0)
+    monkeypatch.setattr("prefsweep.orchestrator.state.stop.POLL_S", 0.0)
     fault = Fault(monkeypatch, other_run_ends)
     run_trial(Kept(sweep), trial)
     assert fault.steps == [1, 2, 3, 4, 5]

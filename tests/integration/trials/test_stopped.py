@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator import trials
-from prefsweep.orchestrator.kept import Kept
-from prefsweep.orchestrator.recovery import checkpoints
-from prefsweep.orchestrator.recovery.stopping import request_stop
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.trials import run_trial
-from prefsweep.orchestrator.watching.status import trial_status
+from prefsweep.orchestrator.state.stop import request_stop
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.trial_record import trial_status
+from prefsweep.orchestrator.tasks import attempts, checkpoints
+from prefsweep.orchestrator.tasks.attempts import run_trial
+from prefsweep.orchestrator.tasks.cache import Kept
 from prefsweep.sweeps.records import Status
 
 from .in_process import (
@@ -43,15 +42,15 @@ def test_a_stop_in_the_evaluation_publishes_nothing_and_repeats_only_it(
     sweep: Sweep, undisturbed: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial, asked = sweep.trials[0], [False]
-    plain = trials.evaluate_and_publish
+    plain = attempts.evaluate_and_publish
 
     def late(*args: Any, **kwargs: Any) -> Any:
         asked[0] = True
         return plain(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "polled_stop", lambda store, name: lambda: asked[0])
-        patch.setattr(trials, "evaluate_and_publish", late)
+        patch.setattr(attempts, "polled_stop", lambda store, name: lambda: asked[0])
+        patch.setattr(attempts, "evaluate_and_publish", late)
         run_trial(Kept(sweep), trial)
     assert trial_status(sweep, trial).status == Status.INTERRUPTED
     assert sweep.store.names(sweep.store.trial(trial.trial_id, "evaluations")) == []
@@ -158,7 +157,7 @@ def test_weights_damaged_before_the_evaluation_are_trained_again(
 
     trial = sweep.trials[0]
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "evaluate_and_publish", broken)
+        patch.setattr(attempts, "evaluate_and_publish", broken)
         run_trial(Kept(sweep), trial)
     file = sweep.store.display(sweep.store.trial(trial.trial_id, "weights", "model.safetensors"))
     altered(Path(file))

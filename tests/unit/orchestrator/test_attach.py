@@ -11,27 +11,27 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.machines import membership
-from prefsweep.orchestrator.machines import nodes as looking
-from prefsweep.orchestrator.machines.attach import attach_ray, start_ray, worker_environment
-from prefsweep.orchestrator.machines.inputs import (
-    local_inputs,
-    store_inputs,
-    stored_inputs,
-    with_inputs,
-)
-from prefsweep.orchestrator.machines.membership import members_of
-from prefsweep.orchestrator.machines.nodes import (
+from prefsweep.orchestrator.driver.control import Control
+from prefsweep.orchestrator.execution import membership
+from prefsweep.orchestrator.execution import nodes as looking
+from prefsweep.orchestrator.execution.membership import members_of
+from prefsweep.orchestrator.execution.nodes import (
     Node,
     answer_through,
     check_cluster,
     own_versions,
     version_differences,
 )
-from prefsweep.orchestrator.machines.parcel import make_parcel
-from prefsweep.orchestrator.recovery.control import Control
-from prefsweep.orchestrator.store import Store
-from prefsweep.orchestrator.sweep import resolve
+from prefsweep.orchestrator.execution.package import make_parcel
+from prefsweep.orchestrator.execution.ray_session import attach_ray, start_ray, worker_environment
+from prefsweep.orchestrator.state.inputs import (
+    local_inputs,
+    store_inputs,
+    stored_inputs,
+    with_inputs,
+)
+from prefsweep.orchestrator.state.sweep import resolve
+from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import ClusterError, NodeError, StageError
 from prefsweep.sweeps.load import load_spec
 from tests.integration.small import small_sweep

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefsweep.orchestrator.planning.changes import PLAN, changes, plan_document
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.sweeps import identity
 from tests.integration.small import small_sweep
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator import cli, pipeline
-from prefsweep.orchestrator.pipeline import AFTER_DATA, DATA_STAGES, spec_document
+from prefsweep.orchestrator import pipeline
+from prefsweep.orchestrator.commands import cli
+from prefsweep.orchestrator.driver.run import AFTER_DATA, DATA_STAGES
 from prefsweep.orchestrator.planning.doctor import Examination
 from prefsweep.orchestrator.planning.findings import Level, Line
-from prefsweep.orchestrator.recovery.lease import Lease
-from prefsweep.orchestrator.recovery.state import record_state
-from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.state.lease import Lease
+from prefsweep.orchestrator.state.sweep import spec_document
+from prefsweep.orchestrator.state.sweep_record import record_state
+from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.records import Stage, Status, TrialResult
 from tests.integration.small import OVERRIDES, small_sweep
 
@@ -35,7 +37,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("prefsweep.orchestrator.cluster.RayCluster", refuse)
+    monkeypatch.setattr("prefsweep.orchestrator.execution.cluster.RayCluster", refuse)
 
 
 @pytest.mark.parametrize(

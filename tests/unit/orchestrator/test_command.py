@@ -1,6 +1,6 @@
 """The command that provenance shows."""
 
-from prefsweep.orchestrator.command import COMMAND_VARIABLE, typed_command
+from prefsweep.orchestrator.state.command import COMMAND_VARIABLE, typed_command
 
 
 def test_command_has_spec_and_overrides_but_no_addresses() -> None:

@@ -13,21 +13,21 @@ from typing import cast
 
 import pytest
 
-from prefsweep.orchestrator.recovery import control as control_module
-from prefsweep.orchestrator.recovery import stopping
-from prefsweep.orchestrator.recovery.control import SAME_SIGNAL_S, Control
-from prefsweep.orchestrator.recovery.lease import Lease, read_holder
-from prefsweep.orchestrator.recovery.processes import started
-from prefsweep.orchestrator.recovery.stopping import (
+from prefsweep.orchestrator.display.status import _headline
+from prefsweep.orchestrator.driver import control as control_module
+from prefsweep.orchestrator.driver.control import SAME_SIGNAL_S, Control
+from prefsweep.orchestrator.results.status import driver_status
+from prefsweep.orchestrator.state import stop
+from prefsweep.orchestrator.state.lease import Lease, read_holder
+from prefsweep.orchestrator.state.stop import (
     ask_to_stop,
     request_stop,
     stop_requested,
     wait_for_end,
 )
-from prefsweep.orchestrator.store import Store
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.progress import _headline
-from prefsweep.orchestrator.watching.status import driver_status
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.store.processes import started
+from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import LeaseError, LostStoreError, UsageError
 from prefsweep.sweeps.records import SweepStatus
 
@@ -143,7 +143,7 @@ def test_a_hangup_that_is_ignored_stays_ignored(store: Store) -> None:
 def test_output_goes_nowhere_once_its_terminal_is_gone() -> None:
     code = """
 import os, pty, sys
-from prefsweep.orchestrator.recovery.control import _leave_lost_terminal
+from prefsweep.orchestrator.driver.control import _leave_lost_terminal
 master, slave = pty.openpty()
 os.dup2(slave, 2)
 _leave_lost_terminal()
@@ -208,7 +208,7 @@ def test_a_driver_that_is_stopped_does_not_respond_but_has_not_died(store: Store
 def test_a_driver_that_is_there_and_silent_is_not_called_dead(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stopping, "STALE_S", 0.0)
+    monkeypatch.setattr(stop, "STALE_S", 0.0)
     Lease(store, "mine").acquire()
     holder = ask_to_stop(store, "mine")
     said = wait_for_end(store, "mine", holder)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from prefsweep.orchestrator.hints import hint
-from prefsweep.orchestrator.storage.credentials import redacted, refuse_credentials
-from prefsweep.orchestrator.storage.root import absolute, open_storage
+from prefsweep.orchestrator.state.hints import hint
+from prefsweep.orchestrator.store.credentials import redacted, refuse_credentials
+from prefsweep.orchestrator.store.root import absolute, open_storage
 from prefsweep.sweeps.errors import UsageError
 from tests.unit.orchestrator.test_cli import prefsweep
 

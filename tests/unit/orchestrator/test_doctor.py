@@ -11,14 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefsweep.orchestrator import cli
-from prefsweep.orchestrator.machines.nodes import Node, own_versions
-from prefsweep.orchestrator.machines.placement import FIELDS, NodeSize, Placement, resources_of
+from prefsweep.orchestrator.commands import cli
+from prefsweep.orchestrator.execution.nodes import Node, own_versions
+from prefsweep.orchestrator.execution.placement import FIELDS, NodeSize, Placement, resources_of
 from prefsweep.orchestrator.planning import places
 from prefsweep.orchestrator.planning.doctor import document, examine
 from prefsweep.orchestrator.planning.findings import Check, Level, Line
 from prefsweep.orchestrator.planning.places import cluster_lines, room, storage_here, storage_lines
-from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.load import load_spec
 from tests.integration.small import OVERRIDES

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator import drawing
-from prefsweep.orchestrator.drawing import is_drawn, publish_report
-from prefsweep.orchestrator.recovery.trial_log import mark
-from prefsweep.orchestrator.store import new_manifest
-from prefsweep.orchestrator.sweep import Sweep, resolve
+from prefsweep.orchestrator.report import publish
+from prefsweep.orchestrator.report.publish import is_drawn, publish_report
+from prefsweep.orchestrator.state.sweep import Sweep, resolve
+from prefsweep.orchestrator.state.trial_record import mark
+from prefsweep.orchestrator.store.store import new_manifest
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status
 
@@ -43,7 +43,7 @@ def test_another_grid_is_drawn(sweep: Sweep) -> None:
     assert not is_drawn(longer)
 
 
-@pytest.mark.parametrize("name", [*drawing.FILES, drawing.SHOWN])
+@pytest.mark.parametrize("name", [*publish.FILES, publish.SHOWN])
 def test_a_report_with_a_file_missing_is_drawn(sweep: Sweep, name: str) -> None:
     sweep.store.delete(sweep.store.sweep(sweep.spec.name, "report", name))
     assert not is_drawn(sweep)
@@ -52,8 +52,11 @@ def test_a_report_with_a_file_missing_is_drawn(sweep: Sweep, name: str) -> None:
 def test_other_code_that_draws_draws_anew(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = tmp_path / "code"
-    code.mkdir()
-    (code / "page.py").write_text("another")
-    monkeypatch.setattr(drawing, "CODE", code)
+    (tmp_path / "page.py").write_text("another")
+    monkeypatch.setattr(publish, "CODE", (*publish.CODE, tmp_path))
     assert not is_drawn(sweep)
+
+
+def test_the_code_that_draws_is_where_it_is_looked_for() -> None:
+    files = {file.name for place in publish.CODE for file in (place, *place.rglob("*"))}
+    assert {"page.py", "frontier.py", "text.py", "page.js"} <= files

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prefsweep.orchestrator.machines.probing import ProbeTrial
-from prefsweep.orchestrator.pipeline import spec_document
 from prefsweep.orchestrator.planning.estimate import Estimate, estimate
 from prefsweep.orchestrator.planning.estimate_lines import estimate_lines, model_lines
-from prefsweep.orchestrator.store import new_manifest
-from prefsweep.orchestrator.sweep import Sweep, Trial
+from prefsweep.orchestrator.state.sweep import Sweep, Trial, spec_document
+from prefsweep.orchestrator.store.store import new_manifest
+from prefsweep.orchestrator.tasks.probe import ProbeTrial
 from prefsweep.workers.probe import GpuMemory
 from tests.integration.small import small_sweep
 

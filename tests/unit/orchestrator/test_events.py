@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from prefsweep.orchestrator.watching.events import changes
+from prefsweep.orchestrator.display.events import changes
 from prefsweep.sweeps.records import (
     DriverStatus,
     Failure,

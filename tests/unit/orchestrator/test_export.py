@@ -10,18 +10,18 @@ import pytest
 import yaml
 from datasets import load_dataset
 
-from prefsweep.orchestrator.exporting.cards import ModelFacts, PairFacts, dataset_card, model_card
-from prefsweep.orchestrator.exporting.export import (
+from prefsweep.orchestrator.export.cards import ModelFacts, PairFacts, dataset_card, model_card
+from prefsweep.orchestrator.export.export import (
     MARK,
     Wanted,
     export,
     export_dataset,
     find_trial,
 )
-from prefsweep.orchestrator.exporting.hub import check_push
-from prefsweep.orchestrator.recovery.trial_log import TrialLog
-from prefsweep.orchestrator.store import new_manifest
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.export.hub import check_push
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.trial_record import TrialLog
+from prefsweep.orchestrator.store.store import new_manifest
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Failure, PreferencePair, Status
@@ -245,7 +245,7 @@ def test_a_wrong_command_is_one_message_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from prefsweep.orchestrator.pipeline import spec_document
+    from prefsweep.orchestrator.state.sweep import spec_document
 
     sweep = sweep_with_pairs(tmp_path / "store")
     sweep.store.write_json(sweep.store.sweep("small", "spec.json"), spec_document(sweep))
@@ -260,7 +260,7 @@ def test_a_wrong_command_is_one_message_and_exit_code_2(
 def test_the_command_says_where_the_export_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prefsweep.orchestrator.pipeline import spec_document
+    from prefsweep.orchestrator.state.sweep import spec_document
 
     sweep = sweep_with_pairs(tmp_path / "store")
     sweep.store.write_json(sweep.store.sweep("small", "spec.json"), spec_document(sweep))

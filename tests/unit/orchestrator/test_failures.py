@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from prefsweep.orchestrator.recovery.failures import (
+from prefsweep.orchestrator.tasks.failures import (
     classify,
     delay_s,
     is_broken_device,
@@ -150,7 +150,7 @@ def test_a_full_disk_is_told_with_the_folder_to_make_room_in() -> None:
 SAVE = """
 import sys, torch
 from safetensors.torch import save_file
-from prefsweep.orchestrator.recovery.failures import classify
+from prefsweep.orchestrator.tasks.failures import classify
 tensors = {"w": torch.zeros(1_000_000)}
 save = {"torch": torch.save, "safetensors": save_file}[sys.argv[1]]
 try:

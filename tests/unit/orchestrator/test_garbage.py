@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.machines.inputs import store_inputs
-from prefsweep.orchestrator.pipeline import Run, run_sweep, spec_document
-from prefsweep.orchestrator.recovery.lease import Lease
-from prefsweep.orchestrator.storage.garbage import delete_garbage, find_garbage
-from prefsweep.orchestrator.storage.marker import claim
-from prefsweep.orchestrator.storage.paths import (
+from prefsweep.orchestrator.driver.run import Run
+from prefsweep.orchestrator.pipeline import run_sweep
+from prefsweep.orchestrator.state.garbage import delete_garbage, find_garbage
+from prefsweep.orchestrator.state.inputs import store_inputs
+from prefsweep.orchestrator.state.lease import Lease
+from prefsweep.orchestrator.state.marker import claim
+from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, resolve, spec_document
+from prefsweep.orchestrator.store.paths import (
     DELETING,
     is_artifact_name,
     is_scratch_name,
     is_trial_id,
 )
-from prefsweep.orchestrator.storage.scratch import scratch_name
-from prefsweep.orchestrator.store import Store
-from prefsweep.orchestrator.sweep import UNTRAINED, Sweep, resolve
+from prefsweep.orchestrator.store.scratch import scratch_name
+from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import StoreError, UsageError
 from prefsweep.sweeps.load import load_spec
 from tests.integration.small import small_sweep

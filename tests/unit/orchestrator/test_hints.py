@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.hints import hint
+from prefsweep.orchestrator.state.hints import hint
 
 S3 = "s3://bucket/runs?endpoint_override=s3:9000&scheme=http"
 

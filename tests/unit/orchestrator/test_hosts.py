@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import ray
 
-from prefsweep.orchestrator.machines import hosts as module
-from prefsweep.orchestrator.machines.hosts import START_S, Hosts
-from prefsweep.orchestrator.machines.placement import NodeSize
+from prefsweep.orchestrator.execution import hosts as module
+from prefsweep.orchestrator.execution.hosts import START_S, Hosts
+from prefsweep.orchestrator.execution.placement import NodeSize
 from prefsweep.sweeps.errors import StageError
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.recovery import processes
-from prefsweep.orchestrator.recovery.lease import HEARTBEAT_S, STALE_S, Clock, Lease, read_holder
-from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.state.lease import HEARTBEAT_S, STALE_S, Clock, Lease, read_holder
+from prefsweep.orchestrator.store import processes
+from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import LeaseError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator import cli
+from prefsweep.orchestrator.commands import cli
 from tests.integration.small import small_sweep
 
 OUTSIDE = ["..", "../elsewhere", "../../elsewhere", "/elsewhere", "a/../../../elsewhere"]
@@ -55,7 +55,7 @@ def test_a_spec_cannot_name_a_sweep_outside(
 def test_export_takes_trials_of_the_sweep_only(
     trial: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prefsweep.orchestrator.pipeline import spec_document
+    from prefsweep.orchestrator.state.sweep import spec_document
 
     sweep = small_sweep(tmp_path / "store")
     sweep.store.write_json(sweep.store.sweep("small", "spec.json"), spec_document(sweep))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from prefsweep.orchestrator.machines import placement
-from prefsweep.orchestrator.machines.placement import NodeSize, Placement, resources_of
+from prefsweep.orchestrator.execution import placement
+from prefsweep.orchestrator.execution.placement import NodeSize, Placement, resources_of
 from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.spec import ResourcesSpec

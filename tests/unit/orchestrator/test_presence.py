@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from prefsweep.orchestrator.machines.placement import NodeSize
-from prefsweep.orchestrator.machines.presence import Presence
+from prefsweep.orchestrator.execution.placement import NodeSize
+from prefsweep.orchestrator.execution.presence import Presence
 from prefsweep.sweeps.errors import StageError
 
 

@@ -11,9 +11,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs
 
-from prefsweep.orchestrator.storage.downloads import download_cache
-from prefsweep.orchestrator.storage.scratch import private_folder, scratch_folder, scratch_home
-from prefsweep.orchestrator.store import Store, new_manifest
+from prefsweep.orchestrator.store.downloads import download_cache
+from prefsweep.orchestrator.store.scratch import private_folder, scratch_folder, scratch_home
+from prefsweep.orchestrator.store.store import Store, new_manifest
 
 
 @pytest.fixture(autouse=True)

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator import cluster
-from prefsweep.orchestrator.cluster import RayCluster
-from prefsweep.orchestrator.machines import probing
-from prefsweep.orchestrator.machines.placement import NodeSize, Placement
-from prefsweep.orchestrator.machines.probing import (
+from prefsweep.orchestrator.execution import cluster
+from prefsweep.orchestrator.execution.cluster import RayCluster
+from prefsweep.orchestrator.execution.placement import NodeSize, Placement
+from prefsweep.orchestrator.execution.sizing import (
     PROCESS_BYTES,
-    ProbeTrial,
     cpu_memory,
     policy_size,
     reserved_memory,
     trial_share,
 )
-from prefsweep.orchestrator.sweep import resolve
+from prefsweep.orchestrator.state.sweep import resolve
+from prefsweep.orchestrator.tasks import probe as probe_task
+from prefsweep.orchestrator.tasks.probe import ProbeTrial
 from prefsweep.sweeps.load import load_spec
 from prefsweep.workers import probe as workers_probe
 from prefsweep.workers.probe import GpuMemory
@@ -66,7 +66,7 @@ def test_a_probe_that_did_not_fit_is_made_again(
     probe = ProbeTrial(sweep, sweep.trials[0].spec, "H100")
     answers = [GpuMemory(80, 9, 80), GpuMemory(30, 79, 80)]
     kept = SimpleNamespace(policy=None, tokenizer=None, pairs=[])
-    monkeypatch.setattr(probing, "Kept", lambda _: kept)
+    monkeypatch.setattr(probe_task, "Kept", lambda _: kept)
     monkeypatch.setattr(workers_probe, "probe_gpu", lambda *_: answers.pop(0))
     monkeypatch.setattr(workers_probe, "gpu_room", lambda: (70, 80))
     found = [probe.run() or probe.found() for _ in range(3)]

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from prefsweep.orchestrator.watching.live import LiveView, log_handler
-from prefsweep.orchestrator.watching.progress import render
+from prefsweep.orchestrator.display.live import LiveView, log_handler
+from prefsweep.orchestrator.display.status import render
 from prefsweep.sweeps.records import Failure, StageStatus, Status, SweepStatus, TrialStatus
 
 SHOW_CURSOR = "\x1b[?25h"
@@ -254,7 +254,7 @@ def test_the_terminal_is_restored_when_the_block_raises(error: type[BaseExceptio
 SCRIPT = """
 import time
 from rich.console import Console
-from prefsweep.orchestrator.watching.live import LiveView
+from prefsweep.orchestrator.display.live import LiveView
 from prefsweep.sweeps.records import Status, SweepStatus, TrialStatus
 trial = TrialStatus("t", "my-trial", Status.RUNNING, "x", 3, 40)
 with LiveView(lambda: SweepStatus("s", [], [trial]), Console(), 0.05):

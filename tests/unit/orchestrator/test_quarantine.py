@@ -7,20 +7,18 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.evaluations import EvaluateUntrained
-from prefsweep.orchestrator.pipeline import spec_document
-from prefsweep.orchestrator.recovery.bisection import LOADING, MAX_LONE_DEATHS, Bisection
-from prefsweep.orchestrator.recovery.quarantine import (
+from prefsweep.orchestrator.execution.bisection import LOADING, MAX_LONE_DEATHS, Bisection
+from prefsweep.orchestrator.execution.scheduler import MAX_DEATHS, Part, Pool, ShardFlow
+from prefsweep.orchestrator.state.quarantine import (
     as_recorded,
     lifted,
     num_quarantined,
     quarantine,
 )
-from prefsweep.orchestrator.sharded import Generate, Reference, Score
-from prefsweep.orchestrator.shards import MAX_DEATHS, Part, Pool, ShardFlow
-from prefsweep.orchestrator.store import new_manifest
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import open_sweep
+from prefsweep.orchestrator.state.sweep import Sweep, open_sweep, spec_document
+from prefsweep.orchestrator.store.store import new_manifest
+from prefsweep.orchestrator.tasks.evaluation import EvaluateUntrained
+from prefsweep.orchestrator.tasks.shards import Generate, Reference, Score
 from prefsweep.sweeps.errors import StageError
 from tests.integration.small import small_sweep
 
@@ -91,7 +89,8 @@ def drive(
     """
     stages = [FakeStage("completions", None, set()), FakeStage("scores", None, set())]
     monkeypatch.setattr(
-        "prefsweep.orchestrator.shards.is_missing", lambda stage, index: index not in stage.made
+        "prefsweep.orchestrator.execution.scheduler.is_missing",
+        lambda stage, index: index not in stage.made,
     )
     pools = [Pool(stage.name, lambda host, item: None, lambda: 1, 0.0) for stage in stages]
     flow = ShardFlow(pools, stages)  # pyright: ignore[reportArgumentType]

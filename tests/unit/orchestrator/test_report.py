@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.report import write_report
 from prefsweep.orchestrator.report.figures import MAX_LABELS
-from prefsweep.orchestrator.report.formats import duration, show
-from prefsweep.orchestrator.report.frontier import Point, best, best_within, compare, pareto
 from prefsweep.orchestrator.report.page import embedded_json, page_html
 from prefsweep.orchestrator.report.samples import MAX_PROMPTS, sample_data
 from prefsweep.orchestrator.report.summary import summary_markdown
 from prefsweep.orchestrator.report.tables import METRIC_COLUMNS, trials_csv
-from prefsweep.orchestrator.report.variants import pool
+from prefsweep.orchestrator.report.write import write_report
+from prefsweep.orchestrator.results.frontier import Point, best, best_within, compare, pareto
+from prefsweep.orchestrator.results.variants import pool
+from prefsweep.orchestrator.text import duration, show
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
 from prefsweep.sweeps.records import Failure, Metrics, Status, SweepResults, TrialResult
 

@@ -13,9 +13,9 @@ from prefsweep.orchestrator.report.boxes import MAX_OUTLIERS, Box, box, box_plot
 from prefsweep.orchestrator.report.curves import MAX_CURVE_POINTS, training_plots
 from prefsweep.orchestrator.report.families import COLOURS, NEUTRAL, families
 from prefsweep.orchestrator.report.figures import comparison_plots
-from prefsweep.orchestrator.report.frontier import Comparison, compare
 from prefsweep.orchestrator.report.pivots import pivot_tables
-from prefsweep.orchestrator.report.variants import pool
+from prefsweep.orchestrator.results.frontier import Comparison, compare
+from prefsweep.orchestrator.results.variants import pool
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
 from prefsweep.sweeps.records import Metrics, Status, SweepResults, TrialResult
 

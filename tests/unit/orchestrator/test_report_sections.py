@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prefsweep.orchestrator.histograms import NUM_BINS, histogram
 from prefsweep.orchestrator.report.boxes import MAX_BOXES, are_thinned, box_plots
 from prefsweep.orchestrator.report.cost import cost, gpu_hours
 from prefsweep.orchestrator.report.curves import (
@@ -17,14 +16,15 @@ from prefsweep.orchestrator.report.curves import (
 from prefsweep.orchestrator.report.data import data_plots, dropped
 from prefsweep.orchestrator.report.families import families
 from prefsweep.orchestrator.report.figures import comparison_plots
-from prefsweep.orchestrator.report.formats import show
-from prefsweep.orchestrator.report.frontier import compare
 from prefsweep.orchestrator.report.headline import headline
 from prefsweep.orchestrator.report.labels import PLACES, Labelled, place_labels
 from prefsweep.orchestrator.report.page import page_html
 from prefsweep.orchestrator.report.provenance import provenance
 from prefsweep.orchestrator.report.trialtable import trial_table
-from prefsweep.orchestrator.report.variants import pool
+from prefsweep.orchestrator.results.frontier import compare
+from prefsweep.orchestrator.results.histograms import NUM_BINS, histogram
+from prefsweep.orchestrator.results.variants import pool
+from prefsweep.orchestrator.text import show
 from prefsweep.sweeps.grid import GridBlock, expand
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import DataFacts, Histogram, SweepResults, TrialResult

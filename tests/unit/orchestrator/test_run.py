@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefsweep.orchestrator.pipeline import Run
-from prefsweep.orchestrator.recovery.trial_log import TrialLog
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import trial_status
+from prefsweep.orchestrator.driver.run import Run
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.trial_record import TrialLog, trial_status
 from prefsweep.sweeps.errors import LostStoreError
 from prefsweep.sweeps.records import Status
 from tests.integration.small import small_sweep

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator import sharded
-from prefsweep.orchestrator.sharded import Generate, finish_shards, is_missing, run_shard
-from prefsweep.orchestrator.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.tasks import shards
+from prefsweep.orchestrator.tasks.shards import Generate, finish_shards, is_missing, run_shard
 from prefsweep.sweeps.errors import DamagedError
 from prefsweep.sweeps.records import Completion
 from tests.integration.small import small_sweep
@@ -67,14 +67,14 @@ def test_a_shard_made_by_two_at_once_is_that_of_the_first(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, other = Told(sweep), [Completion("1" * 16, 0, "a prompt", "another text", "eos")]
-    publish = sharded.publish_shard
+    publish = shards.publish_shard
 
     def late(*args: Any) -> None:
         publish(stage, Completion, other, 0, time.monotonic())  # the other run's
         publish(*args)
 
-    monkeypatch.setattr(sharded, "publish_shard", late)
+    monkeypatch.setattr(shards, "publish_shard", late)
     run_shard(stage, None, 0)
     with sweep.store.staging() as folder:
         local = sweep.store.fetch_shard(sweep.shard(stage.name, 0), folder)
-        assert sharded.tables.read_records(Completion, [local]) == other
+        assert shards.tables.read_records(Completion, [local]) == other

@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
-from prefsweep.orchestrator.machines.hosts import Host
-from prefsweep.orchestrator.shards import MAX_DEATHS, Pool, TaskFlow, run_tasks
-from prefsweep.orchestrator.shards import _drain as drain
+from prefsweep.orchestrator.execution.hosts import Host
+from prefsweep.orchestrator.execution.scheduler import MAX_DEATHS, Pool, TaskFlow, run_tasks
+from prefsweep.orchestrator.execution.scheduler import _drain as drain
 from prefsweep.sweeps.errors import DataError, NodeError, StageError
 
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.recovery.stopping import clear_stop, request_stop, stop_requested
-from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.state.stop import clear_stop, request_stop, stop_requested
+from prefsweep.orchestrator.store.store import Store
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.store import MANIFEST, Store, new_manifest
+from prefsweep.orchestrator.store.store import MANIFEST, Store, new_manifest
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 
 FINGERPRINT = "ab" * 32
@@ -106,7 +106,7 @@ def test_a_file_that_is_taken_away_while_it_is_read_counts_as_damaged(
     def gone(path: Path) -> None:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr("prefsweep.orchestrator.storage.manifest.file_entry", gone)
+    monkeypatch.setattr("prefsweep.orchestrator.store.manifest.file_entry", gone)
     with pytest.raises(DamagedError, match="x/a is damaged"):
         store.fetch("artifacts/x")
 

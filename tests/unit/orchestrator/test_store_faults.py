@@ -19,15 +19,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs
 
-from prefsweep.orchestrator import trials
-from prefsweep.orchestrator.machines import hosts
-from prefsweep.orchestrator.machines.hosts import _HostActor
-from prefsweep.orchestrator.recovery.checkpoints import newest_checkpoint
-from prefsweep.orchestrator.recovery.outputs import TrialOutput
-from prefsweep.orchestrator.storage import attempts
-from prefsweep.orchestrator.storage.downloads import download_cache
-from prefsweep.orchestrator.storage.scratch import is_in_use, scratch_home, scratch_name
-from prefsweep.orchestrator.store import ASIDE, MANIFEST, Store, new_manifest
+from prefsweep.orchestrator.execution import hosts
+from prefsweep.orchestrator.execution.hosts import _HostActor
+from prefsweep.orchestrator.store import retry
+from prefsweep.orchestrator.store.downloads import download_cache
+from prefsweep.orchestrator.store.scratch import is_in_use, scratch_home, scratch_name
+from prefsweep.orchestrator.store.store import ASIDE, MANIFEST, Store, new_manifest
+from prefsweep.orchestrator.tasks import attempts
+from prefsweep.orchestrator.tasks.checkpoints import newest_checkpoint
+from prefsweep.orchestrator.tasks.trial_output import TrialOutput
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 from tests.integration.small import small_sweep
 
@@ -51,7 +51,7 @@ class Failing:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_what_cannot_be_read_for_now_is_not_taken_for_damaged(
 
     monkeypatch.setattr(Store, "fetch", fail)
     with pytest.raises(StoreError, match="disk is full"):
-        trials._whole_weights(sweep, trial)
+        attempts._whole_weights(sweep, trial)
     with pytest.raises(StoreError, match="disk is full"):
         newest_checkpoint(sweep, trial)
     monkeypatch.undo()
@@ -308,7 +308,7 @@ def test_publishers_at_once_leave_one_whole_artefact(local: Store) -> None:
 
 def dead_name() -> str:
     """A scratch name of a process that has ended."""
-    module = "prefsweep.orchestrator.storage.scratch"
+    module = "prefsweep.orchestrator.store.scratch"
     code = f"from {module} import scratch_name; print(scratch_name(), flush=True)"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return dead.stdout.strip()

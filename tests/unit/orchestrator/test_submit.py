@@ -13,9 +13,8 @@ from aiohttp import ClientConnectionError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
-from prefsweep.orchestrator import cli
-from prefsweep.orchestrator.machines import job
-from prefsweep.orchestrator.machines import submit as submitting
+from prefsweep.orchestrator.commands import cli
+from prefsweep.orchestrator.execution import job, jobs
 
 OTHERS = ["--storage", "s3://bucket/runs", "--address", "http://head:8265"]
 
@@ -52,7 +51,7 @@ class Dashboard:
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Dashboard:
     here = Dashboard()
-    monkeypatch.setattr(submitting, "_client", lambda address: here)
+    monkeypatch.setattr(jobs, "_client", lambda address: here)
     return here
 
 
@@ -70,7 +69,7 @@ def test_the_job_is_the_same_command_with_the_spec_as_resolved_here(
     monkeypatch.setenv("HF_TOKEN", "a secret")
     assert submit(monkeypatch, "name=mine", *OTHERS, "--until", "trials", flag) == 0
     module, *words = dashboard.words[2:]
-    assert module == "prefsweep.orchestrator.cli"
+    assert module == "prefsweep.orchestrator.commands.cli"
     assert words == ["run", "sweep.json", *OTHERS[:2], "--until", "trials", flag]
     assert dashboard.spec["name"] == "mine"
     assert "a secret" not in dashboard.settings.values()

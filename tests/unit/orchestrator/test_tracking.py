@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.sweep import Trial
-from prefsweep.orchestrator.watching import tracking
-from prefsweep.orchestrator.watching.mirrored import trial_config
-from prefsweep.orchestrator.watching.tracking import WandbMirror
+from prefsweep.orchestrator.state.sweep import Trial
+from prefsweep.orchestrator.tracking import wandb as tracking
+from prefsweep.orchestrator.tracking.rows import trial_config
+from prefsweep.orchestrator.tracking.wandb import WandbMirror
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import Status

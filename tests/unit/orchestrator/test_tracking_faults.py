@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.recovery.trial_log import TrialLog
-from prefsweep.orchestrator.watching import tracking
-from prefsweep.orchestrator.watching.tracking import WandbMirror, wandb_mode
-from prefsweep.orchestrator.watching.watch import TrialWatch
+from prefsweep.orchestrator.state.trial_record import TrialLog
+from prefsweep.orchestrator.tracking import wandb as tracking
+from prefsweep.orchestrator.tracking.wandb import WandbMirror, wandb_mode
+from prefsweep.orchestrator.tracking.watcher import TrialWatch
 from prefsweep.sweeps.spec import WandbSpec
 from tests.integration.small import small_sweep
 
@@ -180,7 +180,7 @@ def test_an_interrupted_watch_waits_for_nobody(
     def never(*_: object) -> None:
         raise AssertionError("nobody has a minute for W&B now")
 
-    monkeypatch.setattr("prefsweep.orchestrator.watching.watch.INTERVAL_S", 0.0)
+    monkeypatch.setattr("prefsweep.orchestrator.tracking.watcher.INTERVAL_S", 0.0)
     monkeypatch.setattr(TrialWatch, "_poll", hang)
     monkeypatch.setattr(WandbMirror, "finish", never)
     sweep = small_sweep(tmp_path, "tracking.wandb.mode=offline")

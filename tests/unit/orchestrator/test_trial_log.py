@@ -10,11 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from prefsweep.orchestrator.recovery import trial_log
-from prefsweep.orchestrator.recovery.trial_log import TrialLog, mark, parse_metrics, read_document
-from prefsweep.orchestrator.store import Store, new_manifest
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import trial_status
+from prefsweep.orchestrator.state import trial_record
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.trial_record import (
+    TrialLog,
+    mark,
+    parse_metrics,
+    read_document,
+    trial_status,
+)
+from prefsweep.orchestrator.store.store import Store, new_manifest
 from prefsweep.sweeps.records import Failure, Status
 from tests.integration.small import small_sweep
 
@@ -125,7 +130,7 @@ def test_without_append_a_long_log_is_not_written_again_for_every_line(
 ) -> None:
     now_s = [1000.0]
     clock = SimpleNamespace(monotonic=lambda: now_s[0], time=time.time)
-    monkeypatch.setattr(trial_log, "time", clock)
+    monkeypatch.setattr(trial_record, "time", clock)
     written: list[int] = []
     write = Store.write
 

@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefsweep.orchestrator import tuning
-from prefsweep.orchestrator.machines.membership import Members
-from prefsweep.orchestrator.recovery.stopping import request_stop
-from prefsweep.orchestrator.recovery.trial_log import TrialLog, read_document
-from prefsweep.orchestrator.storage.scratch import is_in_use, scratch_home
-from prefsweep.orchestrator.sweep import Sweep, Trial
-from prefsweep.orchestrator.watching.status import trial_status
+from prefsweep.orchestrator.execution import tuning
+from prefsweep.orchestrator.execution.membership import Members
+from prefsweep.orchestrator.state.stop import request_stop
+from prefsweep.orchestrator.state.sweep import Sweep, Trial
+from prefsweep.orchestrator.state.trial_record import TrialLog, read_document, trial_status
+from prefsweep.orchestrator.store.scratch import is_in_use, scratch_home
 from prefsweep.sweeps.records import Failure, Status
 from tests.integration.small import small_sweep
 

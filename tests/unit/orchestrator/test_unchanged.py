@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
-from prefsweep.orchestrator.machines.inputs import store_inputs
+from prefsweep.orchestrator.driver.input_check import require_unchanged
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.recovery.unchanged import require_unchanged
-from prefsweep.orchestrator.stages import read_records
-from prefsweep.orchestrator.sweep import Sweep
-from prefsweep.orchestrator.watching.status import open_sweep
+from prefsweep.orchestrator.state.inputs import store_inputs
+from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
+from prefsweep.orchestrator.tasks.stages import read_records
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.records import Prompt
 from prefsweep.workers import builtin, locations

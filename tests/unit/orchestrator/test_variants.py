@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prefsweep.orchestrator.report.frontier import compare
 from prefsweep.orchestrator.report.summary import summary_markdown
 from prefsweep.orchestrator.report.tables import trials_csv
-from prefsweep.orchestrator.report.variants import Pooled, pool
+from prefsweep.orchestrator.results.frontier import compare
+from prefsweep.orchestrator.results.variants import Pooled, pool
 from prefsweep.sweeps.grid import GridBlock, expand, trial_names
 from prefsweep.sweeps.records import (
     EvaluationSample,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.watching import tracking
-from prefsweep.orchestrator.watching.tracking import WandbMirror
+from prefsweep.orchestrator.tracking import wandb as tracking
+from prefsweep.orchestrator.tracking.wandb import WandbMirror
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import EvaluationSample, Failure, Status, SweepResults, TrialResult
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefsweep.orchestrator.store import Store
+from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.entry import EntrySpec, EntryStage
 from prefsweep.sweeps.errors import DataError, SweepError, UsageError
 from prefsweep.sweeps.spec import DatasetText, FileText, PairsSpec, PolicySpec

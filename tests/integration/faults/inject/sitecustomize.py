@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-STAGES, SHARDED = "prefsweep.orchestrator.stages", "prefsweep.orchestrator.sharded"
+STAGES, SHARDED = "prefsweep.orchestrator.tasks.stages", "prefsweep.orchestrator.tasks.shards"
 POINTS = {
     "policy": (STAGES, "MakePolicy.run"),
     "reward": (STAGES, "MakeReward.run"),
@@ -28,11 +28,11 @@ POINTS = {
     "scores": (SHARDED, "Score.work"),
     "pairs": (STAGES, "BuildPairs.run"),
     "reference": (SHARDED, "Reference.work"),
-    "untrained": ("prefsweep.orchestrator.evaluations", "EvaluateUntrained.run"),
+    "untrained": ("prefsweep.orchestrator.tasks.evaluation", "EvaluateUntrained.run"),
     "training": ("prefsweep.workers.train", "PreparedDPOTrainer.training_step"),
     "checkpoint": ("torch", "save"),
     "evaluation": ("prefsweep.workers.evaluate", "margin_metrics"),
-    "report": ("prefsweep.orchestrator.drawing", "publish_report"),
+    "report": ("prefsweep.orchestrator.report.publish", "publish_report"),
     "generating": ("prefsweep.workers.generate", "Generator.complete"),
     "sampling": ("prefsweep.workers.generate", "Generator.sample"),
 }

@@ -1,0 +1,365 @@
+"""The command line. Heavy imports wait until a command needs them.
+
+Exit codes: 0 all is well; 1 finished with failed trials or quarantined prompts, or a stage failed;
+2 the spec, the command or the input is wrong; 130 interrupted by Ctrl-C, SIGTERM, SIGHUP or `stop`
+(run the same command to resume).
+"""
+
+import json
+import os
+import signal
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from prefsweep.orchestrator.commands.options import (
+    Address,
+    Inline,
+    Json,
+    Name,
+    Overrides,
+    Restart,
+    Resume,
+    Skip,
+    Spec,
+    Storage,
+    Until,
+    errored_trials,
+    exclusive,
+)
+from prefsweep.orchestrator.commands.run import How, run_with_view
+from prefsweep.orchestrator.commands.submit import submit
+from prefsweep.orchestrator.state.hints import DEFAULT_STORAGE
+from prefsweep.orchestrator.store.credentials import redacted
+from prefsweep.sweeps.errors import ClusterError, StoreError, SweepError, UsageError
+from prefsweep.sweeps.records import Stage
+
+if TYPE_CHECKING:
+    from prefsweep.orchestrator.state.sweep import Sweep
+
+app = typer.Typer(
+    name="prefsweep",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"prefsweep {metadata.version('prefsweep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def prefsweep(
+    version: Annotated[  # the callback reads it
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Sweep DPO variants over loss, beta and alpha, and see which buys the most reward for the
+    least drift."""
+
+
+@app.command()
+def run(
+    spec: Spec,
+    overrides: Overrides = None,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    until: Until = Stage.REPORT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan only.")] = False,
+    inline: Inline = False,
+    restart_errored: Restart = False,
+    resume_errored: Resume = False,
+    skip_errored: Skip = False,
+) -> None:
+    """Run a sweep, or what is missing of it."""
+    errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
+    how = How(address, until, inline, errored)
+    sweep = _resolve(spec, overrides or [], storage)
+    if dry_run:
+        _print_plan(sweep)
+        return
+    run_with_view(sweep, how)
+
+
+@app.command()
+def plan(spec: Spec, overrides: Overrides = None, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Show what a run would do: what is found in the store, and what is new."""
+    _print_plan(_resolve(spec, overrides or [], storage))
+
+
+@app.command()
+def resume(
+    name: Name,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    until: Until = Stage.REPORT,
+    inline: Inline = False,
+    restart_errored: Restart = False,
+    resume_errored: Resume = False,
+    skip_errored: Skip = False,
+) -> None:
+    """Go on with a sweep from the spec that the store has of it."""
+    from prefsweep.orchestrator.state.sweep import open_sweep
+
+    errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
+    how = How(address, until, inline, errored)
+    run_with_view(open_sweep(name, storage), how)
+
+
+app.command()(submit)
+
+
+@app.command()
+def status(
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a sweep in the store. Default: list them.")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
+) -> None:
+    """Show how a sweep stands, from the store alone, or which sweeps there are."""
+    from prefsweep.orchestrator.display.live import watch as watch_status
+    from prefsweep.orchestrator.display.status import render
+    from prefsweep.orchestrator.results.status import StatusReader, read_status, status_document
+    from prefsweep.orchestrator.state.sweep import open_sweep
+
+    exclusive({"--json": as_json, "--watch": watch})
+    if name is None:
+        if watch:
+            raise UsageError("--watch is for one sweep; give its name")
+        _list_sweeps(storage, as_json=as_json)
+        return
+    sweep = open_sweep(name, storage)
+    if as_json:
+        print(json.dumps(status_document(read_status(sweep)), indent=2))
+    elif watch:
+        watch_status(StatusReader(sweep).read, console)
+    else:
+        _wide_console().print(render(read_status(sweep)))
+
+
+def _list_sweeps(storage: str, *, as_json: bool) -> None:
+    from prefsweep.orchestrator.display.listing import document, render, sweeps
+
+    found = sweeps(storage)
+    if as_json:
+        print(json.dumps(document(found), indent=2))
+    else:
+        _wide_console().print(render(found))
+
+
+def _wide_console() -> Console:
+    """A pipe has room for every column; rich takes it for a terminal of 80."""
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(width=200)
+
+
+@app.command()
+def stop(
+    name: Name,
+    storage: Storage = DEFAULT_STORAGE,
+    wait: Annotated[bool, typer.Option(help="Wait until it has ended.")] = True,
+) -> None:
+    """Ask whoever runs a sweep, wherever that is, to stop cleanly."""
+    from prefsweep.orchestrator.state.stop import ask_to_stop, wait_for_end
+    from prefsweep.orchestrator.store.store import Store
+
+    store = Store(storage)
+    holder = ask_to_stop(store, name)
+    print(f"asked to stop: {holder}")
+    if wait:
+        print(wait_for_end(store, name, holder))
+
+
+@app.command()
+def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Draw the report of a sweep as it stands now."""
+    from prefsweep.orchestrator.report.publish import publish_report, report_path
+    from prefsweep.orchestrator.state.sweep import open_sweep
+
+    sweep = open_sweep(name, storage)
+    publish_report(sweep)
+    print(sweep.store.display(report_path(sweep)))
+
+
+@app.command()
+def compare(
+    one: Annotated[str, typer.Argument(metavar="A", help="Name of a sweep in the store.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.")],
+    storage: Storage = DEFAULT_STORAGE,
+    other_storage: Annotated[
+        str | None, typer.Option(help="Store of B, where it is another one.")
+    ] = None,
+    as_json: Json = False,
+    to: Annotated[str | None, typer.Option(metavar="FILE.md", help="Write Markdown.")] = None,
+) -> None:
+    """Set two sweeps side by side: what differs, and by how much their rewards do."""
+    from pathlib import Path
+
+    from prefsweep.orchestrator.display import compare as compare_text
+    from prefsweep.orchestrator.results.compare import side_by_side
+    from prefsweep.orchestrator.state.sweep import open_sweep
+
+    found = side_by_side(open_sweep(one, storage), open_sweep(other, other_storage or storage))
+    if to is not None:
+        try:
+            Path(to).write_text(compare_text.markdown(found), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--to {to} cannot be written: {error.strerror}") from None
+        print(to)
+    if as_json:
+        print(json.dumps(compare_text.document(found), indent=2))
+    elif to is None:
+        _wide_console().print(compare_text.render(found))
+
+
+@app.command()
+def doctor(
+    spec: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a shipped sweep.")
+    ] = None,
+    overrides: Overrides = None,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Look at what a run needs: versions, cluster, storage, models, W&B, time, cost and disk."""
+    from prefsweep.orchestrator.planning.doctor import document, examine, render
+
+    found = examine(spec, overrides or [], storage, address)
+    if as_json:
+        print(json.dumps(document(found), indent=2))
+    else:
+        _wide_console().print(render(found))
+    code = 2 if found.stops_a_run else 0
+    if found.hangs:  # what a check waits for would hold up a normal end
+        sys.stdout.flush()
+        os._exit(code)
+    raise typer.Exit(code)
+
+
+@app.command()
+def gc(
+    storage: Storage = DEFAULT_STORAGE,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
+) -> None:
+    """Show what no sweep in the store refers to; delete it with --yes.
+
+    Kept is all that the present specs of the sweeps refer to, what was measured of GPUs, what
+    living processes of this machine make, and, while any driver lives (one elsewhere: has renewed
+    its lease within a minute, by the storage's clock), what other machines have half-made.
+    """
+    from prefsweep.orchestrator.state.garbage import delete_garbage, find_garbage
+    from prefsweep.orchestrator.store.store import Store
+
+    store = Store(storage)
+    garbage = find_garbage(store)
+    for item in garbage:
+        print(f"{item.num_bytes / 1e6:10.1f} MB  {item.what:<10}  {store.display(item.path)}")
+    total = f"{len(garbage)} things, {sum(item.num_bytes for item in garbage) / 1e6:.1f} MB"
+    problems = delete_garbage(store, garbage) if yes else []
+    if problems:
+        raise StoreError(
+            f"{len(problems)} of {total} could not be deleted:\n" + "\n".join(problems)
+        )
+    remedy = "deleted" if yes or not garbage else "no sweep refers to them; --yes deletes them"
+    print(f"{total}: {remedy}" if garbage else "nothing to delete: sweeps refer to all there is")
+
+
+@app.command()
+def export(
+    name: Name,
+    trial: Annotated[
+        str | None, typer.Argument(help="Id, beginning of an id, or name of a trial.")
+    ] = None,
+    *,
+    to: Annotated[str, typer.Option(help="New folder for the export.")],
+    dataset: Annotated[bool, typer.Option("--dataset", help="The preference pairs.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the adapter into its base: a whole model.")
+    ] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Push it there, too.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Push to a private repo.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Write a trial's model, or the preference pairs, as a folder that others can load."""
+    from pathlib import Path
+
+    from prefsweep.orchestrator.export.export import Wanted
+    from prefsweep.orchestrator.export.export import export as write
+    from prefsweep.orchestrator.state.sweep import open_sweep
+
+    wanted = Wanted(trial, dataset=dataset, merge=merge, repo=push_to_hub, private=private)
+    exported = write(open_sweep(name, storage), wanted, Path(to))
+    print(exported.folder)
+    if exported.url is not None:
+        print(exported.url)
+
+
+def main() -> None:
+    """The `prefsweep` command."""
+    _end_as_on_ctrl_c()
+    try:
+        code = app(standalone_mode=False) or 0  # typer returns the code of an Exit
+        sys.exit(code)
+    except (UsageError, ClusterError) as error:
+        _print_error(error)
+        sys.exit(2)
+    except SweepError as error:
+        _print_error(error)
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # not one of the command line parser's own
+            raise
+        error.message = redacted(str(getattr(error, "message", "")))  # pyright: ignore
+        error.show()  # pyright: ignore[reportAttributeAccessIssue]
+        sys.exit(error.exit_code)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _resolve(spec: str, overrides: list[str], storage: str) -> "Sweep":
+    from prefsweep.orchestrator.state.sweep import resolve
+    from prefsweep.sweeps.load import load_spec
+
+    return resolve(load_spec(spec, overrides), storage)
+
+
+def _end_as_on_ctrl_c() -> None:
+    """SIGTERM, and SIGHUP unless it is ignored (nohup), end a run as Ctrl-C does: recorded, with
+    the way to resume."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupt)
+
+
+def _print_plan(sweep: "Sweep") -> None:
+    from prefsweep.orchestrator.planning.plan import render_plan
+    from prefsweep.orchestrator.state.quarantine import as_recorded
+
+    _wide_console().print(render_plan(as_recorded(sweep)))
+
+
+def _print_error(error: SweepError) -> None:
+    message = escape(redacted(str(error)))
+    errors.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

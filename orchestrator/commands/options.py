@@ -1,0 +1,50 @@
+"""What several commands have: arguments, options and which exclude each other, an exit code."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prefsweep.orchestrator.state.hints import STORAGE_VARIABLE
+from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.records import Stage
+
+if TYPE_CHECKING:
+    from prefsweep.sweeps.records import Errored
+
+Spec = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped sweep.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.max_steps=50 ...")
+]
+Storage = Annotated[str, typer.Option(help="Folder or URI of the store.", envvar=STORAGE_VARIABLE)]
+Name = Annotated[str, typer.Argument(help="Name of a sweep in the store.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster: auto or HOST:PORT. Default: RAY_ADDRESS, or this machine."),
+]
+Until = Annotated[Stage, typer.Option(help="Last stage to run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Inline = Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")]
+Restart = Annotated[
+    bool, typer.Option("--restart-errored", help="Run all failed trials again, from scratch.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume-errored", help="Run all failed trials on from their newest checkpoint."),
+]
+Skip = Annotated[bool, typer.Option("--skip-errored", help="Leave all failed trials as they are.")]
+
+
+def errored_trials(*, restart: bool, resume: bool, skip: bool) -> "Errored":
+    """What the three flags say of failed trials. Raises UsageError."""
+    exclusive(
+        {"--restart-errored": restart, "--resume-errored": resume, "--skip-errored": skip},
+    )
+    return "restart" if restart else "resume" if resume else "skip" if skip else "retry"
+
+
+def exclusive(given: Mapping[str, object]) -> None:
+    """Raises UsageError if more than one of these options is given: none is silently dropped."""
+    both = [option for option, value in given.items() if value]
+    if len(both) > 1:
+        raise UsageError(f"{' and '.join(both)} exclude each other; give one")

@@ -1,0 +1,99 @@
+"""Two sweeps side by side in, text out: Markdown, tables for a terminal, and a JSON document."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from prefsweep.orchestrator.display.status import clean
+from prefsweep.orchestrator.results.compare import METRICS, Match, Side, SideBySide
+from prefsweep.orchestrator.state.sweep import UNTRAINED
+from prefsweep.orchestrator.text import DASH, inline, show
+from prefsweep.workers.statistics import Interval
+
+MAX_FIELDS = 30
+"""Fields of the spec that are written out."""
+
+
+def document(found: SideBySide) -> dict[str, Any]:
+    """What `compare --json` prints."""
+    return asdict(found)
+
+
+def markdown(found: SideBySide) -> str:
+    """What `compare --to FILE.md` writes."""
+    lines = [f"# {inline(found.one)} and {inline(found.other)}", ""]
+    lines += [f"- {inline(note)}" for note in (*found.notes, *_facts(found))]
+    lines += ["", *_markdown_table(_head(found), [_row(match) for match in found.matches])]
+    if found.spec:
+        rows = [[key, *map(_value, both)] for key, both in _fields(found)]
+        lines += ["", *_markdown_table(["field", found.one, found.other], rows)]
+    return "\n".join([*lines, ""])
+
+
+def render(found: SideBySide) -> RenderableType:
+    """The same for a terminal."""
+    rows = Table(*map(clean, _head(found)), box=None, pad_edge=False, header_style="dim")
+    for match in found.matches:
+        rows.add_row(*(Text(clean(cell)) for cell in _row(match)))
+    fields = Table("field", found.one, found.other, box=None, pad_edge=False, header_style="dim")
+    for key, both in _fields(found):
+        fields.add_row(Text(clean(key)), *(Text(clean(_value(value))) for value in both))
+    notes = [Text(clean(note), "yellow") for note in found.notes]
+    facts = [Text(clean(fact)) for fact in _facts(found)]
+    return Group(rows, Text(), *notes, *facts, *([Text(), fields] if found.spec else []))
+
+
+def _head(found: SideBySide) -> list[str]:
+    rewards = [f"reward of {name}" for name in (found.one, found.other)]
+    return ["grid point", *rewards, "difference", *(f"{metric}, both" for metric in METRICS)]
+
+
+def _row(match: Match) -> list[str]:
+    sides = (match.one, match.other)
+    difference = _number(match.difference, match.difference_interval)
+    metrics = [" / ".join(show(side.metrics.get(metric)) for side in sides) for metric in METRICS]
+    names = dict.fromkeys(side.name for side in sides)
+    name = match.name if len(names) == 1 else f"{match.name} ({' and '.join(names)})"
+    same = " (the same trials)" if match.same_trials and match.name != UNTRAINED else ""
+    return [f"{name}{same}", *map(_reward, sides), difference, *metrics]
+
+
+def _reward(side: Side) -> str:
+    seeds = f" ({side.num_seeds} seeds)" if side.num_seeds > 1 else ""
+    return f"{_number(side.reward, side.reward_interval)}{seeds}"
+
+
+def _number(value: float | None, bounds: Interval | None) -> str:
+    text = show(value)
+    return text if bounds is None else f"{text} [{show(bounds[0])}, {show(bounds[1])}]"
+
+
+def _facts(found: SideBySide) -> list[str]:
+    """What both have in common, and what only one has."""
+    same = [name for name, is_same in found.stages.items() if is_same]
+    differ = [name for name, is_same in found.stages.items() if not is_same]
+    facts = [f"the same: {', '.join(same) or 'no stage'}; different: {', '.join(differ) or 'none'}"]
+    for name, names in ((found.one, found.only_one), (found.other, found.only_other)):
+        if names:
+            facts.append(f"only {name} has finished {', '.join(names)}")
+    return facts
+
+
+def _fields(found: SideBySide) -> list[tuple[str, tuple[object, object]]]:
+    shown = list(found.spec.items())[:MAX_FIELDS]
+    left_out = len(found.spec) - len(shown)
+    return shown if not left_out else [*shown, (f"and {left_out} more", (None, None))]
+
+
+def _value(value: object) -> str:
+    text = DASH if value is None else str(value)
+    return inline(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(map(inline, line))} |" for line in lines]

@@ -1,0 +1,1 @@
+"""How one run of a sweep lives and ends."""

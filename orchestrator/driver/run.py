@@ -1,0 +1,357 @@
+"""One run of a sweep: what each step of `pipeline.py` means, and how a run begins and ends."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import psutil
+
+from prefsweep.orchestrator.driver.control import Control
+from prefsweep.orchestrator.driver.input_check import require_unchanged
+from prefsweep.orchestrator.execution.cluster import Cluster
+from prefsweep.orchestrator.planning.changes import PLAN, changes, plan_document
+from prefsweep.orchestrator.report.publish import is_drawn, publish_report, report_path
+from prefsweep.orchestrator.state.marker import claim
+from prefsweep.orchestrator.state.quarantine import as_recorded, lifted, quarantine
+from prefsweep.orchestrator.state.sweep import (
+    SHARDED,
+    UNTRAINED,
+    Sweep,
+    Trial,
+    num_shards,
+    spec_document,
+)
+from prefsweep.orchestrator.state.sweep_record import record_state
+from prefsweep.orchestrator.state.trial_record import (
+    is_finished,
+    mark,
+    read_document,
+    read_status_field,
+    trial_status,
+)
+from prefsweep.orchestrator.store.paths import DELETING
+from prefsweep.orchestrator.tasks.attempts import restart_from_scratch
+from prefsweep.orchestrator.tasks.entry import DataTask
+from prefsweep.orchestrator.tasks.shards import (
+    ShardStage,
+    finish_shards,
+)
+from prefsweep.orchestrator.tasks.stages import CheckPrompts, Task
+from prefsweep.orchestrator.tracking.watcher import TrialWatch
+from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
+from prefsweep.sweeps.records import Errored, Stage, Status
+
+log = logging.getLogger(__name__)
+
+DATA_STAGES = ("prompts", "completions", "scores", "pairs", "reference")
+"""Those that a sweep has from where it enters with its own data."""
+AFTER_DATA = ("untrained", "trials", "report")
+_LEFT: Mapping[str, str] = {
+    "retry": "trial %s failed and would again; --restart-errored runs it again from scratch, "
+    "--resume-errored from its newest checkpoint",
+    "skip": "trial %s failed and is left (--skip-errored)",
+}
+MAX_PASSES = 5
+"""How often a run makes anew what it finds damaged."""
+WORKERS_END_S = 10.0
+"""How long workers get to disappear after the cluster was closed."""
+
+
+class QuarantineError(Exception):
+    """Prompts were found that end whoever takes them, by stage; caught in this file."""
+
+    def __init__(self, killers: dict[str, list[str]]) -> None:
+        super().__init__(killers)
+        self.killers = killers
+
+
+class Run:
+    """One run of a sweep: where it takes place, and how far it goes."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        open_cluster: Callable[[], Cluster],
+        until: str,
+        *,
+        errored: Errored = "retry",
+    ) -> None:
+        self.sweep, self.until = (
+            lifted(sweep) if errored == "restart" else as_recorded(sweep),
+            until,
+        )
+        if until in DATA_STAGES and until not in sweep.stages:
+            raise UsageError(
+                f"--until {until}: the sweep enters with its own data after that; "
+                f"its stages are {', '.join((*sweep.stages, *AFTER_DATA))}"
+            )
+        self._open_cluster = open_cluster
+        self._cluster: Cluster | None = None
+        self._errored = errored
+        self._told = set[str]()
+        self.control = Control(sweep.store, sweep.spec.name)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep the resolved spec and, in state.json, who runs the sweep and how it ended.
+
+        Raises LeaseError, having written nothing of the sweep, while another driver runs it.
+        """
+        claim(self.sweep.store)
+        with self.control:
+            self.sweep.store.delete_abandoned()
+            for line in changes(self.sweep):
+                log.info("%s", line)
+            with self.sweep.store.locked(DELETING):
+                self._keep_spec()
+            self._record(Status.RUNNING)
+            try:
+                yield
+            except BaseException as error:
+                self._close()  # first: until its end a worker writes how its trial stands
+                if self.control.lost is not None:
+                    raise self.control.lost from None
+                interrupted = isinstance(error, KeyboardInterrupt)
+                if interrupted:
+                    self._mark_interrupted()
+                self._record(Status.INTERRUPTED if interrupted else Status.FAILED)
+                raise
+            self._close()
+            self._record(Status.SUCCEEDED)
+
+    def until_whole(self, steps: Callable[["Run"], None]) -> None:
+        """Take the steps; once more where something in the store turns out to be damaged.
+
+        Whoever finds it puts it aside, so the next pass makes it again.
+        """
+        num_passes = 0
+        while num_passes < MAX_PASSES:
+            num_passes += 1
+            try:
+                require_unchanged(self.sweep, self._is_unfinished)
+                steps(self)
+                damaged = [stage for stage in self._stages if not self._is_whole(stage)]
+                if not damaged:
+                    return
+                log.warning("%s: damaged while in use; made again", ", ".join(damaged))
+            except DamagedError as error:
+                log.warning("%s", error)
+            except QuarantineError as error:  # each time fewer prompts: it comes to an end
+                num_passes -= 1
+                with self.sweep.store.locked(DELETING):  # what it copies is not referred to yet
+                    self.sweep = quarantine(self.sweep, error.killers)
+                    self._keep_spec()
+            self._told.clear()
+        raise StoreError(
+            f"{self.sweep.store.uri}: things in it were found damaged {MAX_PASSES} times in a row; "
+            "check the disk, then run the same command again"
+        )
+
+    def early(self, tasks: Sequence[DataTask]) -> None:
+        """Run here and now what needs no model, so that bad input is refused before a worker runs.
+
+        `tasks` finds it in the store a moment later.
+        """
+        for task in tasks:
+            if self._wants(task.name) and not task.needs_policy() and not task.done():
+                with self.control.at_once():
+                    task.run()
+                self._log_done(task.name)
+
+    def tasks(self, tasks: Sequence[Task]) -> None:
+        """Run those tasks that are wanted and not done, side by side."""
+        wanted = [task for task in tasks if self._wants(task.name)]
+        missing = [task for task in wanted if not task.done()]
+        for task in wanted:
+            if task not in missing:
+                self._log_found(task.name)
+        if missing:
+            names = ", ".join(task.name for task in missing)
+            log.info("%s: running", names)
+            killers = self._cluster_for(f"finishing {names} first").run_tasks(missing)
+            self.control.check()
+            if killers:
+                raise QuarantineError(killers)
+            for task in missing:
+                self._log_done(task.name)
+
+    def shards(self, stages: Sequence[ShardStage]) -> None:
+        """Run sharded stages that are wanted and not done, streaming shards through them."""
+        wanted = [stage for stage in stages if self._wants(stage.name)]
+        missing = [stage for stage in wanted if not self._is_done(stage.name)]
+        for stage in wanted:
+            if stage not in missing:
+                self._log_found(stage.name)
+        if not missing:
+            return
+        if missing[0].name == self._first_sharded():
+            self._cluster_for("finishing the check of the prompts first").run_tasks(
+                [CheckPrompts(self.sweep)]
+            )
+        num, started = num_shards(self.sweep, missing[0].name), time.monotonic()
+        assert num is not None, "what the stage reads is finished"
+        log.info("%s: running %d shards", " -> ".join(stage.name for stage in missing), num)
+        cluster = self._cluster_for("finishing the shards in flight first")
+        killers = cluster.run_shards(missing, num)
+        self.control.check()
+        if killers:
+            raise QuarantineError(killers)
+        for stage in missing:
+            finish_shards(stage, self.sweep, num, time.monotonic() - started)
+            self._log_done(stage.name)
+
+    def trials(self) -> None:
+        """Run the trials that are not finished, mirroring their metrics."""
+        if not self._wants("trials"):
+            return
+        todo, left = self._unfinished()
+        for trial in left:
+            log.info(_LEFT[self._errored], trial.name)
+        found = len(self.sweep.trials) - len(todo)
+        log.info("trials: %d to run, %d found in the store", len(todo), found)
+        if not todo:
+            return
+        for trial in todo:
+            if self._errored == "restart" and self._failed_as(trial) is not None:
+                restart_from_scratch(self.sweep, trial)
+            mark(self.sweep, trial, Status.PENDING)
+        if self._errored != "skip":  # what was asked of failed trials is done once in a run
+            self._errored = "retry"
+        self._verify_inputs()
+        started = time.monotonic()
+        cluster = self._cluster_for("running trials save a checkpoint at their next step")
+        with TrialWatch(self.sweep, todo):
+            cluster.run_trials(self.sweep, todo)
+        self.control.check()
+        log.info("trials: done in %.1f s", time.monotonic() - started)
+
+    def report(self) -> None:
+        """Draw the report, if the run goes that far and what it shows has changed."""
+        if not self._wants("report"):
+            return
+        where = self.sweep.store.display(report_path(self.sweep))
+        if is_drawn(self.sweep):
+            log.info("report: found in the store, %s", where)
+            return
+        with self.control.at_once():
+            publish_report(self.sweep)
+        log.info("report: %s", where)
+
+    def _cluster_for(self, finishing: str) -> Cluster:
+        """The cluster, opened at its first use; `finishing` is what a stop waits for from now on.
+
+        Raises KeyboardInterrupt if a stop was asked for.
+        """
+        if self._cluster is None:
+            self.control.finishing = "waiting until Ray has started"
+            try:
+                self._cluster = self._open_cluster()
+            except SystemExit:  # what Ray makes of SIGTERM while it starts
+                raise KeyboardInterrupt from None
+            self.control.handle_signals()
+        self.control.check()
+        self.control.finishing = finishing
+        return self._cluster
+
+    def _verify_inputs(self) -> None:
+        """Find damage in what all trials read before any of them starts.
+
+        Where that would be a download, the workers' own check has to do.
+        """
+        sweep = self.sweep
+        if not sweep.store.is_local:
+            return
+        models = [stage for stage, made in sweep.made.items() if made]
+        with self.control.at_once():
+            for stage in (*models, "eval_prompts", "reference", UNTRAINED):
+                sweep.store.fetch(sweep.path(stage))
+
+    def _close(self) -> None:
+        """End the workers, and delete what those that were in the middle of something left."""
+        store, workers = self.sweep.store, set[int]()
+        if self._cluster is not None:
+            workers = {process.pid for process in psutil.Process().children(recursive=True)}
+            self._cluster.close()
+        store.delete_abandoned()
+        deadline_s = time.monotonic() + WORKERS_END_S
+        while workers & store.scratch_owners() and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+            store.delete_abandoned()
+
+    def _keep_spec(self) -> None:
+        store, name = self.sweep.store, self.sweep.spec.name
+        store.write_json(store.sweep(name, "spec.json"), spec_document(self.sweep))
+        store.write_json(store.sweep(name, PLAN), plan_document(self.sweep))
+
+    def _record(self, status: Status) -> None:
+        record_state(self.sweep.store, self.sweep.spec.name, status)
+
+    def _mark_interrupted(self) -> None:
+        for trial in self.sweep.trials:
+            if read_status_field(read_document(self.sweep, trial)) == Status.RUNNING:
+                mark(self.sweep, trial, Status.INTERRUPTED)
+
+    def _unfinished(self) -> tuple[list[Trial], list[Trial]]:
+        """Trials without weights or evaluation: those to run, and failed ones that are left."""
+        todo: list[Trial] = []
+        left: list[Trial] = []
+        for trial in self.sweep.trials:
+            if not is_finished(self.sweep, trial.trial_id):
+                (left if self._is_left(trial) else todo).append(trial)
+        return todo, left
+
+    def _is_left(self, trial: Trial) -> bool:
+        if self._errored == "skip":
+            return self._failed_as(trial) is not None
+        return self._errored == "retry" and self._failed_as(trial) == "deterministic"
+
+    def _failed_as(self, trial: Trial) -> str | None:
+        """The kind of failure of a trial that has failed; None for any other."""
+        status = trial_status(self.sweep, trial)
+        if status.status != Status.FAILED:
+            return None
+        return "deterministic" if status.failure is None else status.failure.kind
+
+    def _is_unfinished(self, stage: str) -> bool:
+        """Whether the run goes as far as a stage, or the trials, and finds work there."""
+        if not self._wants(stage):
+            return False
+        return bool(self._unfinished()[0]) if stage == "trials" else not self._is_done(stage)
+
+    def _wants(self, stage: str) -> bool:
+        if stage not in (*self._stages, *AFTER_DATA):
+            return False
+        at = "prompts" if stage == "eval_prompts" else stage
+        stages = list(Stage)
+        return stages.index(Stage(at)) <= stages.index(Stage(self.until))
+
+    @property
+    def _stages(self) -> tuple[str, ...]:
+        """All that is made before the trials."""
+        return tuple(dict.fromkeys((*self.sweep.stages, "eval_prompts", UNTRAINED)))
+
+    def _first_sharded(self) -> str:
+        """The stage at which workers first meet the prompts."""
+        stages = [stage for stage in self.sweep.stages if stage in SHARDED]
+        return next(stage for stage in stages if stage != self.sweep.entered)
+
+    def _is_whole(self, stage: str) -> bool:
+        """Whether a stage that the run has passed is (still) there."""
+        return not self._wants(stage) or self._is_done(stage)
+
+    def _is_done(self, stage: str) -> bool:
+        return self.sweep.store.manifest(self.sweep.path(stage)) is not None
+
+    def _log_found(self, stage: str) -> None:
+        if stage not in self._told:
+            log.info("%s: found in the store", stage)
+        self._told.add(stage)
+
+    def _log_done(self, stage: str) -> None:
+        self._told.add(stage)
+        path = self.sweep.path(stage)
+        manifest = self.sweep.store.manifest(path)
+        assert manifest is not None
+        where = self.sweep.store.display(path)
+        log.info("%s: %d rows in %.1f s, %s", stage, manifest.rows, manifest.seconds, where)

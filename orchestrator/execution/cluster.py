@@ -1,0 +1,235 @@
+"""Where work runs. A Cluster runs tasks once, stages over shards, and trials.
+
+RayCluster uses a local or remote Ray; InlineCluster runs everything in this process, for debugging
+and tests. Both give the same results: no result depends on who computed it.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefsweep.orchestrator.execution.hosts import Hosts
+from prefsweep.orchestrator.execution.membership import Members, members_of
+from prefsweep.orchestrator.execution.nodes import check_cluster
+from prefsweep.orchestrator.execution.placement import (
+    Demand,
+    Placement,
+    gpu_types,
+    ray_nodes,
+    resources_of,
+)
+from prefsweep.orchestrator.execution.presence import LOCAL_S
+from prefsweep.orchestrator.execution.ray_session import attach_ray, start_ray
+from prefsweep.orchestrator.execution.scheduler import run_shards, run_tasks, stage_pool
+from prefsweep.orchestrator.execution.sizing import (
+    cpu_memory,
+    policy_size,
+    reserved_memory,
+    trial_share,
+)
+from prefsweep.orchestrator.state.inputs import store_inputs
+from prefsweep.orchestrator.state.stop import polled_stop, stop_requested
+from prefsweep.orchestrator.state.sweep import Sweep, Trial
+from prefsweep.orchestrator.tasks.attempts import run_trial
+from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.probe import ProbeTrial
+from prefsweep.orchestrator.tasks.shards import ShardStage, is_missing, run_shard
+from prefsweep.orchestrator.tasks.stages import Task
+from prefsweep.orchestrator.tasks.worker import set_up_worker
+from prefsweep.sweeps.running import RetriesSpec
+from prefsweep.sweeps.spec import ResourcesSpec
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+log = logging.getLogger(__name__)
+
+GPU_TASKS = frozenset({"policy", "reward", "untrained"})
+"""Tasks that train or run a model."""
+STAGES_ON_WORKERS = ("completions", "scores", "reference", "trials")
+"""Stages for whose workers there has to be room."""
+
+
+class Cluster(Protocol):
+    """What the pipeline asks of the place where work runs."""
+
+    def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
+        """Run tasks side by side; raises what the first of them raised.
+
+        Returns prompts that end whoever takes them, by task; such a task is not done.
+        """
+        ...
+
+    def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
+        """Send every shard through the stages in order, each as soon as the one before is done.
+
+        Returns prompts that end whoever takes them, by stage; their shards are not made.
+        """
+        ...
+
+    def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
+        """Run trials; their outcome is in the store."""
+        ...
+
+    def close(self) -> None:
+        """Give back what was taken."""
+        ...
+
+
+def attach(sweep: Sweep, address: str) -> "RayCluster":
+    """The cluster at `address`, its nodes looked at and this disk's files put where they reach.
+
+    Raises ClusterError.
+    """
+    ray = attach_ray(address, sweep.spec)
+    try:
+        check_cluster(sweep.store)
+        for field in store_inputs(sweep.store, sweep.spec, sweep.inputs):
+            log.info("%s: in the store, for workers on other machines", field)
+        return RayCluster(
+            resources_of(sweep.spec),
+            attached=ray,
+            members=members_of(sweep),
+            max_stall_s=sweep.spec.retries.max_stall_s,
+            should_stop=polled_stop(sweep.store, sweep.spec.name),
+        )
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+class InlineCluster:
+    """Everything in this process, one after the other. No Ray."""
+
+    def __init__(self, resources: ResourcesSpec) -> None:
+        self._threads = resources.threads_per_worker
+
+    def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
+        set_up_worker(self._threads)
+        for task in tasks:
+            task.run()
+        return {}
+
+    def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
+        set_up_worker(self._threads)
+        workers: dict[str, Any] = {}
+        sweep = stages[0].sweep
+        for index in range(num_shards):
+            for stage in stages:
+                if stop_requested(sweep.store, sweep.spec.name):
+                    return {}
+                if is_missing(stage, index):
+                    if stage.name not in workers:
+                        workers[stage.name] = stage.load()
+                    run_shard(stage, workers[stage.name], index)
+        return {}
+
+    def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
+        set_up_worker(self._threads)
+        kept = Kept(sweep)
+        for trial in trials:
+            if stop_requested(sweep.store, sweep.spec.name):
+                return
+            run_trial(kept, trial)
+
+    def close(self) -> None:
+        pass
+
+
+class RayCluster:
+    """A local Ray started for this run, or the cluster that `attached` gives."""
+
+    def __init__(
+        self,
+        resources: ResourcesSpec,
+        *,
+        num_cpus: int | None = None,
+        num_gpus: int | None = None,
+        attached: "ModuleType | None" = None,
+        members: Members | None = None,
+        max_stall_s: float = RetriesSpec().max_stall_s,
+        should_stop: Callable[[], bool] = lambda: False,
+        probe: type[ProbeTrial] = ProbeTrial,
+    ) -> None:
+        self._resources, self._probe, self._members = resources, probe, members
+        self._ray = attached or start_ray(resources.threads_per_worker, num_cpus, num_gpus)
+        # by the time there are trials, Tune (seconds to import) is there
+        threading.Thread(target=import_module, args=["ray.tune"], daemon=True).start()
+        kept_off = frozenset[str]() if members is None else members.kept_off
+        self._placement = Placement(resources, lambda: ray_nodes(kept_off))
+        self._demand = Demand(self._placement, told=attached is not None)
+        try:
+            with self._demand.of(list(STAGES_ON_WORKERS), 1):
+                self._placement.require(STAGES_ON_WORKERS, should_stop)
+        except BaseException:  # who is refused has no cluster to close
+            self.close()
+            raise
+        self._hosts = Hosts(
+            num_cpus=resources.cpus_per_worker,
+            threads=resources.threads_per_worker,
+            members=members,
+            patience_s=LOCAL_S if attached is None else max_stall_s,
+            max_stall_s=max_stall_s,
+        )
+
+    def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
+        gpus = min(1.0, self._placement.num_gpus)
+        shares = {task.name: gpus if task.name in GPU_TASKS else 0.0 for task in tasks}
+        sweep = tasks[0].sweep
+        should_stop = polled_stop(sweep.store, sweep.spec.name)
+        return run_tasks(tasks, self._hosts, shares, should_stop)
+
+    def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
+        names = [stage.name for stage in stages]
+
+        def size(position: int) -> int:  # asked again and again: nodes may join
+            return self._placement.pool_sizes(names, num_shards)[position]
+
+        pools = [
+            stage_pool(stage, partial(size, position), self._placement.share(stage.name))
+            for position, stage in enumerate(stages)
+        ]
+        with self._demand.of(names, num_shards):
+            return run_shards(pools, stages, num_shards, self._hosts)
+
+    def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
+        from prefsweep.orchestrator.execution.tuning import tune_trials
+
+        gpus = self._gpus_per_trial(sweep, trials[0])
+        if stop_requested(sweep.store, sweep.spec.name):
+            return
+        memory = 0.0
+        if not gpus:
+            needed, nodes = cpu_memory(sweep.spec, *policy_size(sweep)), self._placement.nodes
+            memory = reserved_memory(needed, nodes, self._resources.cpus_per_worker)
+        self._hosts.end_idle()
+        tune_trials(sweep, trials, gpus, memory, self._members)
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+    def _gpus_per_trial(self, sweep: Sweep, trial: Trial) -> float:
+        """The spec's share of a GPU, or for `auto` what a probe on one says."""
+        whole = self._placement.share("trials")
+        if self._resources.gpus_per_trial != "auto" or not whole:
+            return whole
+        if len(kinds := gpu_types()) > 1:  # a probe would tell of one of them
+            told = "gpus_per_trial: %g, for there are several kinds of GPU (%s); set it to share"
+            log.info(told, whole, ", ".join(kinds))
+            return whole
+        probe = self._probe(sweep, trial.spec, "+".join(kinds))
+        should_stop = polled_stop(sweep.store, sweep.spec.name)
+        run_tasks([probe], self._hosts, {probe.name: whole}, should_stop)
+        if should_stop():
+            return whole
+        memory = probe.found()
+        share = trial_share(memory)
+        gib = 2**30
+        log.info(
+            "gpus_per_trial: %g (a trial takes %.1f GiB, %.1f of %.1f GiB are free)",
+            *(share, memory.peak / gib, memory.free / gib, memory.total / gib),
+        )
+        return share

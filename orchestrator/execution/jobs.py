@@ -1,0 +1,122 @@
+"""`submit`: a sweep as a Ray job, with our code, the spec and its local files, from anywhere.
+
+The job is `prefsweep run` on the cluster's head. Its working folder is what travels: nothing of
+ours has to be installed there. The store is named, never sent; secrets are the nodes' own.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefsweep.orchestrator.execution.job import Job
+from prefsweep.orchestrator.execution.package import make_parcel
+from prefsweep.orchestrator.execution.ray_session import TOKEN_REMEDY, worker_environment
+from prefsweep.orchestrator.state.command import COMMAND_VARIABLE, typed_command
+from prefsweep.orchestrator.state.inputs import absent_inputs, copy, local_inputs, with_inputs
+from prefsweep.orchestrator.store.credentials import refuse_credentials
+from prefsweep.orchestrator.store.scratch import scratch_folder, scratch_home
+from prefsweep.sweeps.errors import ClusterError, UsageError
+from prefsweep.sweeps.spec import SweepSpec
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+log = logging.getLogger(__name__)
+
+SPEC_FILE = "sweep.json"
+_NO_CLIENT = "submit needs Ray's job client: pip install 'ray[default]'"
+
+
+def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) -> Job:
+    """Send a sweep to the cluster whose dashboard is at `address`, to run with `arguments`.
+
+    Raises UsageError for a relative storage or one with credentials in it, and ClusterError.
+    """
+    refuse_credentials(storage)
+    if "://" not in storage and not Path(storage).is_absolute():
+        raise UsageError(
+            f"--storage {storage} is relative to a folder that the cluster does not know; give a "
+            "URI such as s3://bucket/prefix, or the full path of a folder that all nodes share"
+        )
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"--address {address} is no URL; submit needs the address of the cluster's dashboard, "
+            "http://HEAD:8265"
+        )
+    _look_for_inputs(spec)
+    command = ["python", "-m", "prefsweep.orchestrator.commands.cli", "run", SPEC_FILE]
+    command += ["--storage", storage, *arguments]
+    with scratch_folder(scratch_home()) as folder:
+        make_parcel(folder, spec)
+        (folder / SPEC_FILE).write_text(_sent_spec(spec, folder), encoding="utf-8")
+        settings = worker_environment(spec.resources.threads_per_worker, os.environ)
+        settings[COMMAND_VARIABLE] = typed_command(sys.argv, os.environ)
+        client = _client(address)
+        runtime_env = {"working_dir": str(folder), "env_vars": settings}
+        from ray.exceptions import RayError
+
+        try:
+            job_id = client.submit_job(
+                entrypoint=_shell(command),
+                runtime_env=runtime_env,
+                metadata={"prefsweep": spec.name},
+            )
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            remedy = ""
+            if "exceeds" in str(error):
+                remedy = ". Large models do not travel with a job: name one of a hub or shared disk"
+            message = f"--address {address}: the job was not taken: {error}{remedy}"
+            raise ClusterError(message) from None
+    return Job(client, job_id)
+
+
+def _look_for_inputs(spec: SweepSpec) -> None:
+    """Warn of paths that are not here; raise UsageError for those that can be nowhere else."""
+    for field, path in absent_inputs(spec).items():
+        if not path.startswith(("/", "~")):
+            raise UsageError(f"{field}={path}: there is no such file or folder to send along")
+        log.warning("%s=%s is not on this machine: the cluster has to have it", field, path)
+
+
+def _client(address: str) -> "JobSubmissionClient":
+    try:
+        from ray.exceptions import AuthenticationError, RayError
+        from ray.job_submission import JobSubmissionClient
+    except ImportError:
+        raise UsageError(_NO_CLIENT) from None
+    logging.getLogger("ray").setLevel(logging.WARNING)  # not every upload and closed connection
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError:
+        raise ClusterError(
+            f"--address {address}: it asks for its token, which is missing here or another one; "
+            f"{TOKEN_REMEDY}"
+        ) from None
+    except RuntimeError as error:
+        if "ray[default]" in str(error):
+            raise UsageError(_NO_CLIENT) from None
+        raise ClusterError(f"--address {address}: {error}") from None
+    except (OSError, ValueError, RayError) as error:
+        raise ClusterError(
+            f"--address {address}: no Ray dashboard answers there ({error}); it is the address of "
+            "the dashboard, http://HEAD:8265"
+        ) from None
+
+
+def _sent_spec(spec: SweepSpec, folder: Path) -> str:
+    """The spec as JSON, with its local files copied into `folder` and named by where they lie."""
+    places: dict[str, str] = {}
+    for field, path in local_inputs(spec).items():
+        place = f"files/{field}/{path.name}"
+        copy(path, folder / place)
+        places[field] = f"./{place}"
+    return json.dumps(with_inputs(spec, places).model_dump(mode="json"))
+
+
+def _shell(command: list[str]) -> str:
+    import shlex
+
+    return shlex.join(command)

@@ -1,0 +1,61 @@
+"""What travels to a cluster: our packages and the user's module, as a folder to be imported from.
+
+Editable installs keep the packages outside `prefsweep/`; in the folder they lie as they are
+imported, so that workers need our dependencies but neither a checkout nor prefsweep itself.
+"""
+
+import shutil
+import sys
+import sysconfig
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+
+from prefsweep.orchestrator.state.inputs import copy
+from prefsweep.sweeps.spec import CallableReward, SweepSpec
+from prefsweep.workers.locations import load_function
+
+PACKAGES = ("sweeps", "workers", "orchestrator")
+DISTRIBUTION = "prefsweep"
+
+
+def make_parcel(folder: Path, spec: SweepSpec | None) -> None:
+    """Fill `folder` with all that has to be importable where a sweep, or nothing (None), runs."""
+    for name in PACKAGES:
+        source = Path(str(import_module(f"prefsweep.{name}").__file__)).parent
+        ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+        shutil.copytree(source, folder / "prefsweep" / name, ignore=ignore)
+    installed = metadata.distribution(DISTRIBUTION)
+    info = folder / f"{DISTRIBUTION}-{installed.version}.dist-info"  # tells the version
+    info.mkdir()
+    told = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""  # of a checkout
+    (info / "METADATA").write_text(told, encoding="utf-8")
+    if spec is not None and isinstance(spec.reward, CallableReward):
+        _add_module(folder, spec.reward.function)
+
+
+def _add_module(folder: Path, function: str) -> None:
+    """The top-level module or package of a user's function, unless it is installed like ours.
+
+    Raises UsageError if there is no such function.
+    """
+    load_function(function)
+    name = function.partition(":")[0].partition(".")[0]
+    if name in (DISTRIBUTION, *sys.stdlib_module_names):  # ours travels whole
+        return
+    for source in _sources(import_module(name)):
+        if not _is_installed(source):
+            copy(source, folder / source.name)
+
+
+def _sources(module: ModuleType) -> list[Path]:
+    """The file of a module, or the folders of a package; without __init__.py it may have some."""
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return [Path(place) for place in getattr(module, "__path__", ())]
+    return [Path(file).parent if Path(file).name == "__init__.py" else Path(file)]
+
+
+def _is_installed(file: Path) -> bool:
+    places = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    return any(file.resolve().is_relative_to(place) for place in places)

@@ -1,0 +1,174 @@
+"""How this process gets a Ray: one of its own on this machine, or a cluster that is running.
+
+What reaches the workers of a cluster is a folder (`parcel`) and settings by name. No secret does:
+what lies in a runtime_env ends in files and dashboards, so HF_TOKEN, AWS keys and the like are set
+where the nodes are started.
+"""
+
+import logging
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from prefsweep.orchestrator.execution.package import make_parcel
+from prefsweep.orchestrator.store.scratch import scratch_folder, scratch_home
+from prefsweep.sweeps.errors import ClusterError, StageError
+from prefsweep.sweeps.spec import SweepSpec
+
+WORKER_ENV = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
+}
+FORWARDED = ("HF_", "TRANSFORMERS_", "WANDB_")
+"""Beginnings of the names of settings that workers get from the driver."""
+CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for a cluster's head to take a connection."""
+TOKEN_REMEDY = (
+    "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token) as "
+    "on its nodes"
+)
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH")
+_PLACE = re.compile(r"_(HOME|CACHE|DIR|PATH|FILE)$")
+
+
+def start_ray(threads: int, num_cpus: int | None, num_gpus: int | None = None) -> ModuleType:
+    """A Ray on this machine that ends with this process; its workers inherit our environment."""
+    # inherited, not in a runtime_env: workers start a second sooner
+    with _environment(worker_environment(threads, {})), _deaf_to_hangup():
+        own = {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
+        return _init("local", None, own)
+
+
+def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
+    """Join the cluster at `address`, with what its workers need to run our code (and the spec's).
+
+    Raises ClusterError.
+    """
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"--address {address}: the Ray client is not supported. Run on a node of the cluster "
+            "with --address auto, or send the sweep there: "
+            "prefsweep submit SPEC --address http://HEAD:8265"
+        )
+    if problem := unreachable(address):
+        raise ClusterError("; ".join(problem))
+    threads = 1 if spec is None else spec.resources.threads_per_worker
+    environment = worker_environment(threads, os.environ)
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours takes the place of its
+    with scratch_folder(scratch_home()) as folder:
+        make_parcel(folder, spec)
+        runtime_env = {"env_vars": environment, "working_dir": str(folder)}
+        return _init(address, runtime_env, {})
+
+
+def unreachable(address: str) -> tuple[str, str] | None:
+    """Why no Ray can be joined at `address`, and what to do; None where something answers, and for
+    auto. Ray itself would try for minutes."""
+    if address.startswith(("http://", "https://")):
+        return (
+            f"{address} is a dashboard, where `prefsweep submit` sends jobs",
+            "give the cluster's head (--address HOST:6379), or auto on a node of it",
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return None
+    try:
+        place = (host.strip("[]"), int(port))
+        socket.create_connection(place, CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        remedy = "start it (`ray start --head`), or correct --address (or RAY_ADDRESS)"
+        return f"nothing answers at {address}: {error}", remedy
+    return None
+
+
+def worker_environment(threads: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of workers: ours, and of `environ` the settings that are neither secret nor
+    say where something lies on this machine."""
+    settings = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(FORWARDED)
+        and not _SECRET.search(name)
+        and not _PLACE.search(name)
+        and "@" not in value  # a URL with a password
+    }
+    return {**settings, **WORKER_ENV, "OMP_NUM_THREADS": str(threads)}
+
+
+def _init(
+    address: str, runtime_env: dict[str, object] | None, own: Mapping[str, Any]
+) -> ModuleType:
+    """Ray, joined at `address`; `own` is for a Ray that is started here ("local")."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # we say what is lost, and go on
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours to handle
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=runtime_env,
+            ignore_reinit_error=False,
+            **own,
+        )
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(_explained(address, str(error))) from None
+    except Exception as error:  # Ray's own, where a process of it ends while it starts
+        raise StageError(
+            f"{_explained(address, str(error))} Look what ended it (`dmesg` says what the kernel "
+            "killed), and run the same command again"
+        ) from None
+    return ray
+
+
+def _explained(address: str, message: str) -> str:
+    where = "this machine" if address == "local" else address
+    if "Version mismatch" in message:
+        return (
+            f"Ray at {where} and this environment differ. {' '.join(message.split())} "
+            "Install the same versions here, or start prefsweep in the cluster's own environment "
+            "(prefsweep submit does)"
+        )
+    if "Failed to connect" in message:  # Ray says why in its log alone
+        return (
+            f"Ray at {where}: {message}. See that it runs (ray status there) and that this is its "
+            f"address; where it asks for a token, {TOKEN_REMEDY}"
+        )
+    return f"Ray at {where}: {message}"
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables that processes started in the block inherit."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _deaf_to_hangup() -> Iterator[None]:
+    """Processes started in the block outlive a lost terminal: the driver lets them finish."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

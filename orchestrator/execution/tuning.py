@@ -1,0 +1,271 @@
+"""Trials -> Ray Tune. Tune schedules; the store remembers.
+
+Every launch is a fresh Tuner over what is unfinished. A trial's own failure is recorded by
+`run_trial` and never reaches Tune; what Tune sees are workers that die. It mends those itself, but
+gives up as a whole when Ray kills a worker for memory, or loses a node in some ways: then what is
+unfinished is launched again, as long as launches get further.
+"""
+
+import logging
+import pickle
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefsweep.orchestrator.execution.membership import Members
+from prefsweep.orchestrator.execution.presence import LOCAL_S, Presence
+from prefsweep.orchestrator.execution.secrets import keep_from_tune
+from prefsweep.orchestrator.state.stop import polled_stop
+from prefsweep.orchestrator.state.sweep import Sweep, Trial
+from prefsweep.orchestrator.state.trial_record import (
+    TrialLog,
+    has_weights,
+    mark,
+    read_document,
+    read_status_field,
+)
+from prefsweep.orchestrator.store.scratch import scratch_folder, scratch_home
+from prefsweep.orchestrator.tasks.attempts import Place, run_trial
+from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.checkpoints import newest_step
+from prefsweep.orchestrator.tasks.failures import AGAIN, delay_s, pause, worker_killed_for_memory
+from prefsweep.orchestrator.tasks.worker import hide_gpus_of_others, set_up_worker
+from prefsweep.sweeps.errors import NodeError
+from prefsweep.sweeps.records import Failure, Status
+from prefsweep.workers.losses import mixes_rows
+
+if TYPE_CHECKING:
+    from ray import tune
+
+log = logging.getLogger(__name__)
+
+KILLED_FOR_MEMORY = "low on memory"
+"""What Ray says of a worker that its memory monitor killed."""
+_KILLED = re.compile(r"^Selected to kill:.*$", re.MULTILINE)
+"""The lines of that on the workers it killed; it may tell of others, too."""
+_PID = re.compile(r"\bpid=(\d+)")
+_NODE = re.compile(r"Memory on the node \(IP: [^,]+, ID: (\w+)\)")
+
+
+def tune_trials(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    gpus_per_trial: float,
+    memory: float = 0.0,
+    members: Members | None = None,
+) -> None:
+    """Run all trials to an end; each is succeeded, failed or interrupted in the store afterwards.
+
+    A launch that gets no trial any further counts, and `retries.max_attempts` of them in a row are
+    the end; but not one that a trial has ended by the memory it takes: that counts for this trial
+    alone. After a stop request nothing is launched any more. `members` are the nodes that may
+    work; None is all of them.
+    """
+    retries, should_stop = sweep.spec.retries, polled_stop(sweep.store, sweep.spec.name)
+    unfinished, fruitless, error = list(trials), 0, ""
+    kept_off = set[str]() if members is None else members.kept_off
+    while True:
+        before, num_kept_off = [_progress(sweep, trial) for trial in unfinished], len(kept_off)
+        error = _launch(sweep, unfinished, gpus_per_trial, memory, members)
+        fruitless += 1
+        came_further = before != [_progress(sweep, trial) for trial in unfinished]
+        is_one_to_blame = _blame(sweep, unfinished, error)
+        if came_further or is_one_to_blame or len(kept_off) > num_kept_off:
+            fruitless = 0
+        unfinished = [trial for trial in unfinished if not _has_ended(sweep, trial)]
+        if not unfinished or should_stop():
+            break
+        if fruitless >= retries.max_attempts:
+            _give_up(sweep, unfinished, f"{fruitless} launches in a row got no further. {error}")
+            return
+        log.warning(
+            "%d trials did not come to an end and are launched again. %s", len(unfinished), error
+        )
+        if fruitless or is_one_to_blame:
+            pause(delay_s(retries, max(1, fruitless)), should_stop)
+    for trial in unfinished:
+        mark(sweep, trial, Status.INTERRUPTED)
+
+
+def shares(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> dict[str, float]:
+    """Trial id -> its share of a GPU: doubled, up to a whole one, as often as it was too little."""
+    share: dict[str, float] = {}
+    for trial in trials:
+        doublings = TrialLog(sweep, trial).larger_shares
+        larger = min(1.0, gpus_per_trial * 2**doublings)
+        share[trial.trial_id] = larger if 0 < gpus_per_trial < 1 else gpus_per_trial
+    return share
+
+
+def _launch(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    gpus_per_trial: float,
+    memory: float,
+    members: Members | None,
+) -> str:
+    """One Tuner over `trials`; returns what went wrong with it, or "".
+
+    Raises StageError where the cluster has no node any more.
+    """
+    from ray import tune
+
+    keep_from_tune()
+    by_id = {trial.trial_id: trial for trial in trials}
+    gpus = shares(sweep, trials, gpus_per_trial)
+    resources, retries = sweep.spec.resources, sweep.spec.retries
+    kept = Kept(sweep)  # each worker has its own, for all its trials
+    presence = Presence(LOCAL_S if members is None else retries.max_stall_s)
+
+    def trainable(config: dict[str, Any]) -> dict[str, int]:
+        if members is not None:
+            members.check()
+        hide_gpus_of_others()
+        set_up_worker(resources.threads_per_worker)
+        sweep.store.delete_abandoned()
+        trial_id = config["trial_id"]
+        run_trial(kept, by_id[trial_id], Place(gpus[trial_id], is_worker=True))
+        return {"ended": 1}
+
+    def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        share = {"GPU": gpus[config["trial_id"]], "memory": memory}
+        asked = {name: amount for name, amount in share.items() if amount}
+        bundles = [{"CPU": float(resources.cpus_per_worker), **asked}]
+        selector = {} if members is None else members.selector()
+        places: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
+        return tune.PlacementGroupFactory(bundles, **places)
+
+    with scratch_folder(scratch_home()) as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, bundle),
+            param_space={"trial_id": tune.grid_search(list(by_id))},
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=sweep.spec.name,
+                storage_path=str(folder),
+                verbose=0,
+                # run_trial gives up first, and says why
+                failure_config=tune.FailureConfig(max_failures=retries.max_attempts + 1),
+                callbacks=[_watchdog(sweep, presence), *_refusals(members)],
+            ),
+        )
+        try:
+            errors = tuner.fit().errors
+        except Exception as error:  # Tune has given up as a whole; the store knows what is left
+            log.debug("Tune gave up", exc_info=True)
+            if presence.lost is not None:
+                raise presence.lost from None
+            return str(error)
+    return str(errors[0]) if errors else ""
+
+
+def _watchdog(sweep: Sweep, presence: Presence) -> "tune.Callback":
+    """Ends a launch in which trials wait and none runs: the cluster has no place for them now.
+
+    At once where the sweep is asked to stop.
+    """
+    from ray import tune
+
+    max_stall_s = sweep.spec.retries.max_stall_s
+    should_stop = polled_stop(sweep.store, sweep.spec.name)
+
+    class Watchdog(tune.Callback):
+        def __init__(self) -> None:
+            self._last_running_s = time.monotonic()
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            presence.check()
+            if any(trial.status == "RUNNING" for trial in trials):
+                self._last_running_s = time.monotonic()
+            elif should_stop():
+                raise RuntimeError("the sweep was asked to stop")
+            elif time.monotonic() - self._last_running_s > max_stall_s:
+                raise RuntimeError(
+                    f"for {max_stall_s:g} s no trial has found a place in the cluster: it has lost "
+                    "nodes, or others use it"
+                )
+
+    return Watchdog()
+
+
+def _refusals(members: Members | None) -> list["tune.Callback"]:
+    """Hears at once of a node that may not work; the next launch leaves it out."""
+    if members is None:
+        return []
+    from ray import tune
+
+    class Refusals(tune.Callback):
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
+            told, error = trial.error_file, trial.pickled_error_file  # made by this process
+            if told and error and NodeError.__name__ in Path(told).read_text(errors="replace"):
+                members.keep_off(pickle.loads(Path(error).read_bytes()))
+
+        on_trial_error = on_trial_recover
+
+    return [Refusals()]
+
+
+def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
+    """Who was killed for memory is given half the batch, or fails after `retries.max_attempts`.
+
+    Who fell with it is not to blame. Returns whether somebody is.
+    """
+    if KILLED_FOR_MEMORY not in error:
+        return False
+    killed, is_one_to_blame = _killed(error), False
+    for trial in trials:
+        document = read_document(sweep, trial)
+        if read_status_field(document) != Status.RUNNING:
+            continue
+        state = TrialLog(sweep, trial)
+        if not _is_among(killed, document):
+            state.fruitless = max(0, state.fruitless - 1)
+            state.write(Status.PENDING)
+            continue
+        is_one_to_blame, failure = True, worker_killed_for_memory(error)
+        log.warning("trial %s: %s", trial.name, failure.message)
+        if state.fruitless >= sweep.spec.retries.max_attempts:
+            state.write(Status.FAILED, failure)
+        else:
+            state.last_failure = failure
+            state.halvings += not mixes_rows(trial.spec)
+            state.write(Status.PENDING)
+    return is_one_to_blame
+
+
+def _killed(error: str) -> set[tuple[str | None, int]]:
+    """Node (None where it is not told) and process id of each worker that Ray killed for memory."""
+    node = _NODE.search(error)
+    told = "\n".join(_KILLED.findall(error)) or error
+    return {(node and node.group(1), int(pid)) for pid in _PID.findall(told)}
+
+
+def _is_among(killed: set[tuple[str | None, int]], document: dict[str, Any]) -> bool:
+    """Whether the process that wrote a status.json is one of those."""
+    worker = document.get("worker")
+    if not isinstance(worker, dict):
+        return False
+    pid = worker.get("pid")
+    return (worker.get("node"), pid) in killed or (None, pid) in killed
+
+
+def _progress(sweep: Sweep, trial: Trial) -> tuple[object, ...]:
+    """Changes when a launch has got the trial any further."""
+    document = read_document(sweep, trial)
+    settings = (document.get("halvings"), document.get("larger_shares"))
+    is_trained = has_weights(sweep.store, trial)
+    return _has_ended(sweep, trial), is_trained, newest_step(sweep, trial), settings
+
+
+def _has_ended(sweep: Sweep, trial: Trial) -> bool:
+    status = read_status_field(read_document(sweep, trial))
+    return status in (Status.SUCCEEDED, Status.FAILED)
+
+
+def _give_up(sweep: Sweep, trials: Sequence[Trial], message: str) -> None:
+    for trial in trials:
+        last = TrialLog(sweep, trial).last_failure
+        failure = last or Failure("transient", message.strip(), "", AGAIN)
+        mark(sweep, trial, Status.FAILED, failure)

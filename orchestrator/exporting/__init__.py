@@ -1,1 +1,0 @@
-"""Finished things of a store as folders for others, and on the hub."""

@@ -1,1 +1,0 @@
-"""What makes a sweep survive: one driver, clean stops, checkpoints, failures told apart."""

@@ -1,0 +1,66 @@
+"""The report of a sweep in the store: drawn from its results, not again while they are the same.
+
+Beside the report lies the identity of what it shows: spec, artefacts, trials and the code that
+draws. It is made of small files as they are, so that a thousand trials take a moment.
+"""
+
+import hashlib
+from pathlib import Path
+
+from prefsweep.orchestrator.results.results import read_results
+from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep
+from prefsweep.orchestrator.store.store import MANIFEST, environment
+from prefsweep.sweeps.identity import canonical_json
+
+FILES = ("index.html", "trials.csv", "summary.md", "samples.parquet")
+_ORCHESTRATOR = Path(__file__).parents[1]
+CODE = tuple(_ORCHESTRATOR / name for name in ("report", "results", "text.py"))
+"""Code that makes the report; read as files, because importing it takes a second."""
+SHOWN = "shown.sha256"
+"""File with the identity of what the report shows."""
+
+
+def is_drawn(sweep: Sweep) -> bool:
+    """Whether the sweep's folder has the report of what there is now."""
+    name = sweep.spec.name
+    there = set(sweep.store.names(sweep.store.sweep(name, "report")))
+    if not there.issuperset(FILES):
+        return False
+    return sweep.store.read(sweep.store.sweep(name, "report", SHOWN)) == _identity(sweep)
+
+
+def publish_report(sweep: Sweep) -> None:
+    """Draw the report of what there is now, and put it into the sweep's folder."""
+    from prefsweep.orchestrator.report.write import write_report
+
+    identity = _identity(sweep)  # what changes while it is drawn makes it out of date
+    with sweep.store.staging() as folder:
+        write_report(read_results(sweep), folder)
+        for file in sorted(folder.iterdir()):
+            sweep.store.upload(file, sweep.store.sweep(sweep.spec.name, "report", file.name))
+    sweep.store.write(sweep.store.sweep(sweep.spec.name, "report", SHOWN), identity)
+
+
+def report_path(sweep: Sweep) -> str:
+    """Path of the report's page in the store."""
+    return sweep.store.sweep(sweep.spec.name, "report", "index.html")
+
+
+def _identity(sweep: Sweep) -> bytes:
+    """SHA-256, in hex, of everything that a report is drawn from."""
+    store, digest = sweep.store, hashlib.sha256()
+    paths = [f"{sweep.path(stage)}/{MANIFEST}" for stage in sweep.stages]
+    paths.append(f"{sweep.evaluation_path(UNTRAINED)}/{MANIFEST}")
+    for trial in sweep.trials:
+        paths += [
+            store.trial(trial.trial_id, "status.json"),
+            store.trial(trial.trial_id, "weights", MANIFEST),
+            f"{sweep.evaluation_path(trial.trial_id)}/{MANIFEST}",
+        ]
+    shown = [sweep.spec.model_dump_json(), canonical_json(environment())]
+    parts = [*(text.encode() for text in shown), *(store.read(path) for path in paths)]
+    code = [file for place in CODE for file in (place, *sorted(place.rglob("*")))]
+    parts += [f.read_bytes() for f in code if f.is_file() and f.suffix != ".pyc"]
+    for part in parts:
+        digest.update(b"-" if part is None else hashlib.sha256(part).digest())
+    return digest.hexdigest().encode()

@@ -1,0 +1,58 @@
+"""The report of a sweep: `SweepResults` in, a folder with four files out.
+
+`index.html` is one page that loads nothing from anywhere, `trials.csv` one row per trial,
+`samples.parquet` one row per completion, `summary.md` ten lines to paste. Equal results give equal
+bytes: no clock, no chance. Does not read the store, train, evaluate or know Ray and W&B.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from prefsweep.orchestrator.report.page import page_html
+from prefsweep.orchestrator.report.summary import summary_markdown
+from prefsweep.orchestrator.report.tables import trials_csv
+from prefsweep.orchestrator.results.frontier import compare
+from prefsweep.orchestrator.results.variants import pool
+from prefsweep.sweeps.records import EvaluationSample, SweepResults
+from prefsweep.workers import tables
+
+
+def write_report(results: SweepResults, folder: Path) -> None:
+    """Write the report's files into `folder`, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pooled = pool(compare(results))
+    _write(folder / "trials.csv", trials_csv(results, pooled))
+    _write(folder / "summary.md", summary_markdown(results, pooled))
+    _write_samples(results, folder / "samples.parquet")
+    _write(folder / "index.html", page_html(results, pooled))
+
+
+def _write_samples(results: SweepResults, path: Path) -> None:
+    """All completions of all policies, in the order of the results, with whose they are."""
+    owners = {
+        "trial_id": [result.trial_id for result in results.results for _ in result.samples],
+        "name": [result.name for result in results.results for _ in result.samples],
+    }
+    samples = [_storable(sample) for result in results.results for sample in result.samples]
+    unfinished = path.with_name(path.name + ".tmp")
+    tables.write_records(samples, EvaluationSample, unfinished, owners)
+    unfinished.replace(path)
+
+
+def _storable(sample: EvaluationSample) -> EvaluationSample:
+    """The sample as UTF-8 can hold it: a lone surrogate becomes a question mark."""
+    try:
+        sample.text.encode()
+    except UnicodeEncodeError:
+        return replace(sample, text=sample.text.encode(errors="replace").decode())
+    return sample
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the target, then rename: a reader never sees half a page.
+
+    A lone surrogate, which UTF-8 cannot hold, becomes a question mark.
+    """
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_bytes(text.encode("utf-8", errors="replace"))
+    unfinished.replace(path)

@@ -1,0 +1,1 @@
+"""Reading what a sweep has produced, and statistics over it."""

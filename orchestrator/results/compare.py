@@ -1,0 +1,256 @@
+"""Two sweeps of a store (or of two) in, what differs between them and their matching trials out.
+
+Grid points match by their parameters, seeds pooled. Rewards are compared only where both sweeps
+were scored alike, prompt by prompt over the held-out prompts that both have; where they cannot be
+compared the notes say why, and no difference is given. Reads stores, writes nothing.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from prefsweep.orchestrator.results.frontier import compare as sort_out
+from prefsweep.orchestrator.results.frontier import interval, metric
+from prefsweep.orchestrator.results.results import read_results
+from prefsweep.orchestrator.results.variants import Pooled, Variant, pool
+from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep
+from prefsweep.sweeps.grid import TrialSpec
+from prefsweep.sweeps.records import Metrics, TrialResult
+from prefsweep.workers.statistics import (
+    CONFIDENCE,
+    Floats,
+    Interval,
+    mean_interval,
+    prompt_rewards,
+    seed_variance,
+)
+
+STAGES = (
+    *("policy", "reward", "prompts", "completions", "scores"),
+    *("pairs", "reference", "eval_prompts"),
+)
+METRICS = ("win_rate", "kl", "entropy", "accuracy_test")
+"""Shown of both sides, beside the reward."""
+_NOT_RESULTS = ("name", "resources", "tracking", "grid", "seeds")
+"""Sections of a spec in which two sweeps may differ without being unlike."""
+
+_NOT_SCORES = {"batch_size", "train", "trust_remote_code"}
+"""Fields of a reward that do not change what it scores (its weights are looked at apart)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One sweep's numbers of a grid point (or of the untrained policy)."""
+
+    name: str
+    num_seeds: int
+    reward: float | None
+    reward_interval: Interval | None
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A grid point that both sweeps have finished."""
+
+    name: str
+    one: Side
+    other: Side
+    same_trials: bool
+    """Whether both share the very trials (the same weights)."""
+    difference: float | None = None
+    """Reward of the other minus the one's, paired by prompt."""
+    difference_interval: Interval | None = None
+    num_prompts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Two sweeps beside each other."""
+
+    one: str
+    other: str
+    notes: list[str]
+    """What to know before reading the differences."""
+    stages: dict[str, bool]
+    """Stage -> whether both sweeps use the same artefact."""
+    spec: dict[str, tuple[object, object]]
+    """Dotted field -> its two values, where they differ."""
+    matches: list[Match]
+    """The untrained policies first, then the best of each, then grid points."""
+    only_one: list[str] = field(default_factory=list[str])
+    only_other: list[str] = field(default_factory=list[str])
+
+
+def side_by_side(one: Sweep, other: Sweep) -> SideBySide:
+    """Compare two sweeps as they stand now."""
+    results = [sort_out(read_results(sweep)) for sweep in (one, other)]
+    pools = [pool(comparison) for comparison in results]
+    why_not = list(_unlike_rewards(one, other))
+    paired = not why_not
+    matches = list(_untrained([comparison.untrained for comparison in results], paired))
+    matches += _best(pools, paired)
+    points = [{_key(v): v for v in found.variants if v.finished} for found in pools]
+    shared = [key for key in points[0] if key in points[1]]
+    matches += [
+        _match(points[0][key].name, points[0][key], points[1][key], paired) for key in shared
+    ]
+    return SideBySide(
+        one=one.spec.name,
+        other=other.spec.name,
+        notes=[*why_not, *_caveats(one, other), *_about_pairs(matches, paired)],
+        stages={name: _same(one, other, name) for name in STAGES},
+        spec=dict(_spec_differences(one, other)),
+        matches=matches,
+        only_one=[v.name for key, v in points[0].items() if key not in points[1]],
+        only_other=[v.name for key, v in points[1].items() if key not in points[0]],
+    )
+
+
+# --- what may be compared ------------------------------------------------------------------------
+
+
+def _unlike_rewards(one: Sweep, other: Sweep) -> Iterator[str]:
+    """Why rewards are not compared."""
+    rewards = [sweep.spec.reward for sweep in (one, other)]
+    if None in rewards:
+        yield "rewards are not compared: not both sweeps have one"
+        return
+    fields = [r.model_dump(exclude=_NOT_SCORES) for r in rewards if r is not None]
+    unlike = sorted(k for k in {**fields[0], **fields[1]} if fields[0].get(k) != fields[1].get(k))
+    unlike = ["type"] if "type" in unlike else unlike
+    if unlike:
+        told = ", ".join(f"{k}: {fields[0].get(k)} and {fields[1].get(k)}" for k in unlike)
+        yield f"rewards are not compared: they are of different reward models ({told})"
+    elif one.fingerprints.reward != other.fingerprints.reward:
+        yield "rewards are not compared: the reward models have different weights"
+
+
+def _caveats(one: Sweep, other: Sweep) -> Iterator[str]:
+    """What differences are also due to."""
+    if not _same(one, other, "policy"):
+        yield "the policies before training differ: KL and win rate have different references"
+    evaluations = [
+        sweep.spec.evaluation.model_dump(exclude={"eval_steps", "max_prompts"})
+        for sweep in (one, other)
+    ]
+    unlike = [name for name in evaluations[0] if evaluations[0][name] != evaluations[1][name]]
+    if unlike:
+        told = ", ".join(f"{k}: {evaluations[0][k]} and {evaluations[1][k]}" for k in unlike)
+        yield f"evaluations differ ({told}): so do their rewards, whatever was trained"
+
+
+def _about_pairs(matches: Sequence[Match], paired: bool) -> Iterator[str]:
+    sizes = [match.num_prompts for match in matches if match.difference is not None]
+    if sizes:
+        num = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+        yield (
+            f"differences are paired over {num} held-out prompts; each 95% interval stands by "
+            "itself and is not adjusted for the others"
+        )
+    elif paired and matches:
+        yield "no held-out prompt is in both sweeps, so there are no paired differences"
+
+
+def _same(one: Sweep, other: Sweep, stage: str) -> bool:
+    return getattr(one.fingerprints, stage) == getattr(other.fingerprints, stage)
+
+
+def _spec_differences(one: Sweep, other: Sweep) -> Iterator[tuple[str, tuple[object, object]]]:
+    ours, theirs = (
+        dict(_flat(sweep.spec.model_dump(mode="json", exclude=set(_NOT_RESULTS))))
+        for sweep in (one, other)
+    )
+    for key in dict.fromkeys((*ours, *theirs)):
+        if ours.get(key) != theirs.get(key):
+            yield key, (ours.get(key), theirs.get(key))
+
+
+def _flat(section: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+# --- matches -------------------------------------------------------------------------------------
+
+
+def _key(variant: Variant) -> TrialSpec:
+    trial = variant.members[0].trial
+    assert trial is not None
+    return trial.model_copy(update={"seed": 0})
+
+
+def _untrained(policies: Sequence[TrialResult | None], paired: bool) -> Iterator[Match]:
+    one, other = policies
+    if one is None or other is None:
+        return
+    sides = (_untrained_side(one), _untrained_side(other))
+    same = one.samples == other.samples
+    yield Match(UNTRAINED, *sides, same, *_difference([one], [other], paired))
+
+
+def _untrained_side(policy: TrialResult) -> Side:
+    reward = metric(policy, "reward_mean")
+    return Side(UNTRAINED, 1, reward, interval(policy), _metrics([policy]))
+
+
+def _best(pools: Sequence[Pooled], paired: bool) -> Iterator[Match]:
+    """The best of each sweep, whichever grid points they are."""
+    best = [found.best for found in pools]
+    if best[0] is not None and best[1] is not None and _key(best[0]) != _key(best[1]):
+        yield _match("best of each", best[0], best[1], paired)
+
+
+def _match(name: str, one: Variant, other: Variant, paired: bool) -> Match:
+    same = {r.trial_id for r in one.finished} == {r.trial_id for r in other.finished}
+    sides = (_side(one), _side(other))
+    return Match(name, *sides, same, *_difference(one.finished, other.finished, paired))
+
+
+def _side(variant: Variant) -> Side:
+    metrics = _metrics(variant.finished)
+    return Side(variant.name, variant.num_seeds, variant.reward, variant.reward_interval, metrics)
+
+
+def _metrics(results: Sequence[TrialResult]) -> Metrics:
+    """Means over seeds."""
+    means: Metrics = {}
+    for name in METRICS:
+        values = [value for r in results if (value := metric(r, name)) is not None]
+        means[name] = float(np.mean(values)) if values else None
+    return means
+
+
+def _difference(
+    one: Sequence[TrialResult], other: Sequence[TrialResult], paired: bool
+) -> tuple[float | None, Interval | None, int]:
+    """Mean paired difference of the rewards, its 95% interval over prompts and seeds, prompts."""
+    ours, theirs = ([prompt_rewards(r.samples) for r in side] for side in (one, other))
+    every = [*ours, *theirs]
+    prompts = [p for p in every[0] if all(p in rewards for rewards in every)]
+    if not paired or not prompts:
+        return None, None, 0
+    sides = [_table(side, prompts) for side in (ours, theirs)]
+    gains = sides[1].mean(0) - sides[0].mean(0)
+    return float(gains.mean()), _with_seeds(gains, sides), len(prompts)
+
+
+def _table(policies: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> Floats:
+    return np.array([[rewards[prompt] for prompt in prompts] for rewards in policies])
+
+
+def _with_seeds(gains: Floats, sides: Sequence[Floats]) -> Interval | None:
+    """The interval over prompts and, in quadrature, that of the seeds of both sides."""
+    found, seeds = mean_interval(gains), seed_variance(sides)
+    variance = sum(seeds.variance / len(side) for side in sides)
+    if found is None or not variance:
+        return found
+    mean, quantile = float(gains.mean()), stats.t.ppf((1 + CONFIDENCE) / 2, seeds.degrees)
+    half = float(quantile) * math.sqrt(variance)
+    return mean - math.hypot(mean - found[0], half), mean + math.hypot(found[1] - mean, half)

@@ -1,0 +1,216 @@
+"""Trials pooled over their seeds, and how surely each grid point is worse than the best one.
+
+A variant is a grid point: the trials that differ in their seed alone. Its reward is the mean over
+prompts and seeds. With one seed its numbers are the trial's own; with several the interval counts
+prompts and seeds as samples (workers/statistics.py). Which variants are not distinguishable from
+the best is decided for all at once (workers/comparisons.py), with the untrained policy among them.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from prefsweep.orchestrator.results.frontier import (
+    Comparison,
+    Point,
+    best,
+    best_within,
+    interval,
+    metric,
+    pareto,
+    untrained_point,
+)
+from prefsweep.sweeps.grid import TrialSpec, trial_names
+from prefsweep.sweeps.records import Status, TrialResult
+from prefsweep.workers.comparisons import METHOD, Standing, standings
+from prefsweep.workers.statistics import (
+    INTERVAL_METHOD,
+    Floats,
+    Interval,
+    pooled_interval,
+    prompt_rewards,
+    seed_variance,
+)
+
+__all__ = ["INTERVAL_METHOD", "METHOD", "Pooled", "Variant", "pool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A grid point with what its finished seeds say together; None where they say nothing."""
+
+    name: str
+    members: tuple[TrialResult, ...]
+    """Its trials, finished or not, in the order of the grid."""
+    finished: tuple[TrialResult, ...]
+    """Those that succeeded."""
+    reward: float | None = None
+    reward_interval: Interval | None = None
+    gain: float | None = None
+    """Reward minus the untrained policy's, paired by prompt."""
+    gain_interval: Interval | None = None
+    standing: Standing | None = None
+    """Against the best variant."""
+
+    @property
+    def num_seeds(self) -> int:
+        """Finished seeds."""
+        return len(self.finished)
+
+    @property
+    def indistinguishable(self) -> bool:
+        """Whether it is not distinguishable from the best (which it may be itself)."""
+        return self.standing is not None and not self.standing.distinguishable
+
+    def mean(self, name: str) -> float | None:
+        """A metric's mean over the finished seeds that have it."""
+        values = [metric(result, name) for result in self.finished]
+        there = [value for value in values if value is not None]
+        return float(np.mean(there)) if there else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """All variants of a sweep, in grid order."""
+
+    variants: list[Variant]
+    best: Variant | None
+    """The one with the highest reward."""
+    budget: float | None
+    """Median KL of the variants with a reward, nats; None for fewer than two."""
+    best_within: Variant | None
+    """The one with the highest reward at a KL of at most `budget`."""
+    pareto: list[Variant]
+    """Variants that neither another one nor the untrained policy dominates, by KL ascending."""
+    untrained: Standing | None
+    """The untrained policy against the best variant."""
+    num_prompts: int
+    """Held-out prompts that all of them answered and that have a reward."""
+    num_seeds: int
+    """Most seeds that a variant has, finished or not."""
+
+    @property
+    def peers(self) -> list[Variant]:
+        """Variants other than the best that are not distinguishable from it."""
+        return [v for v in self.variants if v.indistinguishable and v is not self.best]
+
+    @property
+    def by_trial(self) -> dict[str, Variant]:
+        """trial_id -> its variant."""
+        return {member.trial_id: v for v in self.variants for member in v.members}
+
+
+def pool(comparison: Comparison) -> Pooled:
+    """Pool a sweep's trials over their seeds and compare all with the best."""
+    groups: dict[TrialSpec, list[TrialResult]] = {}
+    for result in comparison.trials:
+        if result.trial is not None:
+            groups.setdefault(result.trial.model_copy(update={"seed": 0}), []).append(result)
+    num_seeds = max(map(len, groups.values()), default=0)
+    alone = num_seeds < 2
+    names = [m.name for (m,) in groups.values()] if alone else trial_names(list(groups))
+    variants = [
+        Variant(name, tuple(members), tuple(m for m in members if m.status is Status.SUCCEEDED))
+        for name, members in zip(names, groups.values(), strict=True)
+    ]
+    rewards, start, num_prompts = _by_prompt(variants, comparison.untrained)
+    variants = _with_rewards(variants, rewards, start)
+    points, untrained = [p for p in map(_point, variants) if p is not None], None
+    highest = best(points)
+    if highest is not None and highest.trial_id in rewards:
+        variants, untrained = _with_standings(variants, rewards, start, highest.trial_id)
+    by_name = {variant.name: variant for variant in variants}
+    budget = statistics.median(point.kl for point in points) if len(points) > 1 else None
+    within = None if budget is None else best_within(points, budget)
+    front = pareto([*untrained_point(comparison.untrained), *points])
+    return Pooled(
+        variants,
+        None if highest is None else by_name[highest.trial_id],
+        budget,
+        None if within is None else by_name[within.trial_id],
+        [by_name[point.trial_id] for point in front if point.trial_id in by_name],
+        untrained,
+        num_prompts,
+        num_seeds,
+    )
+
+
+def _point(variant: Variant) -> Point | None:
+    """The variant among those that compete; its name stands for the trial."""
+    kl = variant.mean("kl")
+    return None if variant.reward is None or kl is None else Point(variant.name, variant.reward, kl)
+
+
+def _by_prompt(
+    variants: Sequence[Variant], untrained: TrialResult | None
+) -> tuple[dict[str, Floats], Floats | None, int]:
+    """Variant -> (seeds, prompts) rewards, the untrained policy's (1, prompts), and how many.
+
+    Prompts are those that every policy with rewards has.
+    """
+    found = {
+        v.name: [rewards for m in v.finished if (rewards := prompt_rewards(m.samples))]
+        for v in variants
+    }
+    start = prompt_rewards(untrained.samples) if untrained is not None else {}
+    policies = [rewards for seeds in found.values() for rewards in seeds]
+    every = [*policies, start] if start else policies
+    prompts = [p for p in every[0] if all(p in rewards for rewards in every)] if every else []
+    if not prompts:
+        return {}, None, 0
+    tables = {name: _table(seeds, prompts) for name, seeds in found.items() if seeds}
+    return tables, _table([start], prompts) if start else None, len(prompts)
+
+
+def _table(policies: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> Floats:
+    return np.array([[rewards[prompt] for prompt in prompts] for rewards in policies])
+
+
+def _with_rewards(
+    variants: Sequence[Variant], rewards: Mapping[str, Floats], start: Floats | None
+) -> list[Variant]:
+    """Pooled over seeds; where seeds make no difference, one seed's are those of its evaluation."""
+    seeds, pooled = seed_variance(rewards.values()), list[Variant]()
+    for variant in variants:
+        x_SP = rewards.get(variant.name)
+        if x_SP is None or (variant.num_seeds == 1 and not seeds.variance):
+            only = variant.finished[0] if variant.num_seeds == 1 else None
+            pooled.append(
+                replace(
+                    variant,
+                    reward=variant.mean("reward_mean"),
+                    reward_interval=interval(only),
+                    gain=variant.mean("reward_gain"),
+                    gain_interval=interval(only, "reward_gain"),
+                )
+            )
+            continue
+        pooled.append(
+            replace(
+                variant,
+                reward=float(x_SP.mean()),
+                reward_interval=pooled_interval(x_SP, seeds),
+                gain=None if start is None else float(np.mean(x_SP - start)),
+                gain_interval=None if start is None else pooled_interval(x_SP - start, seeds),
+            )
+        )
+    return pooled
+
+
+def _with_standings(
+    variants: Sequence[Variant], rewards: Mapping[str, Floats], start: Floats | None, highest: str
+) -> tuple[list[Variant], Standing | None]:
+    """The variants with their standings, and that of the untrained policy."""
+    names = list(rewards)
+    policies = [*rewards.values(), *([] if start is None else [start])]
+    untrained = None if start is None else len(names)
+    found = standings(policies, names.index(highest), untrained)
+    if found is None:
+        return list(variants), None
+    by_name = dict(zip(names, found, strict=False))
+    return (
+        [replace(v, standing=by_name.get(v.name)) for v in variants],
+        None if untrained is None else found[untrained],
+    )

@@ -1,0 +1,1 @@
+"""A sweep as stored: spec, inputs, lease, status, garbage."""

@@ -1,0 +1,143 @@
+"""What no sweep of a store refers to any more, with its size; and its removal, when asked for.
+
+A sweep refers to what its spec.json says now: artefacts, trials, and its evaluations of them. Where
+a spec.json cannot be read nobody knows what its sweep refers to, so nothing is deleted at all. Only
+what has a name of the store's own forms (paths.py) is ever deleted, and only from a store.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prefsweep.orchestrator.state.inputs import input_paths
+from prefsweep.orchestrator.state.lease import LEASE, STALE_S, read_holder
+from prefsweep.orchestrator.state.marker import require_store
+from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, open_sweep
+from prefsweep.orchestrator.store.paths import (
+    ASIDE,
+    DELETING,
+    is_artifact_name,
+    is_aside_name,
+    is_evaluation_name,
+    is_scratch_name,
+    is_trial_id,
+)
+from prefsweep.orchestrator.store.scratch import is_abandoned, is_in_use, scratch_name
+from prefsweep.orchestrator.store.store import Store
+from prefsweep.sweeps.errors import StoreError, UsageError
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that can go."""
+
+    path: str
+    what: str
+    num_bytes: int
+
+
+def find_garbage(store: Store) -> list[Garbage]:
+    """Everything that no sweep refers to. Raises StoreError if a sweep cannot be read, and
+    UsageError where there is no store."""
+    require_store(store)
+    return [Garbage(path, what, store.num_bytes(path)) for path, what in _unreferenced(store)]
+
+
+def delete_garbage(store: Store, garbage: list[Garbage]) -> list[str]:
+    """Delete it; returns why something could not be deleted.
+
+    Before each deletion it is asked again whether a sweep refers to the thing by now. While that is
+    asked and the thing deleted, a run that starts waits before it says what it refers to (on an
+    object store, which has no locks, it does not).
+    """
+    problems: list[str] = []
+    seen, still = None, set[str]()
+    for item in garbage:
+        with store.locked(DELETING):
+            now = _state_of_sweeps(store)
+            if now != seen:
+                seen, still = now, {path for path, _ in _unreferenced(store)}
+            if item.path in still:
+                try:
+                    store.delete(item.path)
+                except StoreError as error:
+                    problems.append(str(error))
+    return problems
+
+
+def _state_of_sweeps(store: Store) -> object:
+    """Changes whenever a run starts, or a sweep refers to something else."""
+    files = [store.sweep(name, file) for name in store.sweeps() for file in ("spec.json", LEASE)]
+    return files, store.stamps(files)
+
+
+def _unreferenced(store: Store) -> list[tuple[str, str]]:
+    sweeps = [_read(store, name) for name in store.sweeps()]
+    is_quiet = _is_quiet(store)
+    return [*_unused(store, sweeps, is_quiet), *_leftovers(store, is_quiet)]
+
+
+def _read(store: Store, name: str) -> Sweep:
+    try:
+        return open_sweep(name, store.uri)
+    except UsageError as error:
+        folder = store.display(store.sweep(name))
+        raise StoreError(
+            f"gc: sweep {name!r} cannot be read, so what it refers to is not known ({error}). "
+            f"Run its spec again, or delete {folder}; nothing was deleted"
+        ) from None
+
+
+def _unused(store: Store, sweeps: list[Sweep], is_quiet: bool) -> Iterator[tuple[str, str]]:
+    """Artefacts, trials and evaluations."""
+    used = {path for sweep in sweeps for path in _references(sweep)}
+    for name in filter(is_artifact_name, store.names("artifacts")):
+        is_being_looked_at = name.startswith("preflight-") and not is_quiet
+        if f"artifacts/{name}" not in used and not is_being_looked_at:
+            yield f"artifacts/{name}", "artefact"
+    for trial_id in filter(is_trial_id, store.names("trials")):
+        if store.trial(trial_id) not in used:
+            yield store.trial(trial_id), "trial"
+            continue
+        evaluations = store.names(store.trial(trial_id, "evaluations"))
+        for fingerprint in filter(is_evaluation_name, evaluations):
+            path = store.evaluation(trial_id, fingerprint)
+            if path not in used:
+                yield path, "evaluation"
+
+
+def _references(sweep: Sweep) -> Iterator[str]:
+    for stage in sweep.fingerprints.parts:
+        yield sweep.path(stage)
+    yield from input_paths(sweep.store, sweep.spec, sweep.inputs)
+    yield sweep.evaluation_path(UNTRAINED)
+    for trial in sweep.trials:
+        yield sweep.store.trial(trial.trial_id)
+        yield sweep.evaluation_path(trial.trial_id)
+
+
+def _leftovers(store: Store, is_quiet: bool) -> Iterator[tuple[str, str]]:
+    """Damaged things, and what processes left half-made: of other machines, if no driver lives."""
+    for name in filter(is_aside_name, store.names(ASIDE)):
+        yield f"{ASIDE}/{name}", "damaged"
+    for name in filter(is_scratch_name, store.names("tmp")):
+        if is_abandoned(name) or (is_quiet and not is_in_use(name)):
+            yield f"tmp/{name}", "half-made"
+
+
+def _is_quiet(store: Store) -> bool:
+    """Whether no sweep of the store is run now.
+
+    A driver of another machine is judged by how long ago it renewed its lease, by the storage's
+    clock: those of machines differ. Where the storage tells no times, it is taken to live.
+    """
+    found = {store.sweep(name, LEASE): read_holder(store, name) for name in store.sweeps()}
+    living = {path: holder for path, holder in found.items() if holder and not holder.is_dead}
+    if any(holder.is_here for holder in living.values()):
+        return False
+    if not living:
+        return True
+    probe = store.scratch(scratch_name())
+    store.write(probe, b"")
+    now_ns, *renewed_ns = (changed_ns for _, changed_ns in store.stamps([probe, *living]))
+    store.delete(probe)
+    return all(changed_ns and now_ns - changed_ns > STALE_S * 1e9 for changed_ns in renewed_ns)

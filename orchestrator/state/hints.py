@@ -1,0 +1,20 @@
+"""Commands that messages tell people to type, written so that they can be pasted into a shell.
+
+`--storage` is left out only where the command finds the same store without it.
+"""
+
+import os
+import shlex
+
+DEFAULT_STORAGE = "./runs"
+STORAGE_VARIABLE = "PREFSWEEP_STORAGE"
+"""Environment variable that takes the place of --storage."""
+
+
+def hint(*words: str, storage: str) -> str:
+    """`prefsweep WORDS --storage STORAGE`, in backticks, quoted for a shell."""
+    from prefsweep.orchestrator.store.root import absolute  # loads pyarrow
+
+    where, default = absolute(storage), os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
+    options = [] if where == absolute(default) else ["--storage", where]
+    return f"`{shlex.join(['prefsweep', *words, *options])}`"

@@ -1,0 +1,195 @@
+"""The local files and folders that a spec names, for processes that do not see the driver's disk.
+
+A driver that attaches to a cluster puts them into the store, content-addressed like everything
+else; workers read them from there. `submit` sends them along with the job instead. Data that the
+sweep enters with is read by the driver alone.
+"""
+
+import shutil
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from prefsweep.orchestrator.store.store import Store, new_manifest
+from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.identity import Inputs
+from prefsweep.sweeps.spec import ClassifierReward, EntrySpec, PolicySpec, SweepSpec
+from prefsweep.workers.corpus import source_identity
+from prefsweep.workers.entry import entry_identity
+from prefsweep.workers.locations import BUILTIN, PACKAGE, model_identity
+
+SECTIONS: Mapping[str, str] = {
+    "policy": "policy",
+    "policy_corpus": "policy.sft.corpus",
+    "reward": "reward",
+    "reward_corpus": "reward.train.corpus",
+    "prompts": "prompts",
+    "entry": "entry",
+}
+"""Members of `Inputs` that identify content -> the section of the spec that names it."""
+_SOURCES: Mapping[str, str] = {
+    "policy.model": "policy",
+    "policy.sft.corpus.path": "policy_corpus",
+    "policy.sft.corpus.dataset": "policy_corpus",
+    "reward.model": "reward",
+    "reward.train.corpus.path": "reward_corpus",
+    "reward.train.corpus.dataset": "reward_corpus",
+    "prompts.path": "prompts",
+    "prompts.dataset": "prompts",
+    "entry.path": "entry",
+    "entry.dataset": "entry",
+}
+"""Fields that may name something local -> the member of `Inputs` that identifies its content."""
+
+
+def input_identity(spec: SweepSpec, member: str) -> str:
+    """What stands for the content of an input (a member of `Inputs`) as it is now; "" without it.
+
+    Raises UsageError if there is no such content.
+    """
+    field = SECTIONS[member]
+    section = _get(spec, field)
+    if isinstance(section, PolicySpec | ClassifierReward):
+        return model_identity(section, f"{field}.model")
+    if section is None or member == "reward":  # a reward that has no weights
+        return ""
+    try:
+        is_entry = isinstance(section, EntrySpec)
+        return entry_identity(section) if is_entry else source_identity(section)
+    except UsageError as error:
+        raise type(error)(f"{field}: {error}") from None
+
+
+def named_input(spec: SweepSpec, member: str) -> str:
+    """The field that names an input, with its value."""
+    named = {field: _get(spec, field) for field, of in _SOURCES.items() if of == member}
+    told = [f"{field}={value}" for field, value in named.items() if isinstance(value, str)]
+    return told[0] if told else SECTIONS[member]
+
+
+def local_inputs(spec: SweepSpec) -> dict[str, Path]:
+    """Dotted field -> the file or folder it names, for those that are on this disk."""
+    named = {field: _get(spec, field) for field in _SOURCES}
+    paths = {
+        field: Path(value).expanduser()
+        for field, value in named.items()
+        if isinstance(value, str) and not value.startswith((BUILTIN, PACKAGE))
+    }
+    return {field: path for field, path in paths.items() if path.exists()}
+
+
+def absent_inputs(spec: SweepSpec) -> dict[str, str]:
+    """Dotted field -> the path in it, for paths of things that are not on this disk."""
+    named = {field: _get(spec, field) for field in _SOURCES}
+    here = local_inputs(spec)
+    return {
+        field: value
+        for field, value in named.items()
+        if isinstance(value, str) and field not in here and _is_path(field, value)
+    }
+
+
+def _is_path(field: str, value: str) -> bool:
+    """Whether this is no hub id, URL or name."""
+    if "://" in value or value.startswith((BUILTIN, PACKAGE)):
+        return False
+    return field.endswith(".path") or value.startswith((".", "/", "~"))
+
+
+def local_members(spec: SweepSpec) -> set[str]:
+    """Members of `Inputs` whose content is on this disk."""
+    return {_SOURCES[field] for field in local_inputs(spec)}
+
+
+def with_inputs(spec: SweepSpec, paths: Mapping[str, str]) -> SweepSpec:
+    """The spec with other paths in some of its fields."""
+    for field, path in paths.items():
+        spec = _replace(spec, field.split("."), path)
+    return spec
+
+
+def store_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
+    """Put what workers will read from this disk into the store; returns the fields it is for.
+
+    What has changed since the sweep was started is not what they are to read.
+    """
+    local = {
+        field: path
+        for field, path in local_inputs(spec).items()
+        if not field.startswith("entry.")
+        and input_identity(spec, _SOURCES[field]) == getattr(inputs, _SOURCES[field])
+    }
+    for field, source in local.items():
+        identity = getattr(inputs, _SOURCES[field])
+        path = _path(store, identity, source)
+        if store.manifest(path) is None:
+            with store.staging() as folder:
+                target = folder / "input"
+                target.mkdir()
+                copy(source, _inside(target, source))
+                store.publish(path, target, new_manifest(identity, 1, 0.0))
+    return list(local)
+
+
+def stored_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> SweepSpec:
+    """The spec with local copies of what `store_inputs` has put into the store."""
+    paths: dict[str, str] = {}
+    for field, member in _SOURCES.items():
+        value = _get(spec, field)
+        if not isinstance(value, str) or value.startswith((BUILTIN, PACKAGE)):
+            continue
+        path = _path(store, getattr(inputs, member), Path(value))
+        if store.manifest(path) is not None:
+            paths[field] = str(_inside(store.fetch(path), Path(value)))
+    return with_inputs(spec, paths)
+
+
+def is_stored(store: Store, spec: SweepSpec, inputs: Inputs, member: str) -> bool:
+    """Whether workers read an input from the store, whatever has become of its source."""
+    paths = [
+        _path(store, getattr(inputs, member), Path(value))
+        for field, of in _SOURCES.items()
+        if of == member and isinstance(value := _get(spec, field), str)
+    ]
+    return member != "entry" and any(store.manifest(path) is not None for path in paths)
+
+
+def input_paths(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
+    """Where `store_inputs` has put, or would put, what the spec names."""
+    named = {field: _get(spec, field) for field in _SOURCES}
+    return [
+        _path(store, getattr(inputs, _SOURCES[field]), Path(value))
+        for field, value in named.items()
+        if isinstance(value, str) and not value.startswith((BUILTIN, PACKAGE))
+    ]
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all that is in it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _path(store: Store, identity: str, named: Path) -> str:
+    return store.artifact("input", sha256(f"{identity}{named.suffix}".encode()).hexdigest())
+
+
+def _inside(folder: Path, named: Path) -> Path:
+    """Where an input lies in its artefact: under one name, so that equal content is kept once."""
+    return folder / f"content{named.suffix}"
+
+
+def _get(section: Any, field: str) -> Any:
+    for name in field.split("."):
+        section = getattr(section, name, None)
+    return section
+
+
+def _replace(section: Any, names: list[str], value: str) -> Any:
+    name, rest = names[0], names[1:]
+    new = _replace(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: new})

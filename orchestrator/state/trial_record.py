@@ -1,0 +1,288 @@
+"""A trial's two files that tell of it: metrics.jsonl, the truth of its curves, and status.json.
+
+status.json also remembers, over workers and launches, how often the trial was tried and what it
+was given less or more of. Both are read back leniently: a damaged one is what is left of it.
+
+An object store has no append, so there metrics.jsonl is written anew now and then, and whenever
+something else in the store counts on its lines. It is written anew on a disk, too, where it is not
+what this process has made of it: another run of the same trial writes there. Both logs are equal as
+far as they go, and that of a trial that has its weights is complete and stays.
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from dataclasses import asdict, fields
+from typing import Any
+
+from prefsweep.orchestrator.state.sweep import Sweep, Trial
+from prefsweep.orchestrator.store.manifest import node
+from prefsweep.orchestrator.store.store import Store
+from prefsweep.sweeps.records import Failure, Metrics, Status, TrialStatus
+
+REWRITE_S = 5.0
+"""Shortest time between two writes of all metrics to a store without append."""
+REWRITE_SHARE = 0.05
+"""Share of a trial's time that such writes may take: the longer the log, the rarer they are."""
+
+
+class TrialLog:
+    """Both files of one trial, as who works on it writes them."""
+
+    def __init__(self, sweep: Sweep, trial: Trial, gpus: float = 0.0) -> None:
+        self._store, self._trial = sweep.store, trial
+        self.gpus = gpus
+        """The share of a GPU that this process has for the trial."""
+        found = read_document(sweep, trial)
+        self.found = read_status_field(found)
+        """The status before this process came to the trial."""
+        self.attempts = read_count(found, "attempts")
+        self.fruitless = read_count(found, "fruitless")
+        """Attempts in a row, the present one included, that came no further."""
+        self.halvings = read_count(found, "halvings")
+        self.larger_shares = read_count(found, "larger_shares")
+        """How often its share of the GPU was doubled."""
+        self.last_failure = read_failure(found.get("last_failure"))
+        self._reached = read_count(found, "reached")
+        self._started = self._resumed = time.time()
+        self._resumed_step = 0.0
+        self._step, self._max_steps = float(read_count(found, "step")), found.get("max_steps")
+        self.has_stepped = False
+        """Whether training has got on since it was begun or resumed."""
+        self._lines: list[bytes] = []
+        self._num_bytes = 0
+        self._is_behind, self._next_rewrite_s = False, 0.0
+
+    @property
+    def reached(self) -> int:
+        """What was there in the store when the last attempt began."""
+        return self._reached
+
+    @property
+    def metrics(self) -> bytes:
+        """All lines of metrics.jsonl so far."""
+        return b"".join(self._lines)
+
+    def begin(self, reached: int) -> None:
+        """Another attempt begins, from what is `reached` in the store (a number that grows)."""
+        if reached > self._reached:
+            self.fruitless = 0
+        self._reached = reached
+        self.attempts += 1
+        self.fruitless += 1
+        self.write(Status.RUNNING)
+
+    def restart(self, step: int, metrics: bytes, max_steps: float | None) -> None:
+        """Go on after `step` with the lines a checkpoint holds."""
+        self.has_stepped = False
+        self._lines = [_line(record) for record in parse_metrics(metrics) if record["step"] <= step]
+        self._num_bytes = sum(map(len, self._lines))
+        self._is_behind = True
+        self.flush()
+        self._step, self._max_steps = float(step), max_steps
+        self._resumed, self._resumed_step = time.time(), float(step)
+
+    def report(self, record: dict[str, float]) -> None:
+        """Append one line of metrics, and record the step it is of."""
+        line, path, num_bytes_before = _line(record), self._metrics_path(), self._num_bytes
+        self._lines.append(line)
+        self._num_bytes += len(line)
+        self._step, self._is_behind = record["step"], True
+        if not self._store.is_local:
+            if time.monotonic() < self._next_rewrite_s:
+                return
+        elif self._store.num_bytes(path) == num_bytes_before:
+            self._store.append(path, line)
+            self._is_behind = False
+        self.write(Status.RUNNING)
+
+    def flush(self) -> None:
+        """Have all lines in the store, but for a trial that has its weights: it has them all."""
+        if self._is_behind and not has_weights(self._store, self._trial):
+            self.complete()
+
+    def complete(self) -> None:
+        """Write all lines, whole and in order, whatever was there."""
+        started = time.monotonic()
+        self._store.write(self._metrics_path(), self.metrics)
+        self._is_behind = False
+        now = time.monotonic()
+        self._next_rewrite_s = now + max(REWRITE_S, (now - started) / REWRITE_SHARE)
+
+    def write(self, status: Status, failure: Failure | None = None) -> None:
+        """Record where the trial stands, and every line up to there."""
+        self.flush()
+        if failure is not None:
+            self.last_failure = failure
+        last = self.last_failure
+        document = {
+            "status": status,
+            "name": self._trial.name,
+            "started": self._started,
+            "updated": time.time(),
+            "step": self._step,
+            "max_steps": self._max_steps,
+            "resumed": self._resumed,
+            "resumed_step": self._resumed_step,
+            "failure": None if failure is None else asdict(failure),
+            "last_failure": None if last is None else asdict(last),
+            "attempts": self.attempts,
+            "fruitless": self.fruitless,
+            "halvings": self.halvings,
+            "larger_shares": self.larger_shares,
+            "reached": self._reached,
+            "worker": {"host": socket.gethostname(), "pid": os.getpid(), **node()},
+        }
+        self._store.write_json(status_path(self._store, self._trial), document)
+
+    def _metrics_path(self) -> str:
+        return self._store.trial(self._trial.trial_id, "metrics.jsonl")
+
+
+def mark(sweep: Sweep, trial: Trial, status: Status, failure: Failure | None = None) -> None:
+    """Record, from outside the trial, where it stands now; what it wrote itself is kept.
+
+    Pending is a fresh start: failures in a row are counted anew.
+    """
+    document = {"name": trial.name, "started": time.time()} | read_document(sweep, trial)
+    told = None if failure is None else asdict(failure)
+    document |= {"status": status, "updated": time.time(), "failure": told}
+    if told is not None:
+        document["last_failure"] = told
+    if status == Status.PENDING:
+        document["fruitless"] = 0
+    sweep.store.write_json(status_path(sweep.store, trial), document)
+
+
+def read_document(sweep: Sweep, trial: Trial) -> dict[str, Any]:
+    """status.json; empty if there is none or it is damaged."""
+    document = sweep.store.read_json(status_path(sweep.store, trial))
+    return document if isinstance(document, dict) else {}
+
+
+def read_status_field(document: dict[str, Any]) -> Status:
+    """The status in a status.json; pending where it has none that is known."""
+    try:
+        return Status(document.get("status", Status.PENDING))
+    except ValueError:
+        return Status.PENDING
+
+
+def read_failure(value: Any) -> Failure | None:
+    """A failure as status.json holds it; None if there is none."""
+    known = {field.name for field in fields(Failure)}
+    try:
+        return Failure(**{key: item for key, item in value.items() if key in known})
+    except (AttributeError, TypeError):
+        return None
+
+
+def read_count(document: dict[str, Any], key: str) -> int:
+    """A count in a status.json; 0 where it has none."""
+    value: Any = document.get(key)
+    return int(value) if _is_number(value) and math.isfinite(value) else 0
+
+
+def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; half-written and garbled lines are left out."""
+    records: list[dict[str, float]] = []
+    for line in (data or b"").decode(errors="replace").split("\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(record, dict) or not all(map(_is_number, record.values())):
+            continue
+        if "step" in record and math.isfinite(record["step"]):
+            records.append(record)
+    return records
+
+
+def has_weights(store: Store, trial: Trial) -> bool:
+    """Whether a trial has been trained to its end."""
+    return store.manifest(store.trial(trial.trial_id, "weights")) is not None
+
+
+def status_path(store: Any, trial: Trial) -> str:
+    """Path of a trial's status.json."""
+    return store.trial(trial.trial_id, "status.json")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _line(record: dict[str, float]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def is_finished(sweep: Sweep, trial_id: str) -> bool:
+    """Whether a trial's weights and this sweep's evaluation of it are in the store."""
+    weights = sweep.store.trial(trial_id, "weights")
+    paths = (weights, sweep.evaluation_path(trial_id))
+    return all(sweep.store.manifest(path) is not None for path in paths)
+
+
+def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
+    """Where one trial stands; finished artefacts count for more than what status.json says."""
+    store, trial_id = sweep.store, trial.trial_id
+    document = _whole(read_document(sweep, trial))
+    metrics: Metrics = newest_metrics(store.read(store.trial(trial_id, "metrics.jsonl")))
+    failure = read_failure(document.get("failure"))
+    status = read_status_field(document)
+    if is_finished(sweep, trial_id):
+        status, failure = Status.SUCCEEDED, None
+        metrics |= store.read_object(f"{sweep.evaluation_path(trial_id)}/metrics.json")
+    elif status == Status.SUCCEEDED:  # another evaluation of the same weights
+        status = Status.PENDING
+    return TrialStatus(
+        trial_id=trial_id,
+        name=trial.name,
+        status=status,
+        path=store.display(store.trial(trial_id)),
+        step=int(metrics.get("step") or 0),
+        max_steps=document.get("max_steps"),
+        seconds=_seconds(document, status),
+        step_seconds=_step_seconds(document, status),
+        metrics=metrics,
+        failure=failure,
+        attempts=read_count(document, "attempts"),
+        halvings=read_count(document, "halvings"),
+    )
+
+
+def _whole(document: dict[str, Any]) -> dict[str, Any]:
+    """A trial's status.json, or nothing where a number is not what was ever written."""
+    times = [document[name] for name in ("started", "updated") if name in document]
+    numbers = [*times, document.get("max_steps") or 0]
+    is_whole = all(isinstance(number, int | float) for number in numbers)
+    return document if is_whole and len(times) != 1 else {}
+
+
+def newest_metrics(data: bytes | None) -> Metrics:
+    """The last whole line of a metrics.jsonl, over its last evaluation on the way."""
+    lines = (data or b"").split(b"\n")
+    newest = next((found for line in reversed(lines) if (found := parse_metrics(line))), [{}])
+    last = next((line for line in reversed(lines) if b'"eval/' in line), b"")
+    evaluation = next(iter(parse_metrics(last)), {})
+    return {**evaluation, **newest[0]}
+
+
+def _seconds(document: dict[str, Any], status: Status) -> float | None:
+    if "started" not in document or status == Status.PENDING:
+        return None
+    end = time.time() if status == Status.RUNNING else document["updated"]
+    return end - document["started"]
+
+
+def _step_seconds(document: dict[str, Any], status: Status) -> float | None:
+    """Pace of a running trial since this attempt at it began, perhaps from a checkpoint."""
+    resumed, updated = document.get("resumed"), document.get("updated")
+    num_steps = read_count(document, "step") - read_count(document, "resumed_step")
+    if status != Status.RUNNING or num_steps <= 0:
+        return None
+    if not isinstance(resumed, int | float) or not isinstance(updated, int | float):
+        return None
+    return max(0.0, updated - resumed) / num_steps

@@ -1,0 +1,1 @@
+"""Files: atomic, verified, retried; in a folder or an object store."""

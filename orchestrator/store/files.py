@@ -1,0 +1,125 @@
+"""Single steps on a file system: each is whole or did not happen. No retries, no store layout."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pyarrow import fs
+
+from prefsweep.orchestrator.store.retry import attempt
+from prefsweep.sweeps.errors import StoreError
+
+
+def read_file(system: fs.FileSystem, path: str) -> bytes | None:
+    """The file's content, or None if there is no such file."""
+    try:
+        with system.open_input_stream(path) as stream:
+            return stream.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def stamps(system: fs.FileSystem, paths: list[str]) -> list[tuple[int, int]]:
+    """Size and time of change, ns, of every file, (0, 0) for none: another one, another content."""
+    infos = system.get_file_info(paths)
+    return [(info.size or 0, info.mtime_ns or 0) for info in infos]
+
+
+def delete(system: fs.FileSystem, root: str, path: str) -> None:
+    """Delete a folder or file below `root` if it is there.
+
+    Of a link the link itself goes, and never what it leads to. Raises StoreError where a folder on
+    the way to `path` is a link.
+    """
+    if isinstance(system, fs.LocalFileSystem):
+        _delete_local(Path(root), Path(path))
+        return
+    info = system.get_file_info(path)
+    with suppress(FileNotFoundError):  # another process was first
+        if info.type == fs.FileType.Directory:
+            system.delete_dir(path)
+        elif info.type == fs.FileType.File:
+            system.delete_file(path)
+
+
+def _delete_local(root: Path, path: Path) -> None:
+    for parent in path.parents:
+        if parent == root:
+            break
+        if parent.is_symlink():
+            raise StoreError(f"{path} was not deleted: {parent} is a link and leads elsewhere")
+    while path.is_dir() and not path.is_symlink():
+        with suppress(FileNotFoundError):  # another process deletes it, too
+            shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def num_bytes(system: fs.FileSystem, path: str) -> int:
+    """Bytes of a file, or of all files below a folder; 0 where there is nothing.
+
+    In a local folder links count by themselves: they may lead anywhere.
+    """
+    if isinstance(system, fs.LocalFileSystem) and (os.path.isdir(path) or os.path.islink(path)):
+        found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        return sum(map(_own_size, found))
+    info = system.get_file_info(path)
+    if info.type != fs.FileType.Directory:
+        return info.size or 0
+    below = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    return sum(item.size or 0 for item in below)
+
+
+def _own_size(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:  # deleted meanwhile
+        return 0
+
+
+def replace_file(target: Path, scratch: Path, fill: Callable[[str], None]) -> None:
+    """Have `fill` write a local file `scratch`, then give it its name: nobody sees half of it."""
+    try:
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        fill(str(scratch))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.rename(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a local file or folder if it is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):  # another process was first
+        source.rename(target)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a local file, or nothing if there is no room for all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        size, rest = os.fstat(file.fileno()).st_size, line
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Alone among the processes that lock the same local file.
+
+    On a network file system without locks it is advice: then nobody waits.
+    """
+    import fcntl
+
+    attempt(str(path), "written", lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    with attempt(str(path), "written", lambda: path.open("ab")) as file:
+        # the kernel unlocks it when the process ends
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

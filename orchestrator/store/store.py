@@ -1,0 +1,385 @@
+"""The only owner of paths: artefacts, trials and sweeps in a local folder or any pyarrow.fs URI.
+
+    artifacts/<stage>-<fingerprint>/        content-addressed, shared by all sweeps in the store
+        manifest.json                       sizes and SHA-256 of the files; written last
+        shard-00000.parquet(.json)          sharded stages: every shard has its own small manifest
+    trials/<trial_id>/
+        trial.json  metrics.jsonl  status.json  trial.log
+        weights/  checkpoints/step-00040/  evaluations/<fingerprint>/      each with a manifest
+    sweeps/<name>/
+        spec.json  plan.json  state.json  lease.json  stop.json  report/  wandb/
+    tmp/  aside/                            half-made and damaged things (`prefsweep gc`)
+    prefsweep-store.json  gc.lock           says that this is a store; locked by `gc` as it deletes
+
+"Done" means: a valid manifest exists. On a local file system an artefact appears by one rename; on
+an object store its manifest comes last. Who makes what another run has done meanwhile leaves that.
+"""
+
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from prefsweep.orchestrator.store.downloads import download_cache, downloaded, drop_copies
+from prefsweep.orchestrator.store.files import (
+    append_line,
+    delete,
+    locked_file,
+    move,
+    num_bytes,
+    read_file,
+    replace_file,
+    stamps,
+)
+from prefsweep.orchestrator.store.manifest import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    damaged_files,
+    file_entries,
+    file_entry,
+    manifest_json,
+    parse_manifest,
+)
+from prefsweep.orchestrator.store.manifest import environment as environment
+from prefsweep.orchestrator.store.manifest import new_manifest as new_manifest
+from prefsweep.orchestrator.store.paths import ASIDE, MARKER, Paths, is_sweep_name
+from prefsweep.orchestrator.store.retry import attempt
+from prefsweep.orchestrator.store.root import RootThere, inside, open_storage
+from prefsweep.orchestrator.store.root import absolute as absolute
+from prefsweep.orchestrator.store.scratch import (
+    delete_abandoned,
+    owners,
+    scratch_folder,
+    scratch_home,
+    scratch_name,
+)
+from prefsweep.sweeps.errors import DamagedError, StoreError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Store(Paths):
+    """One store. It can be pickled; every process opens the file system for itself."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.fs, self._root = open_storage(uri)
+        self.is_local = isinstance(self.fs, fs.LocalFileSystem)
+        self._root_there = RootThere(self._root if self.is_local else None)
+        self._verified, self._told = set[str](), set[str]()
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.uri,)
+
+    def display(self, path: str) -> str:
+        """The path as the user can open it."""
+        return f"{self._root}/{path}" if self.is_local else f"{self.uri.split('?')[0]}/{path}"
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def read(self, path: str) -> bytes | None:
+        """The file's content, or None if there is no such file."""
+        return self._attempt(path, "read", lambda: read_file(self.fs, self._full(path)))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole: under another name first, where the file system can rename."""
+
+        def fill(target: str) -> None:
+            with self.fs.open_output_stream(target) as stream:
+                stream.write(data)
+
+        self._attempt(path, "written", lambda: self._replace(path, fill))
+
+    def read_json(self, path: str) -> Any:
+        """The parsed JSON file; None if it is missing or damaged."""
+        data = self.read(path)
+        try:
+            return None if data is None else json.loads(data)
+        except (ValueError, RecursionError):
+            return None
+
+    def read_object(self, path: str) -> dict[str, Any]:
+        """The JSON object in a file; empty if it is missing, damaged or something else."""
+        document = self.read_json(path)
+        return document if isinstance(document, dict) else {}
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Write `value` as indented JSON."""
+        self.write(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
+
+    def append(self, path: str, line: bytes) -> None:
+        """Add a line to a log. An object store has no append: the object is written anew."""
+        if self.is_local:
+            self._root_there.check()
+            self._attempt(path, "written", lambda: append_line(Path(self._full(path)), line))
+        else:
+            self.write(path, (self.read(path) or b"") + line)
+
+    def names(self, path: str) -> list[str]:
+        """Names in a folder, sorted; empty if there is no such folder."""
+        selector = fs.FileSelector(self._full(path), allow_not_found=True)
+        infos = self._attempt(path, "listed", lambda: self.fs.get_file_info(selector))
+        return sorted(info.base_name for info in infos)
+
+    def sweeps(self) -> list[str]:
+        """Names of the sweeps, sorted. What else lies in their folder is not looked at."""
+        selector = fs.FileSelector(self._full("sweeps"), allow_not_found=True)
+        infos = self._attempt("sweeps", "listed", lambda: self.fs.get_file_info(selector))
+        folders = (info.base_name for info in infos if info.type == fs.FileType.Directory)
+        return sorted(filter(is_sweep_name, folders))
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether a run has said that this is a store; one made by an older version has no mark."""
+        return self.read_object(MARKER).get("format") == "prefsweep store"
+
+    def mark(self) -> None:
+        """Say that this is a store."""
+        self.write_json(MARKER, {"format": "prefsweep store", "version": 1})
+
+    def stamps(self, paths: Sequence[str]) -> list[tuple[int, int]]:
+        """What tells whether files have changed, far cheaper than reading them."""
+        return self._attempt("", "listed", lambda: stamps(self.fs, [*map(self._full, paths)]))
+
+    def num_bytes(self, path: str) -> int:
+        """Bytes of a file, or of all files below a folder."""
+        return self._attempt(path, "read", lambda: num_bytes(self.fs, self._full(path)))
+
+    def delete(self, path: str) -> None:
+        """Delete a folder or file if it is there. Links are never followed: StoreError."""
+        self._attempt(path, "deleted", lambda: delete(self.fs, self._root, self._full(path)))
+
+    def locked(self, path: str) -> AbstractContextManager[None]:
+        """Alone among processes that lock the same path; on an object store that is not so."""
+        self._root_there.check()
+        return locked_file(Path(self._full(path))) if self.is_local else nullcontext()
+
+    # --- artefacts -------------------------------------------------------------------------------
+
+    def manifest(self, path: str) -> Manifest | None:
+        """The manifest of a finished artefact; None if it is not finished or files are missing."""
+        data = self.read(f"{path}/{MANIFEST}")
+        if data is None:
+            return None
+        manifest = parse_manifest(data)
+        sizes = self._sizes([f"{path}/{name}" for name in manifest.files]) if manifest else []
+        if manifest and sizes == [entry.size for entry in manifest.files.values()]:
+            return manifest
+        if path not in self._told:
+            self._told.add(path)
+            why = "a file is missing or cut short" if manifest else "its manifest cannot be read"
+            log.warning("%s is damaged (%s) and counts as not made", self.display(path), why)
+        return None
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """A scratch folder for an artefact in the making, deleted at the end."""
+        self._root_there.check()
+        return scratch_folder(self._scratch_parent())
+
+    def delete_abandoned(self) -> int:
+        """Delete what killed processes of this machine left half-made; returns how many things."""
+        return sum(map(delete_abandoned, self._scratch_places()))
+
+    def scratch_owners(self) -> set[int]:
+        """Process ids of this machine that have something half-made."""
+        return set().union(*map(owners, self._scratch_places()))
+
+    def publish(self, path: str, folder: Path, manifest: Manifest) -> None:
+        """Make `folder` and all below it the artefact at `path`; nothing if that is done."""
+        if self.manifest(path) is not None:
+            return
+        files = file_entries(folder)
+        document = manifest_json(manifest, files)
+        if self.is_local:
+            self._attempt(path, "written", lambda: (folder / MANIFEST).write_bytes(document))
+            self._attempt(path, "written", lambda: self._rename_into_place(folder, path))
+            return
+        self.delete(f"{path}/{MANIFEST}")
+        for name in files:
+            self.upload(folder / name, f"{path}/{name}")
+        self.write(f"{path}/{MANIFEST}", document)
+
+    def publish_shard(self, path: str, file: Path, manifest: Manifest) -> None:
+        """Make `file` the shard at `path`, its small manifest last; nothing if that is done."""
+        if self.shard_manifest(path) is not None:
+            return
+        entry = {PurePosixPath(path).name: file_entry(file)}
+        self.delete(f"{path}.json")
+        self.upload(file, path)
+        self.write(f"{path}.json", manifest_json(manifest, entry))
+
+    def shard_manifest(self, path: str) -> Manifest | None:
+        """The manifest of a finished shard, None if it is not finished or was damaged."""
+        manifest = parse_manifest(self.read(f"{path}.json"))
+        name = PurePosixPath(path).name
+        if manifest is None or name not in manifest.files:
+            return None
+        return manifest if self._sizes([path]) == [manifest.files[name].size] else None
+
+    def finished_shard(self, path: str) -> Manifest:
+        """The manifest of a shard that is finished. Raises DamagedError if it is not."""
+        manifest = self.shard_manifest(path)
+        if manifest is None:
+            raise DamagedError(f"{self.display(path)} is missing or damaged; it is made again")
+        return manifest
+
+    def fetch_shard(self, path: str, folder: Path) -> Path:
+        """A verified local copy of a shard. Raises DamagedError, having put a damaged one aside."""
+        manifest, local = self.finished_shard(path), folder / PurePosixPath(path).name
+        for _ in range(2):  # a second look tells a bad read from bad content
+            self._copy_here(path, local)
+            if file_entry(local) == manifest.files[local.name]:
+                return local
+        self._condemn(str(PurePosixPath(path).parent), [local.name])
+        raise AssertionError("_condemn raises")
+
+    def publish_shards(self, path: str, shards: list[str], manifest: Manifest) -> None:
+        """One manifest over all shards, unless it is there. Raises DamagedError if one is gone."""
+        if self.manifest(path) is not None:
+            return
+        files: dict[str, FileEntry] = {}
+        for shard in shards:
+            files |= self.finished_shard(shard).files
+        self.write(f"{path}/{MANIFEST}", manifest_json(manifest, files))
+
+    def fetch(self, path: str) -> Path:
+        """A local folder with the artefact's files, their content verified once per process.
+
+        Raises DamagedError, having put aside what is damaged, if the artefact is not finished or
+        its content is not what was written.
+        """
+        manifest = self.manifest(path)
+        if manifest is None:
+            raise DamagedError(f"{self.display(path)} is not a finished artefact")
+        folder = Path(self._full(path)) if self.is_local else self._download(path, manifest)
+        if path in self._verified:
+            return folder
+        if not self.is_local and damaged_files(folder, manifest):
+            shutil.rmtree(folder)  # the copy here may be what is damaged
+            folder = self._download(path, manifest)
+        if damaged_files(folder, manifest):
+            self._condemn(path, damaged_files(folder, manifest))  # looked at again: a bad read?
+        self._verified.add(path)
+        return folder
+
+    def drop_copies(self, path: str) -> None:
+        """Delete this machine's copies of what is at or below `path` in a remote store."""
+        if not self.is_local:
+            drop_copies(self.uri, path)
+            self._verified = {p for p in self._verified if not p.startswith(path)}
+
+    def read_columns(self, path: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all parquet files of a finished artefact, not verified: to be shown."""
+        manifest = self.manifest(path)
+        if manifest is None:
+            raise StoreError(f"{self.display(path)} is not a finished artefact")
+        files = [f"{path}/{name}" for name in sorted(manifest.files) if name.endswith(".parquet")]
+        try:
+            read = partial(pq.read_table, filesystem=self.fs, columns=list(columns))
+            tables = [read(self._full(file)) for file in files]
+        except (pa.ArrowException, OSError) as error:
+            self._verified.discard(path)
+            self.fetch(path)  # raises DamagedError, where that is the reason
+            raise StoreError(f"{self.display(path)} cannot be read: {error}") from error
+        return pa.concat_tables(tables)
+
+    def upload(self, file: Path, path: str) -> None:
+        """Copy a local file to `path`; it appears there whole where the file system can rename."""
+
+        def fill(target: str) -> None:
+            fs.copy_files(str(file), target, fs.LocalFileSystem(), self.fs)
+
+        self._attempt(path, "written", lambda: self._replace(path, fill))
+
+    def put_aside(self, path: str) -> None:
+        """Take something damaged away, so that it counts as not made but can be looked at.
+
+        An object store cannot rename: there an artefact loses its manifest, and a file goes.
+        """
+        if self.is_local:
+            name = f"{path.replace('/', '~')}.{uuid.uuid4().hex[:8]}"
+            source, aside = Path(self._full(path)), Path(self._full(f"{ASIDE}/{name}"))
+            self._attempt(path, "put aside", lambda: move(source, aside))
+        elif self._sizes([path]) == [None]:
+            self.delete(f"{path}/{MANIFEST}")
+        else:
+            self.delete(path)
+
+    def _condemn(self, path: str, names: list[str]) -> None:
+        """Put an artefact (damaged shards alone) aside and raise DamagedError, if any are named."""
+        if not names:
+            return
+        shards = [name for name in names if self._sizes([f"{path}/{name}.json"]) != [None]]
+        if shards == names:
+            self.delete(f"{path}/{MANIFEST}")
+            for name in shards:
+                self.put_aside(f"{path}/{name}.json")
+                self.put_aside(f"{path}/{name}")
+        else:
+            self.put_aside(path)
+        raise DamagedError(
+            f"{self.display(path)}/{names[0]} is damaged: its content is not what its manifest "
+            "says. It was put aside, and the same command makes it again"
+        )
+
+    def _download(self, path: str, manifest: Manifest) -> Path:
+        names, copy = manifest.files, lambda name, local: self._copy_here(f"{path}/{name}", local)
+        return downloaded(self.uri, path, manifest.created, names, copy)
+
+    def _copy_here(self, path: str, local: Path) -> None:
+        source, here = self._full(path), fs.LocalFileSystem()
+        self._attempt(path, "read", lambda: fs.copy_files(source, str(local), self.fs, here))
+
+    def _rename_into_place(self, folder: Path, path: str) -> None:
+        """One rename; what stands in the way is as good, or damaged and moved out of the way."""
+        target = Path(self._full(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        while folder.is_dir():
+            try:
+                folder.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+                if self.manifest(path) is not None:  # made by another process: equal content
+                    return
+                self.put_aside(path)
+
+    def _replace(self, path: str, fill: Callable[[str], None]) -> None:
+        """Have `fill` write a file and then give it its name, so that nobody sees half of it."""
+        self._root_there.check()
+        if self.is_local:
+            scratch = self._scratch_parent() / scratch_name()
+            replace_file(Path(self._full(path)), scratch, fill)
+        else:
+            fill(self._full(path))
+
+    def _sizes(self, paths: list[str]) -> list[int | None]:
+        """Bytes of each file; None where there is none."""
+        look = partial(self.fs.get_file_info, [*map(self._full, paths)])
+        infos = self._attempt(paths[0] if paths else "", "read", look)
+        return [info.size for info in infos]
+
+    def _attempt(self, path: str, verb: str, call: Callable[[], Result]) -> Result:
+        return attempt(self.display(path), verb, call)
+
+    def _scratch_parent(self) -> Path:
+        """Where things are made: on the store's own disk where it has one."""
+        return Path(self._full("tmp")) if self.is_local else scratch_home()
+
+    def _scratch_places(self) -> set[Path]:
+        return {self._scratch_parent(), scratch_home(), download_cache()}
+
+    def _full(self, path: str) -> str:
+        return inside(self._root, path)

@@ -1,0 +1,1 @@
+"""What a worker process does, with its results in the store."""

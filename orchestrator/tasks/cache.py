@@ -1,0 +1,91 @@
+"""What a worker keeps from one trial of a sweep to the next, so that it is read once.
+
+A trial gets copies of what it changes: its policy is a copy of the base as it was loaded, bit for
+bit that of a fresh process. Pickled (to a worker), this is the sweep alone.
+"""
+
+import copy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep
+from prefsweep.orchestrator.tasks.stages import read_records
+from prefsweep.sweeps.records import EvaluationSample, Prompt, TokenizedPair
+from prefsweep.workers import tables
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from prefsweep.workers.score import Scorer
+
+MAX_KEPT_GIB = 4.0
+"""Weights of a policy that is kept in memory; a larger one is read again for each trial."""
+
+
+class Kept:
+    """Pairs, prompts and models of a sweep, each loaded when it is first asked for."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self._base: PreTrainedModel | None = None
+
+    def __reduce__(self) -> tuple[type["Kept"], tuple[Sweep]]:
+        return Kept, (self.sweep,)
+
+    @cached_property
+    def pairs(self) -> list[TokenizedPair]:
+        """Tokenized pairs of both splits, with the reference's log-probabilities."""
+        return read_records(self.sweep, "reference", TokenizedPair)
+
+    @cached_property
+    def eval_prompts(self) -> list[Prompt]:
+        """The held-out prompts, but for those that end whoever evaluates on them."""
+        left_out = self.sweep.inputs.quarantined.get(UNTRAINED, ())
+        prompts: list[Prompt] = read_records(self.sweep, "eval_prompts", Prompt)
+        return [prompt for prompt in prompts if prompt.prompt_id not in left_out]
+
+    @cached_property
+    def untrained_samples(self) -> list[EvaluationSample]:
+        """What the untrained policy answered."""
+        folder = self.sweep.store.fetch(self.sweep.evaluation_path(UNTRAINED))
+        return tables.read_records(EvaluationSample, [folder / "samples.parquet"])
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The policy's."""
+        from prefsweep.workers.models import load_tokenizer
+
+        return load_tokenizer(self.sweep.policy_source())
+
+    @cached_property
+    def scorer(self) -> "Scorer | None":
+        """What scores samples; None for a sweep without a reward."""
+        from prefsweep.workers.score import make_scorer
+
+        spec = self.sweep.spec
+        if spec.reward is None:
+            return None
+        return make_scorer(spec.reward, self.sweep.reward_source(), spec.policy.chat)
+
+    def policy(self) -> "PreTrainedModel":
+        """The policy before training, on this process's device, to do with as one likes."""
+        from prefsweep.workers.models import device, load_policy
+
+        if self._base is None:
+            base = load_policy(self.sweep.policy_source(), on="cpu")
+            if base.get_memory_footprint() > MAX_KEPT_GIB * 2**30:
+                return _on(base, device())
+            self._base = base
+        return _on(copy.deepcopy(self._base), device())
+
+    def reference(self) -> "PreTrainedModel":
+        """The policy before training, to read only."""
+        from prefsweep.workers.models import device
+
+        if self._base is not None and device().type == "cpu":
+            return self._base
+        return self.policy()
+
+
+def _on(model: Any, device: Any) -> Any:
+    return model.to(device)

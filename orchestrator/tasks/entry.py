@@ -1,0 +1,139 @@
+"""Stages of a sweep that enters with your own data: the data itself, and prompts to evaluate with.
+
+Both run in the driver before any worker starts, so that what is wrong with the data is told first;
+only prompts that the policy's tokenizer cuts have to wait for the policy.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prefsweep.orchestrator.state.inputs import input_identity, named_input
+from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.tasks.shards import Generate, finish_shards, publish_shard
+from prefsweep.orchestrator.tasks.stages import MakePrompts, Task, publish_records, read_records
+from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.records import Completion, PreferencePair, Prompt, ScoredCompletion
+from prefsweep.sweeps.spec import EntrySpec, FirstTokens
+
+ENTERED_SHARD_PROMPTS = 128
+"""Prompts of entered completions that make a shard to score."""
+
+
+class DataTask(Task, Protocol):
+    """A task that needs no model, or the policy's tokenizer alone."""
+
+    def needs_policy(self) -> bool: ...
+
+
+def data_tasks(sweep: Sweep) -> list[DataTask]:
+    """What brings prompts into the sweep, or the data that it enters with."""
+    if sweep.entered is None:
+        return [MakePrompts(sweep)]
+    return [EnterData(sweep, sweep.entered), MakeEvalPrompts(sweep)]
+
+
+@dataclass(frozen=True)
+class EnterData:
+    """Your own data -> the artefact of the stage that it stands in for (`name`)."""
+
+    sweep: Sweep
+    name: str
+
+    def done(self) -> bool:
+        return self.sweep.store.manifest(self.sweep.path(self.name)) is not None
+
+    def needs_policy(self) -> bool:
+        return False
+
+    def run(self) -> None:
+        from prefsweep.workers import entry as reader
+
+        started, sweep, entry = time.monotonic(), self.sweep, _entry_of(self.sweep)
+        if input_identity(sweep.spec, "entry") != sweep.inputs.entry:  # while the run waited
+            named = named_input(sweep.spec, "entry")
+            raise DataError(f"{named}: it has changed; run the sweep's own spec again")
+        records: list[Any]
+        chat = sweep.spec.policy.chat is not None
+        match entry.stage:
+            case "prompts":
+                records, notes = reader.read_prompts(entry, chat=chat)
+                publish_records(sweep, self.name, Prompt, records, started, notes)
+            case "completions":
+                records, notes = reader.read_completions(entry, chat=chat)
+                _publish_completions(sweep, records, started, notes)
+            case "scored_completions":
+                records, notes = reader.read_scored_completions(entry, chat=chat)
+                publish_records(sweep, self.name, ScoredCompletion, records, started, notes)
+            case "pairs":
+                records, notes = reader.read_pairs(entry, sweep.spec.pairs, chat=chat)
+                publish_records(sweep, self.name, PreferencePair, records, started, notes)
+
+
+@dataclass(frozen=True)
+class MakeEvalPrompts:
+    """The held-out part of the prompts section, or the data's prompts of the test split."""
+
+    sweep: Sweep
+    name: str = "eval_prompts"
+
+    def done(self) -> bool:
+        return self.sweep.store.manifest(self.sweep.path(self.name)) is not None
+
+    def needs_policy(self) -> bool:
+        """Whether the policy's tokenizer cuts the prompts."""
+        prompts = self.sweep.spec.prompts
+        return prompts is not None and isinstance(prompts.take, FirstTokens)
+
+    def run(self) -> None:
+        from prefsweep.workers.entry import held_out_prompts, prompts_of_test_split
+        from prefsweep.workers.locations import ModelSource
+
+        started, spec, notes = time.monotonic(), self.sweep.located, dict[str, float]()
+        texts = _prompts_of_data(self.sweep)
+        if spec.prompts is None:
+            prompts = prompts_of_test_split(texts, spec.pairs, spec.evaluation.max_prompts)
+        else:
+            source = self.sweep.policy_source() if self.needs_policy() else ModelSource("")
+            prompts, notes = held_out_prompts(spec.prompts, source, texts)
+        publish_records(self.sweep, self.name, Prompt, prompts, started, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptOf:
+    """What completions and pairs say of their prompt."""
+
+    prompt_id: str
+    prompt: str
+
+
+def _entry_of(sweep: Sweep) -> EntrySpec:
+    entry = sweep.spec.entry
+    assert entry is not None, "made by data_tasks for a sweep that has an entry"
+    return entry
+
+
+def _prompts_of_data(sweep: Sweep) -> dict[str, str]:
+    """Prompt id -> text of the entered data, in its order."""
+    assert sweep.entered is not None
+    if sweep.entered == "prompts":
+        prompts: list[Prompt] = read_records(sweep, "prompts", Prompt)
+        return {prompt.prompt_id: prompt.text for prompt in prompts}
+    rows: list[_PromptOf] = read_records(sweep, sweep.entered, _PromptOf)
+    return {row.prompt_id: row.prompt for row in rows}
+
+
+def _publish_completions(
+    sweep: Sweep, completions: list[Completion], started: float, notes: dict[str, float]
+) -> None:
+    """As shards, so that scorers share the work."""
+    stage, by_prompt = Generate(sweep), dict[str, list[Completion]]()
+    for completion in completions:
+        by_prompt.setdefault(completion.prompt_id, []).append(completion)
+    groups = list(by_prompt.values())
+    num = -(-len(groups) // ENTERED_SHARD_PROMPTS)
+    for index in range(num):
+        mine = groups[index * ENTERED_SHARD_PROMPTS : (index + 1) * ENTERED_SHARD_PROMPTS]
+        records = [completion for group in mine for completion in group]
+        publish_shard(stage, Completion, records, index, started)
+    finish_shards(stage, sweep, num, time.monotonic() - started, notes)

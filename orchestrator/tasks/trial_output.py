@@ -1,0 +1,113 @@
+"""What a trial's process logs and prints, kept as trial.log in the trial's folder, bounded.
+
+In a worker that is all output of the thread that runs the trial; in the driver's own process (no
+Ray) it is what is logged, since prints are on the user's terminal already.
+"""
+
+import io
+import logging
+import sys
+import threading
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, TextIO
+
+from prefsweep.orchestrator.state.sweep import Sweep, Trial
+from prefsweep.orchestrator.store.scratch import scratch_folder, scratch_home
+from prefsweep.sweeps.errors import StoreError
+
+LOG_NAME = "trial.log"
+MAX_BYTES = 512 * 1024
+"""Of trial.log and of trial.log.1, its older part."""
+LISTENED_TO = ("prefsweep", "transformers", "trl", "py.warnings")
+"""Loggers whose records are kept; transformers and trl do not hand theirs on to the root."""
+
+
+class TrialOutput:
+    """Collects output for the length of a `with` block."""
+
+    def __init__(self, sweep: Sweep, trial: Trial, *, prints: bool) -> None:
+        self._store, self._prints = sweep.store, prints
+        self._stored = sweep.store.trial(trial.trial_id, LOG_NAME)
+        self.path = sweep.store.display(self._stored)
+        """Where the user finds it."""
+        self._exit = ExitStack()
+        self._file = Path(self.path)
+        self._handler: logging.Handler | None = None
+
+    def __enter__(self) -> "TrialOutput":
+        if not self._store.is_local:
+            folder = self._exit.enter_context(scratch_folder(scratch_home()))
+            self._file = folder / LOG_NAME
+            with suppress(StoreError):
+                self._file.write_bytes(self._store.read(self._stored) or b"")
+        self._handler = _handler(self._file)
+        for name in LISTENED_TO:
+            logging.getLogger(name).addHandler(self._handler)
+        if self._prints:
+            self._exit.enter_context(redirect_stdout(_Tee(sys.stdout, self.note)))
+            self._exit.enter_context(redirect_stderr(_Tee(sys.stderr, self.note)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._handler is not None
+        for name in LISTENED_TO:
+            logging.getLogger(name).removeHandler(self._handler)
+        self._handler.close()
+        self.upload()
+        self._exit.close()
+
+    def note(self, text: str) -> None:
+        """Add a line."""
+        assert self._handler is not None
+        self._handler.handle(logging.LogRecord("", logging.INFO, "", 0, text, None, None))
+
+    def upload(self) -> None:
+        """Bring an object store's copy up to date; a log that cannot be written ends no trial."""
+        if not self._store.is_local and self._file.exists():
+            with suppress(StoreError, OSError):
+                self._store.write(self._stored, self._file.read_bytes())
+
+
+def _handler(file: Path) -> logging.Handler:
+    handler: logging.Handler
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = _Quiet(file, maxBytes=MAX_BYTES, backupCount=1, encoding="utf-8", delay=True)
+    except OSError:
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    return handler
+
+
+class _Quiet(RotatingFileHandler):
+    """A log that cannot be written (the disk is full) is left as it is."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+class _Tee(io.TextIOBase):
+    """A stream that passes on what is written, and keeps the lines of the thread that made it."""
+
+    def __init__(self, stream: TextIO, keep: Any) -> None:
+        self._stream, self._keep, self._partial = stream, keep, ""
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() == self._thread:
+            *lines, self._partial = (self._partial + text).split("\n")
+            self._partial = self._partial[-10_000:]
+            for line in lines:
+                self._keep(line)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return False

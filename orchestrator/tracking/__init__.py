@@ -1,0 +1,1 @@
+"""Mirrors of metrics in other services."""

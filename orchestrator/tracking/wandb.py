@@ -1,0 +1,392 @@
+"""Metrics of the trials in, Weights & Biases runs out: the driver's mirror.
+
+The truth is every trial's metrics.jsonl; this module only copies what it is told, one W&B run for
+each trial and one for the sweep. Everything W&B does happens on one daemon thread behind a queue:
+it cannot raise into the sweep, block it or ask questions. It reads nothing back and retries
+nothing; where W&B fails, the mirror goes online -> offline -> disabled, each step with one warning.
+"""
+
+import configparser
+import logging
+import math
+import netrc
+import os
+import queue
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from prefsweep.orchestrator.tracking.rows import (
+    STEP,
+    Table,
+    figures,
+    grid_point_table,
+    history_row,
+    result_table,
+    sample_table,
+    summary,
+    without_secrets,
+)
+from prefsweep.sweeps.records import Status, SweepResults, TrialResult
+from prefsweep.sweeps.spec import WandbSpec
+
+if TYPE_CHECKING:
+    import wandb
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["online", "offline", "disabled"]
+
+INIT_TIMEOUT_S = 20.0
+"""Longest wait for the server when a run starts; then the mirror goes offline."""
+UPLOAD_TIMEOUT_S = 20.0
+"""Longest wait for a run's upload when it ends; what is left stays on disk for `wandb sync`."""
+FINISH_TIMEOUT_S = 60.0
+"""Longest wait of `WandbMirror.finish`."""
+MAX_QUEUED = 20_000
+"""Jobs waiting for W&B beyond which metric records are dropped from the mirror."""
+
+ARTIFACTS_TIMEOUT_S = 900.0
+"""The same two waits where artifacts were asked for, which may be large."""
+
+Folder = Callable[[], Path]
+"""Fetches a folder that is asked for; called on the mirror's thread."""
+_ARTIFACT_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+"""What W&B does not take in an artifact's name: a combination of losses has a plus."""
+_EXIT_CODES = {Status.SUCCEEDED: 0, Status.INTERRUPTED: 255}
+"""What W&B shows as finished and killed; every other status is shown as failed (1)."""
+
+
+def wandb_mode(spec: WandbSpec, environ: Mapping[str, str]) -> Mode:
+    """The mode to start in, without importing wandb.
+
+    `auto` follows WANDB_MODE, else is online where an API key is found. Without a key nothing is
+    online, because W&B would prompt for one.
+    """
+    mode = spec.mode
+    if mode == "auto":
+        named = environ.get("WANDB_MODE", "").lower()
+        mode = {"dryrun": "offline", "run": "online"}.get(named, named)
+    if mode == "disabled" or mode == "offline":
+        return mode
+    return "online" if _has_key(environ) else "offline"
+
+
+def _has_key(environ: Mapping[str, str]) -> bool:
+    """Whether W&B would find credentials: in the environment or in the netrc file of its host."""
+    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    home = Path(environ.get("HOME", "~")).expanduser()
+    paths = [Path(environ["NETRC"])] if environ.get("NETRC") else [home / ".netrc", home / "_netrc"]
+    for path in paths:
+        try:
+            entry = netrc.netrc(path).authenticators(urlsplit(server_url(environ)).netloc)
+        except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+            continue
+        if entry and entry[2]:
+            return True
+    return False
+
+
+def server_url(environ: Mapping[str, str]) -> str:
+    """Address of the W&B server: from the environment, W&B's settings file, or the public one."""
+    if url := environ.get("WANDB_BASE_URL"):
+        return url
+    home = Path(environ.get("HOME", "~")).expanduser()
+    folder = Path(environ.get("WANDB_CONFIG_DIR", home / ".config" / "wandb"))
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(folder / "settings")
+    except (configparser.Error, UnicodeDecodeError, OSError):
+        settings.clear()
+    return settings.get("default", "base_url", fallback="https://api.wandb.ai")
+
+
+class WandbMirror:
+    """What the driver calls. No method raises, and none but `finish` waits."""
+
+    def __init__(
+        self, spec: WandbSpec, sweep: str, config: dict[str, object], folder: Path
+    ) -> None:
+        """`config` is the resolved spec; W&B's files go to `folder`/wandb."""
+        self._spec = spec
+        self.mode: Mode = wandb_mode(spec, os.environ)
+        if spec.mode == "online" and self.mode == "offline":
+            message = "tracking.wandb.mode is online, but there is no W&B API key; %s"
+            logger.warning(message, "recording offline (set WANDB_API_KEY, or `wandb login`)")
+        self._writer = _Writer(spec, sweep, config, folder, self.mode)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._num_dropped = 0
+        self._closed = False
+
+    def trial_started(self, trial_id: str, name: str, config: dict[str, object]) -> None:
+        """Open the run of a trial that runs now; a trial that was mirrored before is continued."""
+        self._send(lambda writer: writer.start_trial(trial_id, name, config))
+
+    def log(self, trial_id: str, record: Mapping[str, float | None]) -> None:
+        """Mirror one record of a trial's metrics.jsonl; it has a "step"."""
+        if self._jobs.qsize() >= MAX_QUEUED:
+            self._num_dropped += 1
+            return
+        row = dict(record)
+        self._send(lambda writer: writer.log(trial_id, row))
+
+    def trial_finished(self, result: TrialResult, weights: Folder | None = None) -> None:
+        """Close the run of a trial with its final metrics, samples and, where wanted, weights."""
+        self._send(lambda writer: writer.finish_trial(result, weights))
+
+    def finish(self, results: SweepResults, pairs: Folder | None = None) -> None:
+        """Write the sweep's own run with tables and plots, and close W&B; a minute at most.
+
+        Longer only for artifacts that were asked for. A sweep in which no trial ran has nothing to
+        mirror, and leaves the earlier runs alone.
+        """
+        if self._thread is None or self._closed:
+            return
+        self._send(lambda writer: writer.write_sweep(results, pairs))
+        self._closed = True
+        self._jobs.put(None)
+        timeout_s = ARTIFACTS_TIMEOUT_S if self._spec.log_artifacts else FINISH_TIMEOUT_S
+        self._thread.join(timeout_s)
+        if self._num_dropped:
+            message = "W&B was too slow for %d metric records; metrics.jsonl has them all"
+            logger.warning(message, self._num_dropped)
+        if self._thread.is_alive():
+            message = "W&B did not finish within %.0f s; metrics.jsonl has all it may be missing"
+            logger.warning(message, timeout_s)
+
+    def _send(self, job: "_Job") -> None:
+        if self.mode == "disabled" or self._closed:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._writer.do(job)
+        self._writer.close()
+
+
+class _Writer:
+    """The side of the mirror that talks to W&B; it lives on the mirror's thread."""
+
+    def __init__(
+        self, spec: WandbSpec, sweep: str, config: dict[str, object], folder: Path, mode: Mode
+    ) -> None:
+        self._spec = spec
+        self._sweep = sweep
+        self._config = config
+        self._folder = folder
+        self._mode: Mode = mode
+        self._runs: dict[str, wandb.Run] = {}
+        self._known: dict[str, float] = {}
+        """Trial -> the step up to which the server has it from an earlier driver."""
+        self._lost_table = False
+
+    def do(self, job: "_Job") -> None:
+        """Run a job; the border that no exception of W&B's crosses."""
+        try:
+            if self._mode != "disabled":
+                job(self)
+        except (Exception, SystemExit) as error:
+            self._mode = "disabled"
+            message = "W&B failed (%s) and is off from here on; metrics.jsonl has every metric"
+            logger.warning(message, _one_line(error))
+
+    def start_trial(self, trial_id: str, name: str, config: dict[str, object]) -> None:
+        if trial_id in self._runs:
+            return
+        run = self._open(trial_id, name, "trial", {**config, "spec": self._config})
+        if run is not None:
+            run.define_metric(STEP)
+            run.define_metric("*", step_metric=STEP)
+            self._runs[trial_id] = run
+            self._known[trial_id] = _known_step(run)
+
+    def log(self, trial_id: str, record: Mapping[str, float | None]) -> None:
+        run = self._runs.get(trial_id)
+        row = history_row(record)
+        if run is not None and row and row.get(STEP, math.inf) > self._known[trial_id]:
+            run.log(row)
+
+    def finish_trial(self, result: TrialResult, weights: Folder | None) -> None:
+        if (run := self._runs.pop(result.trial_id, None)) is None:
+            return
+        self._log_table(run, "samples", sample_table(result.samples))
+        run.summary.update(summary(result))
+        if weights is not None and result.status is Status.SUCCEEDED:
+            self._log_artifact(run, f"{self._sweep}-{result.name}", "model", weights)
+        self._close_run(run, _EXIT_CODES.get(result.status, 1))
+
+    def write_sweep(self, results: SweepResults, pairs: Folder | None) -> None:
+        if (run := self._open("results", self._sweep, "sweep", self._config)) is None:
+            return
+        rows = results.results
+        self._log_table(run, "results", result_table(rows))
+        self._log_table(run, "grid_points", grid_point_table(results))
+        self._log_figures(run, results)
+        if pairs is not None:
+            self._log_artifact(run, f"{self._sweep}-pairs", "dataset", pairs)
+        statuses = [result.status for result in rows if result.trial is not None]
+        run.summary.update({f"num_{status}": statuses.count(status) for status in set(statuses)})
+        self._close_run(run, 0 if set(statuses) <= {Status.SUCCEEDED} else 1)
+
+    def close(self) -> None:
+        """End what is still open (trials that were interrupted), then W&B's own process."""
+        try:
+            import wandb
+
+            wandb.teardown(exit_code=_EXIT_CODES[Status.INTERRUPTED] if self._runs else 0)
+        except (Exception, SystemExit) as error:
+            logger.debug("W&B did not close: %s", _one_line(error))
+
+    def _open(
+        self, identity: str, name: str, job_type: str, config: dict[str, object]
+    ) -> "wandb.Run | None":
+        """A new W&B run. Online falls back to offline here; offline, what W&B raises is raised.
+
+        None where the server is lost while other runs are open: until W&B's process has ended,
+        and those runs with it, the failed run's id stays taken.
+        """
+        # Its error telemetry goes to the same server, and holds up the exit when that is dead.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        upload_s = ARTIFACTS_TIMEOUT_S if self._spec.log_artifacts else UPLOAD_TIMEOUT_S
+        settings = wandb.Settings(**_quiet(wandb.Settings.model_fields, upload_s))
+        while True:
+            try:
+                with _exit_hooks_kept():
+                    wandb.setup(settings)
+                    return wandb.init(
+                        entity=self._spec.entity,
+                        project=_project(self._spec, os.environ),
+                        id=f"{self._sweep}-{identity}",
+                        name=name,
+                        group=self._sweep,
+                        job_type=job_type,
+                        config=without_secrets(config),
+                        dir=str(self._folder),
+                        mode=self._mode,
+                        resume="allow",
+                        reinit="create_new",
+                        settings=settings,
+                    )
+            except Exception as error:
+                if self._mode != "online":
+                    raise
+                self._go_offline(_one_line(error))
+                if self._runs:
+                    logger.warning("%s is not mirrored; its metrics are in metrics.jsonl", name)
+                    return None
+                wandb.teardown()
+
+    def _log_table(self, run: "wandb.Run", key: str, table: Table) -> None:
+        """Online, W&B asks its server about a table at once; without an answer it is left out."""
+        import wandb
+
+        columns, *rows = table
+        if not rows:
+            return
+        try:
+            data = wandb.Table(columns=list(columns), data=list(rows), allow_mixed_types=True)
+            run.log({key: data})
+        except Exception as error:
+            if not self._lost_table:
+                logger.warning("W&B refused a table of %s (%s)", key, _one_line(error))
+            self._lost_table = True
+
+    def _log_figures(self, run: "wandb.Run", results: SweepResults) -> None:
+        """The report's plots; one that cannot be logged costs the plots only."""
+        import wandb
+
+        try:
+            plots = {name: wandb.Plotly(figure) for name, figure in figures(results)}
+            if plots:
+                run.log(plots)
+        except Exception as error:
+            logger.warning("W&B has no plots of the sweep (%s)", _one_line(error))
+
+    def _log_artifact(self, run: "wandb.Run", name: str, kind: str, folder: Folder) -> None:
+        """A folder as a W&B artifact; where it fails, the run goes on without it."""
+        import wandb
+
+        try:
+            artifact = wandb.Artifact(_ARTIFACT_NAME.sub("-", name), type=kind)
+            artifact.add_dir(str(folder()))
+            run.log_artifact(artifact)
+        except Exception as error:
+            logger.warning("W&B has no artifact %s (%s)", name, _one_line(error))
+
+    def _close_run(self, run: "wandb.Run", exit_code: int) -> None:
+        try:
+            run.finish(exit_code=exit_code)
+        except TimeoutError as error:
+            if self._mode == "online":
+                self._go_offline(_one_line(error))
+
+    def _go_offline(self, why: str) -> None:
+        self._mode = "offline"
+        message = "W&B cannot be reached (%s); recording offline in %s, for `wandb sync`"
+        logger.warning(message, why, self._folder / "wandb")
+
+
+_Job = Callable[[_Writer], None]
+
+
+def _quiet(known: Mapping[str, object], upload_s: float) -> dict[str, Any]:
+    """Settings, of those W&B knows, of a run that prints, asks, measures and copies nothing."""
+    wanted = {
+        "silent": True,
+        "console": "off",
+        "relogin": False,
+        "login_timeout": 1.0,
+        "init_timeout": INIT_TIMEOUT_S,
+        "finish_timeout": upload_s,
+        "finish_timeout_raises": True,
+        "disable_git": True,
+        "disable_code": True,
+        "save_code": False,
+        "symlink": False,
+        "x_save_requirements": False,
+        "x_disable_stats": True,
+        "x_disable_machine_info": True,
+    }
+    return {key: value for key, value in wanted.items() if key in known}
+
+
+@contextmanager
+def _exit_hooks_kept() -> Iterator[None]:
+    """W&B puts its own sys.exit and sys.excepthook in place; the process keeps those it had."""
+    kept = sys.exit, sys.excepthook
+    try:
+        yield
+    finally:
+        sys.exit, sys.excepthook = kept
+
+
+def _project(spec: WandbSpec, environ: Mapping[str, str]) -> str:
+    """The project of the spec; WANDB_PROJECT replaces the default one."""
+    default = WandbSpec.model_fields["project"].default
+    return environ.get("WANDB_PROJECT", default) if spec.project == default else spec.project
+
+
+def _known_step(run: "wandb.Run") -> float:
+    """The newest step of a run that is continued online; an offline one has nothing from before."""
+    step = run.summary.get(STEP) if run.resumed else None
+    return float(step) if isinstance(step, int | float) else -math.inf
+
+
+def _one_line(error: BaseException) -> str:
+    """An error as a short line, for a warning."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,0 +1,113 @@
+"""Follows running trials through the store: log lines for people, a mirror for W&B.
+
+One thread polls status.json and metrics.jsonl; it works alike for any cluster, and nothing it does
+can stop a trial.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prefsweep.orchestrator.results.results import read_result, read_results
+from prefsweep.orchestrator.results.status import StatusReader
+from prefsweep.orchestrator.state.sweep import Sweep, Trial
+from prefsweep.orchestrator.state.trial_record import parse_metrics
+from prefsweep.orchestrator.store.scratch import private_folder
+from prefsweep.orchestrator.tracking.rows import trial_config
+from prefsweep.orchestrator.tracking.wandb import WandbMirror
+from prefsweep.sweeps.errors import SweepError
+from prefsweep.sweeps.records import Status, TrialResult
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+ENDED = (Status.SUCCEEDED, Status.FAILED, Status.INTERRUPTED)
+
+
+class TrialWatch:
+    """Watches trials for the length of a `with` block; one that is interrupted is left at once,
+    with what W&B has by then."""
+
+    def __init__(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
+        self._sweep, self._open = sweep, list(trials)
+        self._reader = StatusReader(sweep)
+        self._num_logged: dict[str, int] = {}
+        self._num_ended, self._num_trials = 0, len(trials)
+        if sweep.store.is_local:
+            folder = Path(sweep.store.display(sweep.store.sweep(sweep.spec.name)))
+        else:
+            folder = private_folder("prefsweep-wandb", keep=True)
+        wandb, config = sweep.spec.tracking.wandb, sweep.spec.model_dump(mode="json")
+        self._mirror = WandbMirror(wandb, sweep.spec.name, config, folder)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="trial-watch")
+
+    def __enter__(self) -> "TrialWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._stop.set()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            return  # a dead server, or storage that fails, would hold it up
+        self._thread.join()
+        self._poll()
+        if self._mirror.mode != "disabled":
+            pairs = self._sweep.path("pairs")
+            self._mirror.finish(read_results(self._sweep), self._artifact("pairs", pairs))
+
+    def _run(self) -> None:
+        while not self._stop.wait(INTERVAL_S):
+            self._poll()
+
+    def _poll(self) -> None:
+        try:
+            statuses = self._reader.trials(self._open)
+        except (SweepError, OSError) as error:  # the next poll may see it whole
+            log.debug("watching the trials: %s", error)
+            return
+        for trial, status in zip(list(self._open), statuses, strict=True):
+            try:
+                self._poll_trial(trial, status.status)
+            except (SweepError, OSError) as error:
+                log.debug("watching trial %s: %s", trial.name, error)
+
+    def _poll_trial(self, trial: Trial, status: Status) -> None:
+        sweep, trial_id = self._sweep, trial.trial_id
+        if status == Status.PENDING:
+            return
+        if trial_id not in self._num_logged:
+            self._num_logged[trial_id] = 0
+            config = trial_config(trial, sweep.spec.name)
+            self._mirror.trial_started(trial_id, trial.name, config)
+        data = sweep.store.read(sweep.store.trial(trial_id, "metrics.jsonl"))
+        records = parse_metrics(data)
+        num_logged = self._num_logged[trial_id]
+        for record in records[num_logged:]:
+            self._mirror.log(trial_id, dict(record))
+        # a trial that goes on from a checkpoint writes lines again that were logged already
+        self._num_logged[trial_id] = max(num_logged, len(records))
+        if status in ENDED:
+            result = read_result(sweep, trial)
+            path = sweep.store.trial(trial_id, "weights")
+            self._mirror.trial_finished(result, self._artifact("weights", path))
+            self._open.remove(trial)
+            self._num_ended += 1
+            log.info("trial %d/%d %s", self._num_ended, self._num_trials, describe(result))
+
+    def _artifact(self, kind: str, path: str) -> Callable[[], Path] | None:
+        """How the mirror gets an artefact, where W&B is to have it."""
+        if kind not in self._sweep.spec.tracking.wandb.log_artifacts:
+            return None
+        return lambda: self._sweep.store.fetch(path)
+
+
+def describe(result: TrialResult) -> str:
+    """One line on how a trial ended."""
+    if result.failure is not None:
+        return f"{result.name} {result.status}: {result.failure.message.splitlines()[0]}"
+    shown = ("reward_mean", "kl", "entropy", "win_rate")
+    values = {name: result.metrics.get(name) for name in shown}
+    numbers = " ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
+    return f"{result.name} {result.status}: {numbers}"

@@ -1,8 +1,10 @@
-"""orchestrator -> workers -> sweeps, and never back; what each layer may import; sizes."""
+"""orchestrator -> workers -> sweeps, and never back; what each folder may import; sizes."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +47,41 @@ def is_of(name: str, modules: set[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
+def folder_table() -> dict[str, set[str]]:
+    """Folder or module of orchestrator/ -> those it may import, as CONTRIBUTING.md has it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text[text.index("| in `orchestrator/` |") :].split("\n\n")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines()[2:]]
+    names = [re.fullmatch(r"`(\w+)(/|\.py)`", row[0].strip()) for row in rows]
+    order = [name[1] for name in names if name is not None]
+    assert len(order) == len(rows)
+    allowed: dict[str, set[str]] = {}
+    for index, (folder, row) in enumerate(zip(order, rows, strict=True)):
+        below = set(order[index + 1 :])
+        listed = set(re.findall(r"`(\w+)`", row[2]))
+        assert listed <= below, f"{folder} may import {listed - below}, which is not below it"
+        allowed[folder] = below if row[2].strip() == "everything below" else listed
+    return allowed
+
+
+FOLDERS = folder_table()
+
+
+def upward(path: Path) -> list[str]:
+    """Imports of a module of orchestrator/ from folders that its own folder may not import."""
+    own = folder_of(path.relative_to(ROOT).with_suffix("").parts[1])
+    prefix = "prefsweep.orchestrator."
+    names = [name.removeprefix(prefix) for name in imports(path) if name.startswith(prefix)]
+    allowed = {own, *FOLDERS.get(own, ())}
+    return [name for name in names if folder_of(name.split(".")[0]) not in allowed]
+
+
+def folder_of(part: str) -> str:
+    """The row of the table for the first part of a path below orchestrator/."""
+    assert part in FOLDERS or part == "__init__", f"orchestrator/{part} is not in CONTRIBUTING.md"
+    return part
+
+
 def test_there_is_something_to_check():
     assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(FORBIDDEN)
 
@@ -53,6 +90,43 @@ def test_there_is_something_to_check():
 def test_a_layer_imports_only_what_is_below_it(path: Path):
     forbidden = FORBIDDEN[path.relative_to(ROOT).parts[0]]
     assert [name for name in imports(path) if is_of(name, forbidden)] == []
+
+
+ORCHESTRATOR = [path for path in MODULES if path.relative_to(ROOT).parts[0] == "orchestrator"]
+
+
+@pytest.mark.parametrize("path", ORCHESTRATOR, ids=in_tree)
+def test_a_folder_imports_only_from_those_the_table_names(path: Path):
+    assert upward(path) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from prefsweep.orchestrator.results.status import read_status",
+        "def lazy():\n    from prefsweep.orchestrator.commands import cli",
+        "if TYPE_CHECKING:\n    import prefsweep.orchestrator.execution.cluster",
+        "from ..report import page",
+    ],
+    ids=["plain", "lazy", "type-only", "relative"],
+)
+def test_an_import_turned_round_is_found(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    module = tmp_path / "orchestrator" / "store" / "store.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(code)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert len(upward(module)) == 1
+
+
+def test_the_table_and_the_wheel_have_every_folder():
+    folders = {path.parent.name for path in ORCHESTRATOR if path.name == "__init__.py"}
+    modules = {path.stem for path in ORCHESTRATOR if path.parent.name == "orchestrator"}
+    assert set(FOLDERS) == (folders | modules) - {"orchestrator", "__init__"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = {".".join(["prefsweep", *path.parent.relative_to(ROOT).parts]) for path in MODULES}
+    assert set(project["tool"]["setuptools"]["packages"]) == packages
 
 
 @pytest.mark.parametrize("path", MODULES, ids=in_tree)

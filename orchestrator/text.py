@@ -1,4 +1,4 @@
-"""Numbers and times as a reader wants them; None and NaN are a dash."""
+"""Numbers, durations and single lines of text for people; None and NaN become a dash."""
 
 import math
 import re
@@ -30,6 +30,32 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
+def short_duration(seconds: float) -> str:
+    """4.2 -> 4.2s, 75 -> 1m15s, 4000 -> 1h06m."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def with_interval(value: float | None, bounds: tuple[float, float] | None) -> str:
+    """0.123, or 0.123 [0.100, 0.150] where there is an interval."""
+    text = show(value)
+    return text if bounds is None else f"{text} [{show(bounds[0])}, {show(bounds[1])}]"
+
+
+def readable_bytes(num: float) -> str:
+    """Bytes with a decimal unit: 999 bytes, 1.5 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num < 1000:
+            return f"{num:.3g} {unit}"
+        num /= 1000
+    return f"{num:.3g} TB"
+
+
 def counted(number: int, noun: str) -> str:
     """1 trial, 2 trials, 1,000 trials."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
@@ -41,8 +67,18 @@ def without_terminal_codes(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and terminal codes."""
-    return " ".join(without_terminal_codes(text).split())
+    """The text on one line, without terminal codes and control characters."""
+    return " ".join(printable(without_terminal_codes(text)).split())
+
+
+def printable(line: str) -> str:
+    """The line with a space for every character that cannot be printed."""
+    return "".join(char if char.isprintable() else " " for char in line)
+
+
+def encodable(text: str, encoding: str) -> str:
+    """The text with a question mark for every character that `encoding` lacks."""
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def inline(text: str) -> str:

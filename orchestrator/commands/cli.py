@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated
 
@@ -150,13 +151,14 @@ def status(
 
 
 def _list_sweeps(storage: str, *, as_json: bool) -> None:
-    from prefsweep.orchestrator.display.listing import document, render, sweeps
+    from prefsweep.orchestrator.display.status import render_list
+    from prefsweep.orchestrator.results.status import list_sweeps
 
-    found = sweeps(storage)
+    found = list_sweeps(storage)
     if as_json:
-        print(json.dumps(document(found), indent=2))
+        print(json.dumps({"sweeps": [asdict(sweep) for sweep in found]}, indent=2))
     else:
-        _wide_console().print(render(found))
+        _wide_console().print(render_list(found))
 
 
 def _wide_console() -> Console:

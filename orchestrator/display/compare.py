@@ -8,11 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prefsweep.orchestrator.display.status import clean
 from prefsweep.orchestrator.results.compare import METRICS, Match, Side, SideBySide
 from prefsweep.orchestrator.state.sweep import UNTRAINED
-from prefsweep.orchestrator.text import DASH, inline, show
-from prefsweep.workers.statistics import Interval
+from prefsweep.orchestrator.text import DASH, inline, one_line, show, with_interval
 
 MAX_FIELDS = 30
 """Fields of the spec that are written out."""
@@ -36,14 +34,14 @@ def markdown(found: SideBySide) -> str:
 
 def render(found: SideBySide) -> RenderableType:
     """The same for a terminal."""
-    rows = Table(*map(clean, _head(found)), box=None, pad_edge=False, header_style="dim")
+    rows = Table(*map(one_line, _head(found)), box=None, pad_edge=False, header_style="dim")
     for match in found.matches:
-        rows.add_row(*(Text(clean(cell)) for cell in _row(match)))
+        rows.add_row(*(Text(one_line(cell)) for cell in _row(match)))
     fields = Table("field", found.one, found.other, box=None, pad_edge=False, header_style="dim")
     for key, both in _fields(found):
-        fields.add_row(Text(clean(key)), *(Text(clean(_value(value))) for value in both))
-    notes = [Text(clean(note), "yellow") for note in found.notes]
-    facts = [Text(clean(fact)) for fact in _facts(found)]
+        fields.add_row(Text(one_line(key)), *(Text(one_line(_value(value))) for value in both))
+    notes = [Text(one_line(note), "yellow") for note in found.notes]
+    facts = [Text(one_line(fact)) for fact in _facts(found)]
     return Group(rows, Text(), *notes, *facts, *([Text(), fields] if found.spec else []))
 
 
@@ -54,7 +52,7 @@ def _head(found: SideBySide) -> list[str]:
 
 def _row(match: Match) -> list[str]:
     sides = (match.one, match.other)
-    difference = _number(match.difference, match.difference_interval)
+    difference = with_interval(match.difference, match.difference_interval)
     metrics = [" / ".join(show(side.metrics.get(metric)) for side in sides) for metric in METRICS]
     names = dict.fromkeys(side.name for side in sides)
     name = match.name if len(names) == 1 else f"{match.name} ({' and '.join(names)})"
@@ -64,12 +62,7 @@ def _row(match: Match) -> list[str]:
 
 def _reward(side: Side) -> str:
     seeds = f" ({side.num_seeds} seeds)" if side.num_seeds > 1 else ""
-    return f"{_number(side.reward, side.reward_interval)}{seeds}"
-
-
-def _number(value: float | None, bounds: Interval | None) -> str:
-    text = show(value)
-    return text if bounds is None else f"{text} [{show(bounds[0])}, {show(bounds[1])}]"
+    return f"{with_interval(side.reward, side.reward_interval)}{seeds}"
 
 
 def _facts(found: SideBySide) -> list[str]:

@@ -3,11 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from prefsweep.orchestrator.display.status import clean, duration
-from prefsweep.sweeps.records import StageStatus, Status, SweepStatus, TrialStatus
-
-SHOWN = ("reward_mean", "kl", "entropy", "win_rate")
-"""Metrics of a trial that has succeeded."""
+from prefsweep.orchestrator.results.status import describe
+from prefsweep.orchestrator.text import one_line, short_duration
+from prefsweep.sweeps.records import StageStatus, Status, SweepStatus
 
 
 def changes(before: SweepStatus | None, now: SweepStatus) -> Iterator[str]:
@@ -24,7 +22,7 @@ def changes(before: SweepStatus | None, now: SweepStatus) -> Iterator[str]:
     for trial in now.trials:
         old = trials.get(trial.trial_id)
         if before is not None and (old is None or old.status != trial.status):
-            yield f"trial {_trial(trial)} ({ended} of {len(now.trials)} ended)"
+            yield f"trial {describe(trial)} ({ended} of {len(now.trials)} ended)"
 
 
 _ENDED = (Status.SUCCEEDED, Status.FAILED)
@@ -36,7 +34,7 @@ def summary(status: SweepStatus) -> str:
     counts = Counter(trial.status for trial in status.trials)
     trials = ", ".join(f"{num} {kind}" for kind, num in counts.items())
     stages = f"{done} of {len(status.stages)} stages done"
-    return f"{clean(status.sweep)}: {stages}" + (f"; trials: {trials}" if trials else "")
+    return f"{one_line(status.sweep)}: {stages}" + (f"; trials: {trials}" if trials else "")
 
 
 def _driver(before: SweepStatus | None, now: SweepStatus) -> Iterator[str]:
@@ -46,7 +44,7 @@ def _driver(before: SweepStatus | None, now: SweepStatus) -> Iterator[str]:
     if now.driver is None:
         yield "nobody runs the sweep any more"
         return
-    who = f"pid {now.driver.pid} on {clean(now.driver.host)}"
+    who = f"pid {now.driver.pid} on {one_line(now.driver.host)}"
     if not now.driver.responding:
         yield f"its driver, {who}, does not respond: it is stopped"
     else:
@@ -65,16 +63,5 @@ def _stage(stage: StageStatus) -> str:
     if stage.rows_per_s is not None:
         parts.append(f"{stage.rows_per_s:.3g} rows/s")
     if stage.eta_s is not None:
-        parts.append(f"{duration(stage.eta_s)} to go")
+        parts.append(f"{short_duration(stage.eta_s)} to go")
     return ", ".join(parts)
-
-
-def _trial(trial: TrialStatus) -> str:
-    name = clean(trial.name)
-    if trial.failure is not None:
-        return f"{name} {trial.status}: {clean(trial.failure.message)}"
-    values = {key: trial.metrics.get(key) for key in SHOWN}
-    numbers = " ".join(f"{key} {value:.3f}" for key, value in values.items() if value is not None)
-    if trial.status != Status.SUCCEEDED or not numbers:
-        return f"{name} {trial.status}"
-    return f"{name} {trial.status}: {numbers}"

@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.text import Text
 
 from prefsweep.orchestrator.display.events import changes
-from prefsweep.orchestrator.display.status import clean, duration, encodable, printable, render
+from prefsweep.orchestrator.display.status import render
+from prefsweep.orchestrator.text import encodable, one_line, printable, short_duration
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.records import SweepStatus
 
@@ -100,9 +101,8 @@ class LiveView:
             view = self._last
         except Exception as error:
             ago_s = time.monotonic() - self._read_at
-            text = (
-                f"status could not be read ({clean(str(error))}); shown as of {duration(ago_s)} ago"
-            )
+            why, when = one_line(str(error)), short_duration(ago_s)
+            text = f"status could not be read ({why}); shown as of {when} ago"
             view = Group(self._last, Text(text, "yellow"))
         with self._drawing:
             if self._live is not None and not (only_while_open and self._over.is_set()):

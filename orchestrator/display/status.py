@@ -15,7 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from prefsweep.orchestrator.results.status import ListedSweep
 from prefsweep.orchestrator.state.hints import hint
+from prefsweep.orchestrator.text import encodable, one_line, short_duration
 from prefsweep.sweeps.records import Metrics, StageStatus, Status, SweepStatus, TrialStatus
 
 MIN_TRIAL_ROWS = 3
@@ -112,17 +114,17 @@ def _headline(status: SweepStatus) -> Text:
     counts = Counter(trial.status for trial in status.trials)
     parts = [f"{counts[kind]} {kind}" for kind in _URGENCY if counts[kind]]
     if status.elapsed_s is not None:
-        parts.append(f"{duration(status.elapsed_s)} so far")
+        parts.append(f"{short_duration(status.elapsed_s)} so far")
     if status.eta_s is not None:
-        parts.append(f"{duration(status.eta_s)} to go")
-    counted = (clean(status.sweep), "bold"), "  ", ", ".join(parts)
+        parts.append(f"{short_duration(status.eta_s)} to go")
+    counted = (one_line(status.sweep), "bold"), "  ", ", ".join(parts)
     return Text.assemble(*counted, *_driver(status), *_quarantined(status))
 
 
 def _quarantined(status: SweepStatus) -> Iterator[tuple[str, str]]:
     """The prompts that are left out because they end every worker that takes them."""
     for stage, prompt_ids in status.quarantined.items():
-        shown = ", ".join(clean(prompt_id) for prompt_id in prompt_ids)
+        shown = ", ".join(one_line(prompt_id) for prompt_id in prompt_ids)
         yield f"\n{stage}: quarantined prompts {shown}; --restart-errored tries again", "yellow"
 
 
@@ -131,7 +133,7 @@ def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
     if status.driver is None:
         return
     since = datetime.fromtimestamp(status.driver.since).astimezone()
-    who = f"pid {status.driver.pid} on {clean(status.driver.host)}"
+    who = f"pid {status.driver.pid} on {one_line(status.driver.host)}"
     if not status.driver.responding:
         go_on = f"`kill -CONT {status.driver.pid}` lets it go on"
         yield f"\nnot responding: its driver, {who}, is stopped; {go_on}", "yellow"
@@ -140,8 +142,27 @@ def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
     else:
         resume = "`prefsweep resume`"
         if status.storage is not None:
-            resume = clean(hint("resume", status.sweep, storage=status.storage))
+            resume = one_line(hint("resume", status.sweep, storage=status.storage))
         yield f"\ninterrupted: its driver, {who}, has died; {resume} goes on", "yellow"
+
+
+def render_list(sweeps: Sequence[ListedSweep]) -> Table | Text:
+    """One line per sweep, or a note that there is none."""
+    if not sweeps:
+        return Text("there are no sweeps in this store")
+    table = Table("sweep", "status", "updated", box=None, pad_edge=False)
+    for sweep in sweeps:
+        table.add_row(Text(sweep.sweep), Text(sweep.status or "unknown"), _date(sweep.updated))
+    return table
+
+
+def _date(updated: float | None) -> str:
+    if updated is None:
+        return ""
+    try:
+        return f"{datetime.fromtimestamp(updated).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    except (ValueError, OverflowError, OSError):  # damaged: a time that no calendar has
+        return ""
 
 
 def _stage_table(
@@ -157,14 +178,14 @@ def _stage_table(
         table.add_column(header, justify="right", no_wrap=True)
     for stage in stages:
         total = "" if stage.num_total is None else f"/{stage.num_total}"
-        time = "" if stage.eta_s is None else f"eta {duration(stage.eta_s)}"
+        time = "" if stage.eta_s is None else f"eta {short_duration(stage.eta_s)}"
         table.add_row(
             Text(marks[stage.status], _STYLES[stage.status]),
             _name(stage.name, options),
             f"{stage.num_done}{total}",
             "" if stage.rows is None else str(stage.rows),
             "" if stage.rows_per_s is None else f"{stage.rows_per_s:.3g}",
-            time if stage.seconds is None else duration(stage.seconds),
+            time if stage.seconds is None else short_duration(stage.seconds),
         )
     if num_hidden:
         done = Text(marks[Status.SUCCEEDED], _STYLES[Status.SUCCEEDED])
@@ -233,7 +254,7 @@ def _failures(
             where = f" Its log: {trial.failure.log_path}" if trial.failure.log_path else ""
             message = f"{trial.name}: {trial.failure.message}{advice}{where}"
             text = encodable(message, options.encoding)
-            line = Text.assemble((f"{marks[trial.status]} ", _STYLES[trial.status]), clean(text))
+            line = Text.assemble((f"{marks[trial.status]} ", _STYLES[trial.status]), one_line(text))
             yield line
     if len(failed) > MAX_FAILURES:
         yield Text(f"and {len(failed) - MAX_FAILURES} more failures", "dim")
@@ -244,7 +265,7 @@ def _table() -> Table:
 
 
 def _name(text: str, options: ConsoleOptions) -> Text:
-    return Text(clean(encodable(text, options.encoding)), no_wrap=True, overflow="ellipsis")
+    return Text(one_line(encodable(text, options.encoding)), no_wrap=True, overflow="ellipsis")
 
 
 def _step(trial: TrialStatus) -> Text:
@@ -270,31 +291,5 @@ def _time(trial: TrialStatus) -> Text:
         return Text("")
     if trial.max_steps and trial.step_seconds is not None:
         left_s = trial.step_seconds * max(trial.max_steps - trial.step, 0)
-        return Text(f"eta {duration(left_s)}")
-    return Text(duration(trial.seconds))
-
-
-def duration(seconds: float) -> str:
-    """4.2 -> 4.2s, 75 -> 1m15s, 4000 -> 1h06m."""
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
-def clean(text: str) -> str:
-    """Text on one line without control characters: none may move the cursor or hide anything."""
-    return " ".join(printable(text).split())
-
-
-def printable(line: str) -> str:
-    """The line with spaces for what cannot be printed."""
-    return "".join(char if char.isprintable() else " " for char in line)
-
-
-def encodable(text: str, encoding: str) -> str:
-    """The text as far as the terminal's alphabet goes."""
-    return text.encode(encoding, "replace").decode(encoding)
+        return Text(f"eta {short_duration(left_s)}")
+    return Text(short_duration(trial.seconds))

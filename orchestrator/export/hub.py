@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefsweep.orchestrator.text import one_line
 from prefsweep.sweeps.errors import SweepError, UsageError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _for_the_hub(folder: Path, repo: str) -> Iterator[Path]:
 
 
 def _not_pushed(repo: str, folder: Path, error: Exception) -> str:
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = one_line(str(error)) or type(error).__name__
     return f"--push-to-hub {repo}: {said}. The export is in {folder}"
 
 

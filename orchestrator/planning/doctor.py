@@ -14,8 +14,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from prefsweep.orchestrator.planning.checks import ESTIMATE, all_checks
-from prefsweep.orchestrator.planning.findings import Level, Line
+from prefsweep.orchestrator.planning.checks import ESTIMATE, Level, Line, all_checks
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.spec import SweepSpec

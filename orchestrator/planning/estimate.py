@@ -18,10 +18,18 @@ from prefsweep.orchestrator.state.sweep import Sweep, Trial, open_sweep
 from prefsweep.orchestrator.state.sweep_record import read_state
 from prefsweep.orchestrator.store.store import Manifest, Store
 from prefsweep.orchestrator.tasks.checkpoints import KEPT_CHECKPOINTS
+from prefsweep.orchestrator.text import duration, readable_bytes
 from prefsweep.sweeps.errors import UsageError
-from prefsweep.sweeps.spec import TrainingSpec
-from prefsweep.workers.locations import model_source
-from prefsweep.workers.sizes import TrialSize, model_folder, tensor_shapes, trial_size
+from prefsweep.sweeps.spec import ModelSection, TrainingSpec
+from prefsweep.workers.locations import BUILTIN, model_source
+from prefsweep.workers.sizes import (
+    TrialSize,
+    disk_bytes,
+    has_weights,
+    model_folder,
+    tensor_shapes,
+    trial_size,
+)
 
 log = logging.getLogger(__name__)
 
@@ -299,3 +307,58 @@ def free_bytes(store: Store) -> int | None:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def estimate_lines(found: Estimate) -> Iterator[str]:
+    """The estimate as `plan` and `doctor` show it."""
+    if not found.num_to_evaluate:
+        return
+    yield f"time: {_time_line(found)}"
+    if found.cost is not None:
+        price = f"{found.gpu_hours:.2f} GPU-hours at {found.gpu_hour_price:g}"
+        at_most = "at most " if found.at_most else ""
+        yield f"cost: {at_most}{found.cost:.2f} ({price}), without the stages before"
+    if found.num_to_train:
+        yield f"disk: {_disk_line(found)}"
+
+
+def model_lines(sweep: Sweep) -> Iterator[str]:
+    """Where each model that is used as it is found lies, or that it has to be downloaded."""
+    for field, section in (("policy", sweep.spec.policy), ("reward", sweep.spec.reward)):
+        if not isinstance(section, ModelSection) or section.model.startswith(BUILTIN):
+            continue
+        folder = model_folder(model_source(section))
+        if folder is None or not has_weights(folder):
+            yield f"{field} {section.model}: not on this machine; it is downloaded"
+        else:
+            yield f"{field} {section.model}: {readable_bytes(disk_bytes(folder))} on this machine"
+
+
+def _time_line(found: Estimate) -> str:
+    if found.time is None or found.trial_hours is None:
+        return (
+            "not known, because no trial of this policy, trained like this (LoRA or all weights), "
+            "has run in this store; run a grid of one first, and plan again"
+        )
+    each = f"{found.time.train_s:.3g} s to train and {found.time.evaluation_s:.3g} s to evaluate"
+    based = f"{each}, {found.time.basis}"
+    if found.gpu_hours is None:
+        return f"{duration(3600 * found.trial_hours)} of trials, one after the other ({based})"
+    at_most = "at most " if found.at_most else ""
+    basis = f", {found.share_basis}" if found.share_basis else ""
+    share = f"{found.gpus_per_trial:g} GPU a trial{basis}"
+    return f"{at_most}{found.gpu_hours:.2f} GPU-hours of trials ({share}; {based})"
+
+
+def _disk_line(found: Estimate) -> str:
+    free = "" if found.free_bytes is None else f"; {readable_bytes(found.free_bytes)} free"
+    if found.size is None or found.weights_bytes is None:
+        return f"not known, because {found.size_basis}{free}"
+    each = f"{readable_bytes(found.size.weights_bytes)} a trial, {found.size_basis}"
+    line = f"{readable_bytes(found.weights_bytes)} of weights ({each})"
+    if found.checkpoint_bytes:
+        line += f", and while a trial runs {readable_bytes(found.checkpoint_bytes)} of checkpoints"
+    return line + free

@@ -7,8 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefsweep.orchestrator.planning.changes import changes
-from prefsweep.orchestrator.planning.estimate import estimate
-from prefsweep.orchestrator.planning.estimate_lines import estimate_lines, model_lines
+from prefsweep.orchestrator.planning.estimate import estimate, estimate_lines, model_lines
 from prefsweep.orchestrator.results.status import read_status
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import is_finished

@@ -5,11 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefsweep.orchestrator.report.families import Family, beta_of
 from prefsweep.orchestrator.report.figures import untrained_band
-from prefsweep.orchestrator.report.plot import Plot, Trace, plain, plot_layout, rounded
 from prefsweep.orchestrator.report.points import error_bars, with_metrics
-from prefsweep.orchestrator.results.frontier import Comparison, interval, metric
+from prefsweep.orchestrator.report.style import (
+    Family,
+    Plot,
+    Trace,
+    beta_of,
+    plain,
+    plot_layout,
+    rounded,
+)
+from prefsweep.orchestrator.results.analysis import Comparison, interval, metric
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import TrialResult
 

@@ -13,22 +13,27 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from prefsweep.orchestrator.report.betas import losses_at_one_beta
-from prefsweep.orchestrator.report.boxes import are_thinned, box_plots
-from prefsweep.orchestrator.report.cost import cost
-from prefsweep.orchestrator.report.curves import DASHES, hidden_at_first, training_plots
-from prefsweep.orchestrator.report.data import data_plots, dropped, stage_rows
-from prefsweep.orchestrator.report.facts import competing_facts, policy_facts
-from prefsweep.orchestrator.report.failures import failures, unfinished
-from prefsweep.orchestrator.report.families import SYMBOLS, Family, families
-from prefsweep.orchestrator.report.figures import comparison_plots
-from prefsweep.orchestrator.report.headline import headline
-from prefsweep.orchestrator.report.pivots import pivot_tables
-from prefsweep.orchestrator.report.plot import Plot
-from prefsweep.orchestrator.report.provenance import provenance
-from prefsweep.orchestrator.report.samples import sample_data
-from prefsweep.orchestrator.report.trialtable import trial_table
-from prefsweep.orchestrator.results.frontier import Comparison, compare, metric
-from prefsweep.orchestrator.results.variants import Pooled, pool
+from prefsweep.orchestrator.report.figures import (
+    DASHES,
+    comparison_plots,
+    hidden_at_first,
+    training_plots,
+)
+from prefsweep.orchestrator.report.findings import headline
+from prefsweep.orchestrator.report.points import are_thinned, box_plots
+from prefsweep.orchestrator.report.policies import competing_facts, policy_facts, sample_data
+from prefsweep.orchestrator.report.sections import (
+    cost,
+    data_plots,
+    dropped,
+    failures,
+    provenance,
+    stage_rows,
+    unfinished,
+)
+from prefsweep.orchestrator.report.style import SYMBOLS, Family, Plot, families
+from prefsweep.orchestrator.report.tables import pivot_tables, trial_table
+from prefsweep.orchestrator.results.analysis import Comparison, Pooled, compare, metric, pool
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import SweepResults
 

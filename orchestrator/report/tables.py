@@ -1,14 +1,26 @@
-"""trials.csv: results in, text out; and the counts that the page and summary.md have in common."""
+"""Results in, tables out: trials.csv, the page's table of all trials, and loss x beta tables."""
 
 import csv
 import io
+import statistics
 from collections import Counter
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-from prefsweep.orchestrator.results.frontier import Comparison, compare
-from prefsweep.orchestrator.results.variants import Pooled, Variant, pool
-from prefsweep.orchestrator.text import counted, duration, one_line
+from prefsweep.orchestrator.report.style import SYMBOLS, Family, beta_of
+from prefsweep.orchestrator.results.analysis import (
+    INTERVAL_METHOD,
+    METHOD,
+    Comparison,
+    Pooled,
+    Variant,
+    compare,
+    interval,
+    metric,
+    pool,
+)
+from prefsweep.orchestrator.text import DASH, counted, duration, one_line, show
+from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 from prefsweep.workers.comparisons import Standing
 
@@ -47,7 +59,7 @@ COLUMNS = (
     *("grid_point_ci_low", "grid_point_ci_high"),
     *("p_versus_best", "indistinguishable_from_best"),
 )
-"""The last two compare the grid point with the best one, as report/variants.py says."""
+"""The last two compare the grid point with the best one, as results/analysis.py says."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -74,11 +86,11 @@ def _csv_row(result: TrialResult) -> list[str]:
         "untrained" if trial is None else _safe(result.trial_id),
         _safe(result.name),
         result.status.value,
-        *(_cell(None if trial is None else getattr(trial, column)) for column in TRIAL_COLUMNS),
-        *(_cell(result.metrics.get(column)) for column in METRIC_COLUMNS),
-        _cell(result.train_seconds),
+        *(_csv_cell(None if trial is None else getattr(trial, column)) for column in TRIAL_COLUMNS),
+        *(_csv_cell(result.metrics.get(column)) for column in METRIC_COLUMNS),
+        _csv_cell(result.train_seconds),
         _safe(error),
-        *(_cell(result.metrics.get(column)) for column in PAIRED_COLUMNS),
+        *(_csv_cell(result.metrics.get(column)) for column in PAIRED_COLUMNS),
     ]
 
 
@@ -90,17 +102,17 @@ def _grid_point(variant: Variant | None) -> list[str]:
     return [
         _safe(variant.name),
         str(variant.num_seeds),
-        *(_cell(value) for value in (variant.reward, low, high)),
+        *(_csv_cell(value) for value in (variant.reward, low, high)),
     ]
 
 
 def _against_best(standing: Standing | None) -> list[str]:
     if standing is None:
         return ["", ""]
-    return [_cell(standing.p_value), "no" if standing.distinguishable else "yes"]
+    return [_csv_cell(standing.p_value), "no" if standing.distinguishable else "yes"]
 
 
-def _cell(value: float | str | None) -> str:
+def _csv_cell(value: float | str | None) -> str:
     """Exact: the shortest text that reads back as the same float; empty for None."""
     if value is None:
         return ""
@@ -152,3 +164,215 @@ def time_spent(results: SweepResults) -> str:
     stages = sum(stage.seconds for stage in results.stages)
     training = sum(result.train_seconds or 0.0 for result in results.results)
     return f"{duration(stages)} in the stages before training, {duration(training)} in training"
+
+
+# --- the table of all trials ----------------------------------------------------------------------
+
+
+GRID_COLUMNS = {
+    "beta": "beta",
+    "alpha": "alpha",
+    "learning_rate": "Learning rate",
+    "seed": "Seed",
+}
+"""Field of a trial -> heading; drawn where trials differ in it."""
+METRICS = {
+    "reward_mean": (
+        "Reward",
+        f"mean score of the sampled completions [95% interval: {INTERVAL_METHOD}]",
+    ),
+    "reward_gain": (
+        "Gain",
+        "reward minus the untrained policy's, paired by prompt [95% interval]",
+    ),
+    "win_rate": (
+        "Win rate",
+        "share of held-out prompts whose reward beats the untrained policy's; a tie is half",
+    ),
+    "kl": (
+        "KL",
+        "mean over completions of the sum over positions of the full-vocabulary "
+        "KL(policy || untrained), nats",
+    ),
+    "entropy": ("Entropy", "of the pooled unigram tokens of all completions (Shannon), nats"),
+    "entropy_full": (
+        "Entropy, full",
+        "the same of prompt + completion with the reward model's tokenizer, nats",
+    ),
+    "predictive_entropy": (
+        "Predictive entropy",
+        "mean over generated positions of the policy's full-vocabulary entropy, nats",
+    ),
+    "distinct_1": ("Distinct\u20111", "unique unigrams / unigrams over all completions"),
+    "distinct_2": ("Distinct\u20112", "unique bigrams / bigrams over all completions"),
+    "ref_perplexity": (
+        "Ref. perplexity",
+        "exp of the mean per-token negative log-likelihood under the untrained policy",
+    ),
+    "completion_tokens": ("Tokens", "mean length of the completions"),
+    "margin_test": (
+        "Margin, test",
+        "mean on the test pairs of beta x (chosen - rejected log-ratio)",
+    ),
+    "accuracy_test": ("Accuracy, test", "how often that margin is above 0"),
+    "gpu_memory_gib": ("GPU memory", "peak of the training, GiB"),
+}
+"""Metric -> heading and definition, in the order of the table."""
+
+
+def trial_table(comparison: Comparison, groups: Sequence[Family], pooled: Pooled) -> dict[str, Any]:
+    """Headings and rows; columns that are empty for all are left out."""
+    results = [*([comparison.untrained] if comparison.untrained else []), *comparison.trials]
+    columns = {
+        name: heading
+        for name, heading in METRICS.items()
+        if any(metric(result, name) is not None for result in results)
+    }
+    grid = {
+        name: heading
+        for name, heading in GRID_COLUMNS.items()
+        if len({getattr(result.trial, name) for result in comparison.trials}) > 1
+    }
+    family_of = {member.trial_id: family for family in groups for member in family.members}
+    variants = pooled.by_trial
+    return {
+        "grid": grid,
+        "columns": columns,
+        "rows": [
+            _identity(result, family_of.get(result.trial_id))
+            | {
+                "marks": _marks(variants.get(result.trial_id), pooled),
+                "grid": [_grid_cell(result, name) for name in grid],
+                "cells": [_metric_cell(result, name) for name in columns],
+                "seconds": result.train_seconds,
+                "duration": duration(result.train_seconds),
+            }
+            for result in results
+        ],
+    }
+
+
+def _marks(variant: Variant | None, pooled: Pooled) -> list[dict[str, str]]:
+    """[{"text", "about"}] of what stands out; of all seeds of a grid point alike."""
+    if variant is None or variant.reward is None:
+        return []
+    marks: list[dict[str, str]] = []
+    if variant is pooled.best:
+        marks.append({"text": "best", "about": "the highest reward, over all seeds"})
+    elif variant.indistinguishable and variant.standing is not None:
+        about = f"not distinguishable from the best, p = {variant.standing.p_value:.2g}; {METHOD}"
+        marks.append({"text": "\u2248 best", "about": about})
+    if any(variant is each for each in pooled.pareto):
+        marks.append({"text": "Pareto", "about": "no other has more reward at less KL"})
+    return marks
+
+
+def _identity(result: TrialResult, family: Family | None) -> dict[str, Any]:
+    return {
+        "id": result.trial_id,
+        "name": result.name,
+        "status": result.status.value,
+        "colour": None if family is None else family.colour,
+        "path": None if family is None else SYMBOLS[family.symbol],
+    }
+
+
+def _grid_cell(result: TrialResult, name: str) -> dict[str, Any]:
+    value = None if result.trial is None else getattr(result.trial, name)
+    return {"value": value, "text": "" if value is None else number(value), "bounds": None}
+
+
+def _metric_cell(result: TrialResult, name: str) -> dict[str, Any]:
+    return {"value": metric(result, name), "text": show(metric(result, name))} | {
+        "bounds": _bounds(result, name)
+    }
+
+
+def _bounds(result: TrialResult, name: str) -> str | None:
+    """The 95% interval of a metric that has one, such as `reward_ci_low` of `reward_mean`."""
+    stem = name.removesuffix("_mean")
+    low, high = metric(result, f"{stem}_ci_low"), metric(result, f"{stem}_ci_high")
+    return None if low is None or high is None else f"[{show(low)}, {show(high)}]"
+
+
+# --- loss x beta ----------------------------------------------------------------------------------
+
+
+TITLES = {"reward_mean": "Reward by loss and beta", "entropy": "Entropy by loss and beta"}
+"""Metric -> title of its table."""
+Bounds = Mapping[str, tuple[float, float] | None]
+"""trial_id -> the interval of its grid point's mean reward, of all its seeds."""
+
+
+def pivot_tables(
+    comparison: Comparison, families: Sequence[Family], pooled: Pooled
+) -> list[dict[str, Any]]:
+    """A table of each metric that a succeeded trial has: one row a loss, one column a beta."""
+    betas = sorted({beta_of(result) for result in comparison.trials})
+    bounds = {trial_id: v.reward_interval for trial_id, v in pooled.by_trial.items()}
+    if comparison.untrained is not None:
+        bounds[comparison.untrained.trial_id] = interval(comparison.untrained)
+    return [
+        {
+            "title": title,
+            "caption": _pivot_caption(name, comparison),
+            "betas": [number(beta) for beta in betas],
+            "untrained": _pivot_cell(
+                name, [comparison.untrained] if comparison.untrained else [], bounds
+            ),
+            "rows": [_pivot_row(name, family, betas, bounds) for family in families],
+        }
+        for name, title in TITLES.items()
+        if any(metric(result, name) is not None for result in comparison.finished)
+    ]
+
+
+def _pivot_caption(name: str, comparison: Comparison) -> str:
+    """What the cells hold."""
+    seeds = {result.trial.seed for result in comparison.trials if result.trial is not None}
+    over_seeds = " Means over the seeds." if len(seeds) > 1 else ""
+    if name == "reward_mean":
+        return f"Mean reward [95% interval].{over_seeds}"
+    has_full = any(metric(result, "entropy_full") is not None for result in comparison.finished)
+    full = " / of prompt + completion, by the reward model's tokenizer" if has_full else ""
+    return f"Of the completions, by the policy's tokenizer{full}, nats.{over_seeds}"
+
+
+def _pivot_row(name: str, family: Family, betas: Sequence[float], bounds: Bounds) -> dict[str, Any]:
+    return {
+        "label": family.label,
+        "colour": family.colour,
+        "path": SYMBOLS[family.symbol],
+        "cells": [
+            _pivot_cell(
+                name, [member for member in family.members if beta_of(member) == beta], bounds
+            )
+            for beta in betas
+        ],
+    }
+
+
+def _pivot_cell(name: str, results: Sequence[TrialResult], bounds: Bounds) -> dict[str, str | None]:
+    """The mean over the trials of a grid point, which differ in their seeds, and what follows it.
+
+    A grid point without a result says why: it failed, or is still to come.
+    """
+    value = _mean(name, results)
+    if value is None:
+        unfinished = [r.status.value for r in results if r.status is not Status.SUCCEEDED]
+        return {"text": unfinished[0] if unfinished else DASH, "small": None}
+    return {"text": show(value), "small": _pivot_detail(name, results, bounds)}
+
+
+def _pivot_detail(name: str, results: Sequence[TrialResult], bounds: Bounds) -> str | None:
+    if name == "entropy":
+        full = _mean("entropy_full", results)
+        return None if full is None else f"/ {show(full)}"
+    ends = bounds.get(results[0].trial_id)
+    return f"[{show(ends[0])}, {show(ends[1])}]" if ends else None
+
+
+def _mean(name: str, results: Sequence[TrialResult]) -> float | None:
+    values = [metric(r, name) for r in results if r.status is Status.SUCCEEDED]
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there else None

@@ -8,11 +8,10 @@ bytes: no clock, no chance. Does not read the store, train, evaluate or know Ray
 from dataclasses import replace
 from pathlib import Path
 
+from prefsweep.orchestrator.report.findings import summary_markdown
 from prefsweep.orchestrator.report.page import page_html
-from prefsweep.orchestrator.report.summary import summary_markdown
 from prefsweep.orchestrator.report.tables import trials_csv
-from prefsweep.orchestrator.results.frontier import compare
-from prefsweep.orchestrator.results.variants import pool
+from prefsweep.orchestrator.results.analysis import compare, pool
 from prefsweep.sweeps.records import EvaluationSample, SweepResults
 from prefsweep.workers import tables
 

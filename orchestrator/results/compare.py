@@ -8,14 +8,21 @@ compared the notes say why, and no difference is given. Reads stores, writes not
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from scipy import stats
 
-from prefsweep.orchestrator.results.frontier import compare as sort_out
-from prefsweep.orchestrator.results.frontier import interval, metric
+from prefsweep.orchestrator.results.analysis import (
+    Pooled,
+    Variant,
+    interval,
+    metric,
+    pool,
+    reward_table,
+)
+from prefsweep.orchestrator.results.analysis import compare as sort_out
 from prefsweep.orchestrator.results.results import read_results
-from prefsweep.orchestrator.results.variants import Pooled, Variant, pool
 from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import Metrics, TrialResult
@@ -161,7 +168,7 @@ def _same(one: Sweep, other: Sweep, stage: str) -> bool:
 
 def _spec_differences(one: Sweep, other: Sweep) -> Iterator[tuple[str, tuple[object, object]]]:
     ours, theirs = (
-        dict(_flat(sweep.spec.model_dump(mode="json", exclude=set(_NOT_RESULTS))))
+        dict(leaves(sweep.spec.model_dump(mode="json", exclude=set(_NOT_RESULTS))))
         for sweep in (one, other)
     )
     for key in dict.fromkeys((*ours, *theirs)):
@@ -169,12 +176,13 @@ def _spec_differences(one: Sweep, other: Sweep) -> Iterator[tuple[str, tuple[obj
             yield key, (ours.get(key), theirs.get(key))
 
 
-def _flat(section: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted name, value) of everything that is no mapping; lists are values."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in cast("Mapping[str, object]", value).items():
+            yield from leaves(inner, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, value
 
 
 # --- matches -------------------------------------------------------------------------------------
@@ -236,13 +244,9 @@ def _difference(
     prompts = [p for p in every[0] if all(p in rewards for rewards in every)]
     if not paired or not prompts:
         return None, None, 0
-    sides = [_table(side, prompts) for side in (ours, theirs)]
+    sides = [reward_table(side, prompts) for side in (ours, theirs)]
     gains = sides[1].mean(0) - sides[0].mean(0)
     return float(gains.mean()), _with_seeds(gains, sides), len(prompts)
-
-
-def _table(policies: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> Floats:
-    return np.array([[rewards[prompt] for prompt in prompts] for rewards in policies])
 
 
 def _with_seeds(gains: Floats, sides: Sequence[Floats]) -> Interval | None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prefsweep.orchestrator.state.lease import read_holder
@@ -15,15 +15,18 @@ from prefsweep.orchestrator.state.sweep import (
     Trial,
     num_shards,
 )
+from prefsweep.orchestrator.state.sweep_record import read_state
 from prefsweep.orchestrator.state.trial_record import (
     trial_status,
 )
-from prefsweep.orchestrator.store.store import Manifest
+from prefsweep.orchestrator.store.store import Manifest, Store
+from prefsweep.orchestrator.text import one_line
 from prefsweep.sweeps.records import (
     DriverStatus,
     StageStatus,
     Status,
     SweepStatus,
+    TrialResult,
     TrialStatus,
 )
 
@@ -199,3 +202,49 @@ def eta(trials: list[TrialStatus]) -> float | None:
     left = sum(1 - min(1.0, t.step / t.max_steps) if t.max_steps else 1.0 for t in running)
     left += sum(t.status == Status.PENDING for t in trials)
     return each * left / len(running)
+
+
+# --- all sweeps of a store -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ListedSweep:
+    """A sweep as its last driver left it."""
+
+    sweep: str
+    status: str
+    """Empty if no driver has recorded one."""
+    updated: float | None
+    """Seconds since 1970."""
+    running: bool
+
+
+def list_sweeps(storage: str) -> list[ListedSweep]:
+    """All sweeps of a store, by name. Reads two small files per sweep."""
+    store = Store(storage)
+    return [_listed(store, name) for name in store.sweeps()]
+
+
+def _listed(store: Store, name: str) -> ListedSweep:
+    state, holder = read_state(store, name), read_holder(store, name)
+    is_running = holder is not None and holder.seems_alive
+    status = state.status
+    if status == Status.RUNNING and not is_running:  # its driver has died
+        status = Status.INTERRUPTED
+    return ListedSweep(name, str(status), state.updated or None, is_running)
+
+
+# --- one line about a trial ----------------------------------------------------------------------
+
+SHOWN_METRICS = ("reward_mean", "kl", "entropy", "win_rate")
+"""Metrics in the log line of a trial that has succeeded."""
+
+
+def describe(trial: TrialStatus | TrialResult) -> str:
+    """sigmoid-beta0.1 succeeded: reward_mean 1.234 kl 0.567; or its failure message."""
+    name = f"{one_line(trial.name)} {trial.status}"
+    if trial.failure is not None:
+        return f"{name}: {one_line(trial.failure.message)}"
+    values = {key: trial.metrics.get(key) for key in SHOWN_METRICS}
+    numbers = " ".join(f"{key} {value:.3f}" for key, value in values.items() if value is not None)
+    return f"{name}: {numbers}" if trial.status == Status.SUCCEEDED and numbers else name

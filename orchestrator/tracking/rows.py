@@ -54,23 +54,22 @@ def sample_table(samples: Sequence[EvaluationSample]) -> Table:
     return [["prompt", "completion", "reward", "kl"], *rows]
 
 
-_GRID_COLUMNS = ("loss_type", "f_divergence_type", "alpha", "beta", "learning_rate", "seed")
-
-
 def result_table(results: Sequence[TrialResult]) -> Table:
     """One row for every result, the untrained policy included; all metrics that any of them has."""
+    from prefsweep.orchestrator.report.tables import TRIAL_COLUMNS
+
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
     rows = [
         [
             *(result.trial_id, result.name, str(result.status)),
-            *(getattr(result.trial, column, None) for column in _GRID_COLUMNS),
+            *(getattr(result.trial, column, None) for column in TRIAL_COLUMNS),
             *(result.metrics.get(name) for name in metrics),
             *(result.train_seconds, result.failure.message if result.failure else None),
         ]
         for result in results
     ]
     ends = ["train_seconds", "error"]
-    return [["trial_id", "name", "status", *_GRID_COLUMNS, *metrics, *ends], *rows]
+    return [["trial_id", "name", "status", *TRIAL_COLUMNS, *metrics, *ends], *rows]
 
 
 _SECRET_KEY = re.compile(r"(^|[_.-])(token|api_?key|password|secret|secret_key|access_key)$", re.I)
@@ -91,8 +90,7 @@ def without_secrets(value: object) -> Any:
 
 def grid_point_table(results: SweepResults) -> Table:
     """One row for every grid point, its seeds pooled, with how it stands to the best."""
-    from prefsweep.orchestrator.results.frontier import compare
-    from prefsweep.orchestrator.results.variants import pool
+    from prefsweep.orchestrator.results.analysis import compare, pool
 
     rows = [
         [
@@ -114,12 +112,10 @@ def figures(results: SweepResults) -> Iterator[tuple[str, "Figure"]]:
     """The report's plots, by the names W&B shows them under."""
     import plotly.graph_objects as go
 
-    from prefsweep.orchestrator.report.boxes import box_plots
-    from prefsweep.orchestrator.report.curves import training_plots
-    from prefsweep.orchestrator.report.families import families
-    from prefsweep.orchestrator.report.figures import comparison_plots
-    from prefsweep.orchestrator.results.frontier import compare
-    from prefsweep.orchestrator.results.variants import pool
+    from prefsweep.orchestrator.report.figures import comparison_plots, training_plots
+    from prefsweep.orchestrator.report.points import box_plots
+    from prefsweep.orchestrator.report.style import families
+    from prefsweep.orchestrator.results.analysis import compare, pool
 
     comparison = compare(results)
     groups, pooled = families(comparison.trials), pool(comparison)

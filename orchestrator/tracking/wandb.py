@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from prefsweep.orchestrator.text import one_line
 from prefsweep.orchestrator.tracking.rows import (
     STEP,
     Table,
@@ -199,7 +200,7 @@ class _Writer:
         except (Exception, SystemExit) as error:
             self._mode = "disabled"
             message = "W&B failed (%s) and is off from here on; metrics.jsonl has every metric"
-            logger.warning(message, _one_line(error))
+            logger.warning(message, _reason(error))
 
     def start_trial(self, trial_id: str, name: str, config: dict[str, object]) -> None:
         if trial_id in self._runs:
@@ -246,7 +247,7 @@ class _Writer:
 
             wandb.teardown(exit_code=_EXIT_CODES[Status.INTERRUPTED] if self._runs else 0)
         except (Exception, SystemExit) as error:
-            logger.debug("W&B did not close: %s", _one_line(error))
+            logger.debug("W&B did not close: %s", _reason(error))
 
     def _open(
         self, identity: str, name: str, job_type: str, config: dict[str, object]
@@ -284,7 +285,7 @@ class _Writer:
             except Exception as error:
                 if self._mode != "online":
                     raise
-                self._go_offline(_one_line(error))
+                self._go_offline(_reason(error))
                 if self._runs:
                     logger.warning("%s is not mirrored; its metrics are in metrics.jsonl", name)
                     return None
@@ -302,7 +303,7 @@ class _Writer:
             run.log({key: data})
         except Exception as error:
             if not self._lost_table:
-                logger.warning("W&B refused a table of %s (%s)", key, _one_line(error))
+                logger.warning("W&B refused a table of %s (%s)", key, _reason(error))
             self._lost_table = True
 
     def _log_figures(self, run: "wandb.Run", results: SweepResults) -> None:
@@ -314,7 +315,7 @@ class _Writer:
             if plots:
                 run.log(plots)
         except Exception as error:
-            logger.warning("W&B has no plots of the sweep (%s)", _one_line(error))
+            logger.warning("W&B has no plots of the sweep (%s)", _reason(error))
 
     def _log_artifact(self, run: "wandb.Run", name: str, kind: str, folder: Folder) -> None:
         """A folder as a W&B artifact; where it fails, the run goes on without it."""
@@ -325,14 +326,14 @@ class _Writer:
             artifact.add_dir(str(folder()))
             run.log_artifact(artifact)
         except Exception as error:
-            logger.warning("W&B has no artifact %s (%s)", name, _one_line(error))
+            logger.warning("W&B has no artifact %s (%s)", name, _reason(error))
 
     def _close_run(self, run: "wandb.Run", exit_code: int) -> None:
         try:
             run.finish(exit_code=exit_code)
         except TimeoutError as error:
             if self._mode == "online":
-                self._go_offline(_one_line(error))
+                self._go_offline(_reason(error))
 
     def _go_offline(self, why: str) -> None:
         self._mode = "offline"
@@ -386,7 +387,7 @@ def _known_step(run: "wandb.Run") -> float:
     return float(step) if isinstance(step, int | float) else -math.inf
 
 
-def _one_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """An error as a short line, for a warning."""
-    text = " ".join(str(error).split())
+    text = one_line(str(error))
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prefsweep.orchestrator.results.results import read_result, read_results
-from prefsweep.orchestrator.results.status import StatusReader
+from prefsweep.orchestrator.results.status import StatusReader, describe
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
 from prefsweep.orchestrator.state.trial_record import parse_metrics
 from prefsweep.orchestrator.store.scratch import private_folder
 from prefsweep.orchestrator.tracking.rows import trial_config
 from prefsweep.orchestrator.tracking.wandb import WandbMirror
 from prefsweep.sweeps.errors import SweepError
-from prefsweep.sweeps.records import Status, TrialResult
+from prefsweep.sweeps.records import Status
 
 log = logging.getLogger(__name__)
 
@@ -101,13 +101,3 @@ class TrialWatch:
         if kind not in self._sweep.spec.tracking.wandb.log_artifacts:
             return None
         return lambda: self._sweep.store.fetch(path)
-
-
-def describe(result: TrialResult) -> str:
-    """One line on how a trial ended."""
-    if result.failure is not None:
-        return f"{result.name} {result.status}: {result.failure.message.splitlines()[0]}"
-    shown = ("reward_mean", "kl", "entropy", "win_rate")
-    values = {name: result.metrics.get(name) for name in shown}
-    numbers = " ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
-    return f"{result.name} {result.status}: {numbers}"

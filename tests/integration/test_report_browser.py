@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from prefsweep.orchestrator.report.page import page_html
-from prefsweep.orchestrator.results.frontier import compare
+from prefsweep.orchestrator.results.analysis import compare
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
 from prefsweep.sweeps.records import Status, SweepResults
 from tests.integration.browser import DEADLINE_MS, NAMES, Shown, chromium, opened, started

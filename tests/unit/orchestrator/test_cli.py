@@ -10,8 +10,8 @@ import pytest
 from prefsweep.orchestrator import pipeline
 from prefsweep.orchestrator.commands import cli
 from prefsweep.orchestrator.driver.run import AFTER_DATA, DATA_STAGES
+from prefsweep.orchestrator.planning.checks import Level, Line
 from prefsweep.orchestrator.planning.doctor import Examination
-from prefsweep.orchestrator.planning.findings import Level, Line
 from prefsweep.orchestrator.state.lease import Lease
 from prefsweep.orchestrator.state.sweep import spec_document
 from prefsweep.orchestrator.state.sweep_record import record_state

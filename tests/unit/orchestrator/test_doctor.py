@@ -14,10 +14,17 @@ import pytest
 from prefsweep.orchestrator.commands import cli
 from prefsweep.orchestrator.execution.nodes import Node, own_versions
 from prefsweep.orchestrator.execution.placement import FIELDS, NodeSize, Placement, resources_of
-from prefsweep.orchestrator.planning import places
+from prefsweep.orchestrator.planning import checks
+from prefsweep.orchestrator.planning.checks import (
+    Check,
+    Level,
+    Line,
+    cluster_lines,
+    room,
+    storage_here,
+    storage_lines,
+)
 from prefsweep.orchestrator.planning.doctor import document, examine
-from prefsweep.orchestrator.planning.findings import Check, Level, Line
-from prefsweep.orchestrator.planning.places import cluster_lines, room, storage_here, storage_lines
 from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.load import load_spec
@@ -155,8 +162,8 @@ def test_a_missing_extra_is_named(
 
 
 def test_a_package_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "_version", lambda name: "1.15.0" if name == "trl" else "99.0")
-    found = {line.found: line.remedy for line in places.packages() if line.level == Level.ERROR}
+    monkeypatch.setattr(checks, "_version", lambda name: "1.15.0" if name == "trl" else "99.0")
+    found = {line.found: line.remedy for line in checks.packages() if line.level == Level.ERROR}
     assert found["trl 1.15.0"] == "pip install 'trl==1.16.*'"
 
 

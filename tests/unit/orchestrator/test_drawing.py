@@ -59,4 +59,4 @@ def test_other_code_that_draws_draws_anew(
 
 def test_the_code_that_draws_is_where_it_is_looked_for() -> None:
     files = {file.name for place in publish.CODE for file in (place, *place.rglob("*"))}
-    assert {"page.py", "frontier.py", "text.py", "page.js"} <= files
+    assert {"page.py", "analysis.py", "text.py", "page.js"} <= files

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prefsweep.orchestrator.planning.estimate import Estimate, estimate
-from prefsweep.orchestrator.planning.estimate_lines import estimate_lines, model_lines
+from prefsweep.orchestrator.planning.estimate import Estimate, estimate, estimate_lines, model_lines
 from prefsweep.orchestrator.state.sweep import Sweep, Trial, spec_document
 from prefsweep.orchestrator.store.store import new_manifest
 from prefsweep.orchestrator.tasks.probe import ProbeTrial

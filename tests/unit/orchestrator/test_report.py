@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from prefsweep.orchestrator.report.figures import MAX_LABELS
+from prefsweep.orchestrator.report.findings import summary_markdown
 from prefsweep.orchestrator.report.page import embedded_json, page_html
-from prefsweep.orchestrator.report.samples import MAX_PROMPTS, sample_data
-from prefsweep.orchestrator.report.summary import summary_markdown
+from prefsweep.orchestrator.report.policies import MAX_PROMPTS, sample_data
 from prefsweep.orchestrator.report.tables import METRIC_COLUMNS, trials_csv
 from prefsweep.orchestrator.report.write import write_report
-from prefsweep.orchestrator.results.frontier import Point, best, best_within, compare, pareto
-from prefsweep.orchestrator.results.variants import pool
+from prefsweep.orchestrator.results.analysis import Point, best, best_within, compare, pareto, pool
 from prefsweep.orchestrator.text import duration, show
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
 from prefsweep.sweeps.records import Failure, Metrics, Status, SweepResults, TrialResult
@@ -52,24 +51,23 @@ def test_pareto_at_equal_kl_keeps_the_higher_reward() -> None:
 
 
 def test_trial_below_the_untrained_policy_is_not_in_the_pareto_set() -> None:
-    comparison = compare(tiny({"reward_mean": 0.5, "kl": 0.0}, [(0.4, 1.0), (0.9, 2.0)]))
-    assert [result.name for result in comparison.pareto] == ["sigmoid-beta0.2"]
+    pooled = pool(compare(tiny({"reward_mean": 0.5, "kl": 0.0}, [(0.4, 1.0), (0.9, 2.0)])))
+    assert [variant.name for variant in pooled.pareto] == ["sigmoid-beta0.2"]
 
 
 def test_budget_is_the_median_kl_of_succeeded_trials() -> None:
-    comparison = compare(tiny({"reward_mean": 0.0}, [(1.0, 1.0), (3.0, 8.0), (2.0, 3.0)]))
-    assert comparison.budget == 3.0
-    assert comparison.best is not None and comparison.best.metrics["reward_mean"] == 3.0
-    assert comparison.best_within is not None
-    assert comparison.best_within.metrics["reward_mean"] == 2.0
+    pooled = pool(compare(tiny({"reward_mean": 0.0}, [(1.0, 1.0), (3.0, 8.0), (2.0, 3.0)])))
+    assert pooled.budget == 3.0
+    assert pooled.best is not None and pooled.best.reward == 3.0
+    assert pooled.best_within is not None and pooled.best_within.reward == 2.0
 
 
 def test_nan_and_failed_trials_do_not_compete() -> None:
     results = tiny({"reward_mean": 0.0}, [(1.0, 1.0), (float("nan"), 2.0), (9.0, 3.0)])
     broken = replace(results.results[3], status=Status.FAILED)
-    comparison = compare(replace(results, results=[*results.results[:3], broken]))
-    assert comparison.best is comparison.trials[0]
-    assert comparison.budget is None
+    pooled = pool(compare(replace(results, results=[*results.results[:3], broken])))
+    assert pooled.best is pooled.variants[0]
+    assert pooled.budget is None
 
 
 # --- trials.csv, summary.md ----------------------------------------------------------------------
@@ -148,7 +146,7 @@ def test_summary_names_the_best_the_budget_and_the_counts() -> None:
         "`sigmoid-beta0.1`, `sigmoid-beta0.3`, `sigmoid-beta0.2`",
         "- Untrained policy: reward 0.500",
         "- Trials: 3 succeeded, 0 failed, 0 not run (of 3)",
-        "- Evaluation: nothing evaluated yet; 95% intervals: studentized bootstrap over prompts",
+        "- Evaluation: nothing evaluated yet",
         "- Time: 0.0 s in the stages before training, 7.5 s in training",
     ]
 
@@ -157,7 +155,8 @@ def test_summary_says_where_the_best_is_not_told_apart() -> None:
     summary = summary_markdown(sweep_results(num_prompts=2))
     assert "These prompts do not show that training helped" in summary
     assert (
-        "- Not distinguishable from it: `hinge-beta0.05`, " in summary and "(10 of 10)" in summary
+        "- 10 of 10 other grid points are not significantly different from the best: "
+        "`hinge-beta0.05`, `hinge-beta0.2`" in summary
     )
     assert "60 held-out prompts x 2 samples; 95% intervals: studentized bootstrap" in summary
     assert "familywise error rate 5%" in summary
@@ -334,7 +333,7 @@ def test_hundred_trials_keep_the_page_small() -> None:
 
 
 def test_prompts_beyond_the_character_limit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefsweep.orchestrator.report.samples.MAX_CHARACTERS", 1)
+    monkeypatch.setattr("prefsweep.orchestrator.report.policies.MAX_CHARACTERS", 1)
     data = sample_data(compare(sweep_results()), pool(compare(sweep_results())))
     assert (len(data["prompts"]), data["num_prompts"]) == (1, len(PROMPTS))
 

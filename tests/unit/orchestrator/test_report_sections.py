@@ -5,25 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prefsweep.orchestrator.report.boxes import MAX_BOXES, are_thinned, box_plots
-from prefsweep.orchestrator.report.cost import cost, gpu_hours
-from prefsweep.orchestrator.report.curves import (
+from prefsweep.orchestrator.report.figures import (
     MAX_CURVE_POINTS,
     MAX_PLOT_POINTS,
     MIN_CURVE_POINTS,
+    comparison_plots,
     training_plots,
 )
-from prefsweep.orchestrator.report.data import data_plots, dropped
-from prefsweep.orchestrator.report.families import families
-from prefsweep.orchestrator.report.figures import comparison_plots
-from prefsweep.orchestrator.report.headline import headline
-from prefsweep.orchestrator.report.labels import PLACES, Labelled, place_labels
+from prefsweep.orchestrator.report.findings import headline
 from prefsweep.orchestrator.report.page import page_html
-from prefsweep.orchestrator.report.provenance import provenance
-from prefsweep.orchestrator.report.trialtable import trial_table
-from prefsweep.orchestrator.results.frontier import compare
-from prefsweep.orchestrator.results.histograms import NUM_BINS, histogram
-from prefsweep.orchestrator.results.variants import pool
+from prefsweep.orchestrator.report.points import MAX_BOXES, are_thinned, box_plots
+from prefsweep.orchestrator.report.sections import cost, data_plots, dropped, gpu_hours, provenance
+from prefsweep.orchestrator.report.style import PLACES, Labelled, families, place_labels
+from prefsweep.orchestrator.report.tables import trial_table
+from prefsweep.orchestrator.results.analysis import compare, pool
+from prefsweep.orchestrator.results.results import NUM_BINS, histogram
 from prefsweep.orchestrator.text import show
 from prefsweep.sweeps.grid import GridBlock, expand
 from prefsweep.sweeps.load import load_spec
@@ -187,7 +183,7 @@ def test_headline_quotes_grid_points_not_their_luckiest_seeds() -> None:
     assert best["value"] == show(pooled.best.reward)
     assert best["ids"].split() == [result.trial_id for result in pooled.best.finished]
     assert best["details"][0].endswith(", 3 seeds")
-    assert "n = 30 prompts. Told apart by max-t" in shown["method"]
+    assert "n = 30 prompts; significance: max-t" in shown["method"]
 
 
 def test_slider_chooses_among_grid_points_and_the_untrained_policy() -> None:

@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prefsweep.orchestrator.report.summary import summary_markdown
+from prefsweep.orchestrator.report.findings import summary_markdown
 from prefsweep.orchestrator.report.tables import trials_csv
-from prefsweep.orchestrator.results.frontier import compare
-from prefsweep.orchestrator.results.variants import Pooled, pool
+from prefsweep.orchestrator.results.analysis import Pooled, compare, pool
 from prefsweep.sweeps.grid import GridBlock, expand, trial_names
 from prefsweep.sweeps.records import (
     EvaluationSample,
@@ -96,7 +95,7 @@ def test_a_sweep_that_gains_nothing_says_so() -> None:
     assert pooled(results).untrained is not None
     summary = summary_markdown(results)
     assert "These prompts do not show that training helped" in summary
-    assert "(3 of 3)" in summary
+    assert "3 of 3 other grid points are not significantly different" in summary
 
 
 def test_failed_and_unfinished_seeds_are_counted_but_not_pooled() -> None:

@@ -1,29 +1,14 @@
-"""Trials pooled over their seeds, and how surely each grid point is worse than the best one.
+"""The results of a sweep compared: seeds pooled, the best grid point, the Pareto set."""
 
-A variant is a grid point: the trials that differ in their seed alone. Its reward is the mean over
-prompts and seeds. With one seed its numbers are the trial's own; with several the interval counts
-prompts and seeds as samples (workers/statistics.py). Which variants are not distinguishable from
-the best is decided for all at once (workers/comparisons.py), with the untrained policy among them.
-"""
-
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prefsweep.orchestrator.results.frontier import (
-    Comparison,
-    Point,
-    best,
-    best_within,
-    interval,
-    metric,
-    pareto,
-    untrained_point,
-)
 from prefsweep.sweeps.grid import TrialSpec, trial_names
-from prefsweep.sweeps.records import Status, TrialResult
+from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 from prefsweep.workers.comparisons import METHOD, Standing, standings
 from prefsweep.workers.statistics import (
     INTERVAL_METHOD,
@@ -33,6 +18,84 @@ from prefsweep.workers.statistics import (
     prompt_rewards,
     seed_variance,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy as the comparison sees it: reward up, KL (nats) down."""
+
+    trial_id: str
+    reward: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The policies of a sweep."""
+
+    untrained: TrialResult | None
+    trials: list[TrialResult]
+    """All trials in grid order, without the untrained policy."""
+    finished: list[TrialResult]
+    """Trials that succeeded."""
+
+
+def compare(results: SweepResults) -> Comparison:
+    """Sort a sweep's results into what the report is about."""
+    trials = [result for result in results.results if result.trial is not None]
+    untrained = next((result for result in results.results if result.trial is None), None)
+    finished = [result for result in trials if result.status is Status.SUCCEEDED]
+    return Comparison(untrained=untrained, trials=trials, finished=finished)
+
+
+def best(points: Sequence[Point]) -> Point | None:
+    """The highest reward; of equal ones that with the lower KL, then the first."""
+    return max(points, key=lambda point: (point.reward, -point.kl), default=None)
+
+
+def best_within(points: Sequence[Point], budget: float) -> Point | None:
+    """The highest reward among points with a KL of at most `budget` nats."""
+    return best([point for point in points if point.kl <= budget])
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """Points that no other dominates, by KL ascending.
+
+    One dominates another if its reward is no lower and its KL no higher, and one of the two is
+    better; equal points do not dominate each other.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.kl, -point.reward)):
+        last = front[-1] if front else None
+        if last is None or point.reward > last.reward or _same_place(point, last):
+            front.append(point)
+    return front
+
+
+def metric(result: TrialResult | None, name: str) -> float | None:
+    """A finite metric of a result, or None."""
+    value = None if result is None else result.metrics.get(name)
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def interval(result: TrialResult | None, name: str = "reward") -> tuple[float, float] | None:
+    """The 95% interval of the mean reward (or of another metric that has one), or None."""
+    low, high = metric(result, f"{name}_ci_low"), metric(result, f"{name}_ci_high")
+    return None if low is None or high is None else (low, high)
+
+
+def untrained_point(untrained: TrialResult | None) -> list[Point]:
+    """The untrained policy at KL 0, where it has a reward."""
+    reward = metric(untrained, "reward_mean")
+    return [] if reward is None else [Point("", reward, 0.0)]
+
+
+def _same_place(one: Point, other: Point) -> bool:
+    return (one.reward, one.kl) == (other.reward, other.kl)
+
+
+# --- seeds pooled ---------------------------------------------------------------------------------
+
 
 __all__ = ["INTERVAL_METHOD", "METHOD", "Pooled", "Variant", "pool"]
 
@@ -160,11 +223,11 @@ def _by_prompt(
     prompts = [p for p in every[0] if all(p in rewards for rewards in every)] if every else []
     if not prompts:
         return {}, None, 0
-    tables = {name: _table(seeds, prompts) for name, seeds in found.items() if seeds}
-    return tables, _table([start], prompts) if start else None, len(prompts)
+    tables = {name: reward_table(seeds, prompts) for name, seeds in found.items() if seeds}
+    return tables, reward_table([start], prompts) if start else None, len(prompts)
 
 
-def _table(policies: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> Floats:
+def reward_table(policies: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> Floats:
     return np.array([[rewards[prompt] for prompt in prompts] for rewards in policies])
 
 

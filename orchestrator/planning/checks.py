@@ -207,9 +207,6 @@ def tracking(spec: WandbSpec) -> Line:
     return Line("W&B", Level.OK, f"online, {url} answers")
 
 
-# --- machine, cluster, storage --------------------------------------------------------------------
-
-
 CLUSTER_TIMEOUT_S = 55.0
 """Longest wait for a cluster and its nodes; shorter than the examination's."""
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
@@ -26,6 +27,11 @@ PAIRS = "pairs"
 """Column that holds a prompt's pairs where batches are counted in prompts."""
 MICRO_BATCHES = "micro_batches"
 """Item of a collated batch that holds its parts, where it was cut."""
+REFERENCE_SUMS = ("ref_chosen_logps", "ref_rejected_logps")
+"""Items of a collated batch, a number a pair: the reference's log-probabilities."""
+CHOSEN_PLACES, REJECTED_PLACES = "chosen_places", "rejected_places"
+"""Items of a collated batch: where the completions' tokens are (deferred.py). Missing if the
+batch's chosen or rejected completions are all empty."""
 EPOCHS_LOOKED_AT = 3
 """Epochs among whose batches the largest is looked for; later ones reshuffle the same."""
 
@@ -172,8 +178,8 @@ class BatchCollator:
     under MICRO_BATCHES, each collated on its own. `packed` says how the tokens are counted.
     """
 
-    def __init__(self, collator: Any, max_tokens: int | None, *, packed: bool) -> None:
-        self._collator, self._max_tokens, self.packed = collator, max_tokens, packed
+    def __init__(self, pad_token_id: int, max_tokens: int | None, *, packed: bool) -> None:
+        self._pad_token_id, self._max_tokens, self.packed = pad_token_id, max_tokens, packed
 
     def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
         pairs = [pair for row in rows for pair in row.get(PAIRS, [row])]
@@ -183,15 +189,39 @@ class BatchCollator:
         return {"input_ids": parts[0]["input_ids"], MICRO_BATCHES: parts}
 
     def _collate(self, pairs: Sequence[Example]) -> dict[str, torch.Tensor]:
-        batch = self._collator(pairs)
         sequences = [
             (tuple(pair["prompt_ids"]), tuple(pair[half]))
             for half in ("chosen_ids", "rejected_ids")
             for pair in pairs
         ]
+        batch = padded(sequences, self._pad_token_id)
+        for name in REFERENCE_SUMS:
+            batch[name] = torch.tensor([pair[name] for pair in pairs])
         if not any(completion_ids for _, completion_ids in sequences):
             return batch
+        halves = np.split(batch["completion_mask"].numpy()[:, 1:], 2)  # as TRL's loss shifts them
+        chosen, rejected = (np.flatnonzero(half) for half in halves)
+        if len(chosen) and len(rejected):
+            batch[CHOSEN_PLACES] = torch.from_numpy(chosen)
+            batch[REJECTED_PLACES] = torch.from_numpy(rejected)
         return batch | pack(sequences, batch["input_ids"].shape[1]).tensors()
+
+
+def padded(sequences: Sequence[tuple[Ids, Ids]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """TRL's batch of (prompt_ids, completion_ids): ids, attention and completion mask (B, T)."""
+    shape = (len(sequences), max(len(prompt) + len(ids) for prompt, ids in sequences))
+    input_ids = np.full(shape, pad_token_id)
+    attention_mask, completion_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for row, (prompt, ids) in enumerate(sequences):
+        begin, end = len(prompt), len(prompt) + len(ids)
+        input_ids[row, :end] = prompt + ids
+        attention_mask[row, :end] = 1
+        completion_mask[row, begin:end] = 1
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "attention_mask": torch.from_numpy(attention_mask),
+        "completion_mask": torch.from_numpy(completion_mask),
+    }
 
 
 def cut(pairs: Sequence[Example], max_tokens: int | None, *, packed: bool) -> list[list[Example]]:

@@ -23,8 +23,8 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from prefsweep.workers.attention import Segments, announce
 from prefsweep.workers.head import TokenOutputs, runs_here, token_outputs
@@ -102,18 +102,18 @@ def pack(sequences: Sequence[tuple[Ids, Ids]], length: int) -> PackedBatch:
             positions += range(num_prompt, num_prompt + size)
             predicting += range(begin, begin + size)
             labels += completion_ids
-    gather = torch.full((len(sequences), length - 1), -1)
+    gather = np.full((len(sequences), length - 1), -1)
     for row, (prompt_ids, completion_ids) in enumerate(sequences):
         if completion_ids:
             start, size = len(prompt_ids) - 1, len(completion_ids)
             begin = first[prompt_ids, completion_ids]
-            gather[row, start : start + size] = torch.arange(begin, begin + size)
+            gather[row, start : start + size] = np.arange(begin, begin + size)
     return PackedBatch(
         input_ids=torch.tensor([tokens]),
         position_ids=torch.tensor([positions]),
         predicting=torch.tensor(predicting),
         labels=torch.tensor(labels),
-        gather=gather,
+        gather=torch.from_numpy(gather),
         **vars(_segments(prompts, segments, owner, len(tokens))),
     )
 
@@ -125,27 +125,28 @@ def _segments(
     num_tokens: int,
 ) -> Segments:
     """The layout of prompts and completions, each given as (start in the row, tokens)."""
-    blocks = [_block(part) for part in (prompts, completions)]
-    index = torch.cat([block.flatten() for block in blocks])
-    slots = torch.zeros(num_tokens, dtype=torch.long)
-    slots[index[index >= 0]] = torch.nonzero(index >= 0)[:, 0]
-    owner_C, size_S = torch.tensor(owner), blocks[1].shape[1]
-    seen_CP = (blocks[0] >= 0)[owner_C]
-    causal_CSS = torch.ones(size_S, size_S, dtype=torch.bool).tril().expand(len(owner), -1, -1)
-    past_CSP = seen_CP[:, None, :].expand(-1, size_S, -1)
+    prompts_GP, completions_CS = _block(prompts), _block(completions)
+    index = np.concatenate([prompts_GP.flatten(), completions_CS.flatten()])
+    slots = np.zeros(num_tokens, np.int64)
+    slots[index[index >= 0]] = np.flatnonzero(index >= 0)
+    (size_P, size_S), num_C = (prompts_GP.shape[1], completions_CS.shape[1]), len(completions)
+    mask_CSK = np.empty((num_C, size_S, size_P + size_S), bool)
+    mask_CSK[:, :, :size_P] = (prompts_GP >= 0)[list(owner), None, :]
+    mask_CSK[:, :, size_P:] = np.tri(size_S, dtype=bool)
     return Segments(
-        index=index,
-        slots=slots,
-        owner=owner_C,
+        index=torch.from_numpy(index),
+        slots=torch.from_numpy(slots),
+        owner=torch.tensor(owner),
         num_prompt=torch.tensor([size for _, size in prompts]),
-        mask=torch.cat([past_CSP, causal_CSS], dim=-1)[:, None],
+        mask=torch.from_numpy(mask_CSK[:, None]),
     )
 
 
-def _block(parts: Sequence[tuple[int, int]]) -> torch.Tensor:
+def _block(parts: Sequence[tuple[int, int]]) -> np.ndarray:
     """(parts, longest part): the row's positions of each part, -1 behind its end."""
-    spans = [torch.arange(start, start + size) for start, size in parts]
-    return pad_sequence(spans, batch_first=True, padding_value=-1)
+    begins, sizes = np.array(parts).T
+    offsets = np.arange(sizes.max())
+    return np.where(offsets < sizes[:, None], begins[:, None] + offsets, -1)
 
 
 def add_packed_head(model: Any) -> None:

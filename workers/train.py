@@ -31,7 +31,9 @@ from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
 from prefsweep.workers.attention import segmented
 from prefsweep.workers.batches import (
+    CHOSEN_PLACES,
     MICRO_BATCHES,
+    REJECTED_PLACES,
     BatchCollator,
     PromptSampler,
     batch_size,
@@ -40,6 +42,7 @@ from prefsweep.workers.batches import (
     preference_dataset,
     some_sequences,
 )
+from prefsweep.workers.deferred import Deferring, deferred, outside, read, read_metrics
 from prefsweep.workers.forward import base_model, packs_exactly
 from prefsweep.workers.hooks import Hooks as Hooks
 from prefsweep.workers.hooks import HooksCallback, checkpoint_folder
@@ -62,8 +65,8 @@ def train(
 
     `output_dir` gets only the final weights; checkpoints are handed to `hooks.publish`, which may
     take their folder away. Returns train_seconds, steps, train_loss (mean over steps) and, on CUDA,
-    gpu_memory_gib (peak). Raises TrialError if a loss or gradient is not finite, before the weights
-    take it (fp16 may skip steps, but not all), OutOfMemory, and StopRequested if it ended early.
+    gpu_memory_gib (peak). Raises TrialError if a loss or gradient is not finite, at the next log
+    step (fp16 may skip steps, but not all), OutOfMemory, and StopRequested if it ended early.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -89,7 +92,8 @@ def train(
     tokens_after = partial(halved_tokens, spec, pairs, seed=trial.seed, packed=trainer.packing)
     limit = max_tokens(spec, pairs) if not hooks.halvings else tokens_after(hooks.halvings)[0]
     limit = None if mixes_rows(trial) else limit
-    trainer.data_collator = BatchCollator(trainer.data_collator, limit, packed=trainer.packing)
+    assert isinstance(tokenizer.pad_token_id, int), "load_tokenizer sees to it"
+    trainer.data_collator = BatchCollator(tokenizer.pad_token_id, limit, packed=trainer.packing)
     with segmented(base_model(trained)) if trainer.packing else nullcontext():
         outcome = _fit(
             trainer,
@@ -119,7 +123,9 @@ class PreparedDPOTrainer(DPOTrainer):
     """TRL's trainer on columns that are already tokenized and have their reference sums.
 
     Batches take a prompt's pairs in a row and are run packed. It replaces private methods of TRL
-    1.16 (tests compare with the stock trainer) and stops before an update that is not finite.
+    1.16 (tests compare with the stock trainer). Nothing is read from the device between two log
+    steps; a loss or gradient that is not finite ends the training at the next log step, checkpoint
+    or end, whichever comes first.
     """
 
     packing = False
@@ -130,6 +136,8 @@ class PreparedDPOTrainer(DPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._share = 1.0
+        self._unchecked: list[tuple[int, str, Any]] = []
+        """Step, what, value: losses and gradient norms that nobody has looked at."""
         self.window = LogWindow(self)
         self.add_callback(self.window)
         add_packed_head(base_model(self.model))
@@ -149,9 +157,13 @@ class PreparedDPOTrainer(DPOTrainer):
         plan = take_plan(inputs)
         if self.packing and plan is not None:
             model = PackedModel(model, plan)
-        loss = super()._compute_loss(model, inputs, return_outputs)
-        if not torch.isfinite(loss):
-            raise TrialError(self._not_finite("loss", loss))
+        at = [inputs.pop(name, None) for name in (CHOSEN_PLACES, REJECTED_PLACES)]
+        if any(places is None for places in at):
+            loss = super()._compute_loss(model, inputs, return_outputs)
+        else:
+            with Deferring(*at):
+                loss = super()._compute_loss(outside(model), inputs, return_outputs)
+        self._unchecked.append((self.state.global_step + 1, "loss", loss.detach()))
         return loss * self._share
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -162,9 +174,9 @@ class PreparedDPOTrainer(DPOTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
         sizes = [len(part["ref_chosen_logps"]) for part in parts]
         shares = [size / sum(sizes) for size in sizes]
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=self.args.device)
         for part, self._share in zip(parts, shares, strict=True):
-            loss = loss + super().training_step(model, part, num_items_in_batch).cpu()
+            loss = loss + super().training_step(model, part, num_items_in_batch)
         self._share = 1.0
         for values in self._metrics["train"].values():
             if len(values) >= len(parts):  # num_tokens holds its total only
@@ -174,11 +186,31 @@ class PreparedDPOTrainer(DPOTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if grad_norm is not None and not math.isfinite(float(grad_norm)):
-            if not self._scaler_skips():
-                raise TrialError(self._not_finite("gradient norm", grad_norm))
+        step = self.state.global_step + 1
+        if self._scaler_skips() and not math.isfinite(float(grad_norm)):
             self.num_skipped += 1
+        else:
+            self._unchecked.append((step, "gradient norm", grad_norm))
+        if step % self.args.logging_steps == 0 or step >= self.state.max_steps:
+            self.check_finite()
         return grad_norm
+
+    def check_finite(self) -> None:
+        """Raises TrialError if a loss or a gradient since the last check is not finite."""
+        unchecked, self._unchecked = self._unchecked, []
+        values = read(deferred(v) if torch.is_tensor(v) else v for _, _, v in unchecked)
+        for (step, what, _), value in zip(unchecked, values, strict=True):
+            if not math.isfinite(value):
+                raise TrialError(
+                    f"the {what} is {value} at step {step}; "
+                    "lower the learning rate, raise beta, or use bf16 instead of fp16"
+                )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Reads the metrics of the window from the device."""
+        metrics = self._metrics["train"]
+        metrics.update(read_metrics(metrics))
+        super().log(logs, start_time)
 
     def _scaler_skips(self) -> bool:
         """Whether fp16's loss scaling skips a step whose gradient is not finite.
@@ -196,15 +228,9 @@ class PreparedDPOTrainer(DPOTrainer):
         return outcome
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.check_finite()
         super()._save_checkpoint(model, trial)
         self.window.save(checkpoint_folder(self.args, self.state))
-
-    def _not_finite(self, what: str, value: Any) -> str:
-        value = float(value.detach() if torch.is_tensor(value) else value)
-        return (
-            f"the {what} is {value} at step {self.state.global_step + 1}; "
-            "lower the learning rate, raise beta, or use bf16 instead of fp16"
-        )
 
 
 def lora_config(spec: LoraSpec, model: PreTrainedModel) -> LoraConfig:
@@ -227,6 +253,9 @@ def _fit(
         outcome = trainer.train(
             resume_from_checkpoint=None if resume_from is None else str(resume_from)
         )
+    except TrialError:
+        trainer.check_finite()  # what was not finite before is why
+        raise
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prefsweep.workers.deferred import read_metrics
+
 WINDOW_FILE = "window.json"
 """File of a checkpoint that holds it."""
 
@@ -41,7 +43,7 @@ class LogWindow(TrainerCallback):
             "total_loss": trainer._total_loss_scalar,
             "first_step": trainer._initial_global_step,
             "last_logged_step": trainer._globalstep_last_logged,
-            "metrics": dict(trainer._metrics["train"]),
+            "metrics": read_metrics(trainer._metrics["train"]),
             "seconds": self.seconds,
         }
         (folder / WINDOW_FILE).write_text(json.dumps(window))

@@ -222,7 +222,9 @@ def trainer_with(monkeypatch: pytest.MonkeyPatch, scale: float | None) -> Prepar
     trainer = object.__new__(PreparedDPOTrainer)
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
     trainer.accelerator = SimpleNamespace(scaler=scaler)  # pyright: ignore
-    trainer.state = SimpleNamespace(global_step=2)  # pyright: ignore
+    trainer.state = SimpleNamespace(global_step=2, max_steps=9)  # pyright: ignore
+    trainer.args = SimpleNamespace(logging_steps=1)  # pyright: ignore
+    trainer._unchecked = []
     return trainer
 
 

@@ -1,25 +1,26 @@
-"""The search for the prompts of a shard that end their worker: by halves. Knows no Ray.
+"""Finds the prompts of a shard that kill their worker, by bisection. Independent of Ray.
 
-Before the first prompt, loading alone is tried: a model that ends whoever loads it would make every
-prompt guilty.
+The search first runs a worker that only loads the model. If loading kills the worker, no prompt is
+responsible.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
 MAX_LONE_DEATHS = 2
-"""Workers that a prompt, or loading, must end on its own: one may have died of something else."""
+"""Workers that a single prompt, or loading, must kill: one death may have another cause."""
 
 Group = tuple[str, ...]
-"""Prompt ids that are tried together."""
+"""Prompt ids that one worker processes together."""
 LOADING: Group = ()
-"""A worker that only loads what it needs."""
+"""The empty group: the worker only loads the model."""
 
 
 class Bisection:
-    """Which prompts of a shard end the workers that work on them; none, if loading does already.
+    """Finds the prompts of a shard that kill workers.
 
-    Take the groups that wait to be tried, and say of each whether its worker `died` or `survived`.
+    Take the groups to run from `take_waiting` and report for each whether its worker `died` or
+    `survived`.
     """
 
     def __init__(self, prompt_ids: Sequence[str]) -> None:
@@ -27,29 +28,29 @@ class Bisection:
         self._waiting: list[Group] = []
         self.guilty: list[str] = []
         self.ends_at_loading = False
-        """Whether workers end before they have any prompt; then the search is over."""
+        """Whether loading alone kills workers; then the search is over."""
         self._num_open = 0
         self._deaths = Counter[Group]()
         self._try([LOADING])
 
     @property
     def is_over(self) -> bool:
-        """Whether every prompt was either part of a group that survived, or is guilty."""
+        """Whether every prompt was in a group that survived, or was found to kill workers."""
         return self._num_open == 0
 
     def take_waiting(self) -> list[Group]:
-        """Groups to try next; each is given once."""
+        """The groups to run next; each is returned once."""
         taken, self._waiting = self._waiting, []
         return taken
 
     def survived(self, group: Group) -> None:
-        """None of the group did it, or not alone."""
+        """The worker survived: no prompt of the group kills workers on its own."""
         self._num_open -= 1
         if group == LOADING:
             self._try(_halves(self._prompt_ids))
 
     def died(self, group: Group) -> None:
-        """At least one of the group did it, or loading."""
+        """The worker died: split the group, or retry a single prompt."""
         self._num_open -= 1
         self._deaths[group] += 1
         if len(group) > 1:

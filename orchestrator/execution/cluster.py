@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prefsweep.orchestrator.execution.hosts import Hosts
 from prefsweep.orchestrator.execution.membership import Members, members_of
+from prefsweep.orchestrator.execution.node_watch import LOCAL_S
 from prefsweep.orchestrator.execution.nodes import check_cluster
 from prefsweep.orchestrator.execution.placement import (
     Demand,
@@ -21,7 +22,6 @@ from prefsweep.orchestrator.execution.placement import (
     ray_nodes,
     resources_of,
 )
-from prefsweep.orchestrator.execution.presence import LOCAL_S
 from prefsweep.orchestrator.execution.ray_session import attach_ray, start_ray
 from prefsweep.orchestrator.execution.scheduler import run_shards, run_tasks, stage_pool
 from prefsweep.orchestrator.execution.sizing import (
@@ -160,7 +160,7 @@ class RayCluster:
         threading.Thread(target=import_module, args=["ray.tune"], daemon=True).start()
         kept_off = frozenset[str]() if members is None else members.kept_off
         self._placement = Placement(resources, lambda: ray_nodes(kept_off))
-        self._demand = Demand(self._placement, told=attached is not None)
+        self._demand = Demand(self._placement, enabled=attached is not None)
         try:
             with self._demand.of(list(STAGES_ON_WORKERS), 1):
                 self._placement.require(STAGES_ON_WORKERS, should_stop)

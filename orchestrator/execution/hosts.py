@@ -1,7 +1,7 @@
-"""Worker processes that outlive a stage: starting one and importing torch takes seconds.
+"""Worker processes that are reused across stages, because starting one takes seconds.
 
-A host is a Ray actor with its share of CPUs and GPUs. It runs tasks, and shards of one stage after
-the other; the model of a stage stays loaded from its first shard to its last.
+A host is a Ray actor with a share of CPUs and GPUs. It runs tasks, and shards of one stage after
+the other; a stage's model stays loaded from its first shard to its last.
 """
 
 import time
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefsweep.orchestrator.execution.membership import Members
+from prefsweep.orchestrator.execution.node_watch import LOOK_S, NodeWatch
 from prefsweep.orchestrator.execution.placement import NodeSize, nodes_line, ray_nodes
-from prefsweep.orchestrator.execution.presence import LOOK_S, Presence
-from prefsweep.orchestrator.tasks.shards import Searchable, ShardStage, run_shard
+from prefsweep.orchestrator.tasks.shards import BisectableTask, ShardStage, run_shard
 from prefsweep.orchestrator.tasks.stages import Task
 from prefsweep.orchestrator.tasks.worker import hide_gpus_of_others, set_up_worker
 from prefsweep.sweeps.errors import StageError
 
 START_S = 15.0
-"""A process that is not there by then most likely waits for room."""
+"""A process that has not started by then is most likely waiting for resources."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +28,13 @@ class Host:
     actor: Any
     num_gpus: float
     up: Any = None
-    """A Ray reference that is there once the process is."""
+    """A Ray reference that resolves once the process has started."""
     started_s: float = 0.0
-    """When it was asked for, on the monotonic clock."""
+    """When the process was requested, in seconds of the monotonic clock."""
 
 
 class Hosts:
-    """The hosts of a run: leased to a stage, given back, leased again."""
+    """The hosts of a run: a stage leases them and gives them back."""
 
     def __init__(
         self,
@@ -45,28 +45,28 @@ class Hosts:
         patience_s: float,
         max_stall_s: float,
     ) -> None:
-        """`members` are the nodes that may have hosts; None is all of them.
+        """`members` are the nodes that may run hosts; None allows all nodes.
 
-        A cluster without any node is waited for as long as `patience_s`, one without room for any
-        of the hosts that are leased as long as `max_stall_s`.
+        `check` fails after `patience_s` seconds without any node, and after `max_stall_s` seconds
+        in which Ray placed none of the leased hosts.
         """
         self._num_cpus, self._threads, self._members = num_cpus, threads, members
-        self._presence, self._max_stall_s = Presence(patience_s), max_stall_s
+        self._node_watch, self._max_stall_s = NodeWatch(patience_s), max_stall_s
         self._looked_s = self._placed_s = time.monotonic()
-        """When it was last looked for hosts without a place, and when last one had a place."""
+        """When `check` last looked, and when it last saw a host that Ray had placed."""
         self._idle: list[Host] = []
         self._leased: list[Host] = []
 
     def has_room(self, num_gpus: float) -> bool:
-        """Whether one more host with that share of a GPU fits beside those that are leased.
+        """Whether one more host with that share of a GPU fits beside the leased ones.
 
-        One that does not would come up only when another ends; better use that one's process
-        again. Where none is leased there is nothing to wait for but the cluster.
+        A host that does not fit would start only when another ends; reusing that one is faster.
+        True if no host is leased: then only the cluster itself can make room.
         """
         return not self._leased or self._fits(num_gpus, beside=self._leased)
 
     def lease(self, num_gpus: float) -> Host:
-        """A host with that share of a GPU: an idle one, or a new one (which may wait for room)."""
+        """A host with that share of a GPU: an idle one, or a new one that Ray will place."""
         same = [host for host in self._idle if host.num_gpus == num_gpus]
         host = same[0] if same else self._start(num_gpus)
         if same:
@@ -75,33 +75,33 @@ class Hosts:
         return host
 
     def give_back(self, host: Host) -> None:
-        """The host is idle again; it forgets what it has loaded."""
+        """Mark the host as idle and unload its model."""
         self._leased.remove(host)
         if not self._fits(host.num_gpus, beside=[*self._leased, *self._idle]):
-            _end(host)  # another one waits for its CPUs or its GPU
+            _end(host)  # another host is waiting for its CPUs or its GPU
         else:
             host.actor.forget.remote()
             self._idle.append(host)
 
     def lost(self, host: Host) -> None:
-        """The host's process has died, or is ended in the middle of its work."""
+        """Remove a host whose process has died, and kill it if it has not."""
         self._leased.remove(host)
         _end(host)
 
     def refused(self, host: Host, error: Exception) -> bool:
-        """Whether a host has not worked because of its node, which then gets none any more."""
+        """Whether the host refused work because of its node, which then gets no more hosts."""
         if self._members is None or not self._members.keep_off(error):
             return False
         self.lost(host)
         return True
 
     def is_up(self, host: Host) -> bool:
-        """Whether the host's process is there (or was: then what it works on says so)."""
+        """Whether Ray has placed the host's process. It may have died since."""
         return not self._without_place([host])
 
     def check(self) -> None:
-        """Raises StageError once there is no node, or for long no room for any leased host."""
-        self._presence.check()
+        """Raises StageError if the cluster has no node, or has not placed any leased host."""
+        self._node_watch.check()
         now_s = time.monotonic()
         if not self._leased or now_s - self._looked_s < LOOK_S:
             return
@@ -113,17 +113,17 @@ class Hosts:
         if waited_s >= self._max_stall_s:
             gpus = max(host.num_gpus for host in self._leased)
             raise StageError(
-                f"for {waited_s:.0f} s no worker has found a place: one asks for "
-                f"{self._num_cpus:g} CPUs and {gpus:g} GPUs, and {nodes_line(self._nodes())}. It "
-                "has lost nodes, or others use it (`ray status` says who); run the same command "
-                "again when there is room, it goes on from there (retries.max_stall_s is how long "
-                "it waits)"
+                f"no worker could be placed for {waited_s:.0f} s: one needs "
+                f"{self._num_cpus:g} CPUs and {gpus:g} GPUs, and {nodes_line(self._nodes())}. The "
+                "cluster has lost nodes, or others are using it (see `ray status`). Run the same "
+                "command again when there is room; it resumes from there. retries.max_stall_s sets "
+                "how long to wait"
             )
 
     def make_room(self) -> None:
-        """End idle hosts where a leased one does not come up: it waits for what they hold.
+        """Kill idle hosts if a leased one does not start: it is waiting for their resources.
 
-        That happens where a node is lost: until Ray has noticed, it counts as room.
+        This happens after a node is lost, because Ray still counts its resources for a while.
         """
         now_s = time.monotonic()
         late = [host for host in self._leased if now_s - host.started_s > START_S]
@@ -131,13 +131,13 @@ class Hosts:
             self.end_idle()
 
     def end_idle(self) -> None:
-        """End the idle hosts, and with them their claim on CPUs and GPUs."""
+        """Kill the idle hosts and so free their CPUs and GPUs."""
         for host in self._idle:
             _end(host)
         self._idle = []
 
     def _without_place(self, hosts: Sequence[Host]) -> list[Host]:
-        """Those whose process is not there (yet)."""
+        """Those of `hosts` whose process Ray has not placed yet."""
         if not hosts:
             return []
         import ray
@@ -149,9 +149,10 @@ class Hosts:
         return ray_nodes(frozenset() if self._members is None else self._members.kept_off)
 
     def _fits(self, num_gpus: float, *, beside: Sequence[Host]) -> bool:
-        """Whether the nodes of now have the CPUs and GPUs of a host and of those beside it.
+        """Whether the current nodes have the CPUs and GPUs of a host and of those `beside` it.
 
-        Counted over all nodes: that shares do not fill single cards shows when a host is late.
+        Counts totals over all nodes. If the shares do not fit single cards, the host starts late
+        and `make_room` reacts.
         """
         nodes = self._nodes()
         gpus = num_gpus + sum(host.num_gpus for host in beside)
@@ -178,7 +179,7 @@ def _end(host: Host) -> None:
 
 
 class _HostActor:
-    """What runs in the worker process."""
+    """The actor that runs in the worker process."""
 
     def __init__(self, threads: int, members: Members | None) -> None:
         hide_gpus_of_others()
@@ -193,21 +194,21 @@ class _HostActor:
         task.run()
 
     def run_shard(self, stage: ShardStage, index: int) -> None:
-        """Make and publish a shard."""
+        """Compute and publish a shard."""
         self._load(stage)
         run_shard(stage, self._worker, index)
 
-    def try_prompts(self, stage: Searchable, index: int, prompt_ids: Sequence[str]) -> None:
-        """Do the work on some prompts of an item, to see whether this process survives it.
+    def try_prompts(self, stage: BisectableTask, index: int, prompt_ids: Sequence[str]) -> None:
+        """Process some prompts of an item to see whether this process survives; publish nothing.
 
-        Without any, only load what the stage needs.
+        With no prompts, only load the model.
         """
         self._load(stage)
         if prompt_ids:
             stage.work(self._worker, index, prompt_ids)
 
-    def _load(self, stage: Searchable) -> None:
-        """What the stage needs is loaded at its first shard."""
+    def _load(self, stage: BisectableTask) -> None:
+        """Load the stage's model at its first shard."""
         self._set_up()
         if self._stage != stage.name:
             self.forget()
@@ -220,5 +221,5 @@ class _HostActor:
         set_up_worker(self._threads)
 
     def forget(self) -> None:
-        """Drop the loaded model."""
+        """Unload the model."""
         self._worker, self._stage = None, ""

@@ -1,7 +1,8 @@
-"""Which nodes of a cluster may work: those like the driver that see its store, whenever they join.
+"""Which nodes may run work: those with the driver's versions that can reach its store.
 
-`Members` travels to every worker, which looks at itself before its first work and refuses it where
-its node differs. The driver hears of it, says so once, and gives that node nothing more.
+`Members` is sent to every worker. Before its first work a worker checks its own node and raises
+NodeError if the node differs, also on nodes that join later. The driver then logs the reason once
+and gives that node no more work.
 """
 
 import logging
@@ -27,19 +28,19 @@ NODE_ID_LABEL = "ray.io/node-id"
 
 @dataclass
 class Members:
-    """What a worker has to agree with; in the driver also the nodes that did not."""
+    """What a worker's node must match; in the driver, also the nodes that did not."""
 
     store: Store
     sweep: str
     token: str
-    """Of the run's lease: who sees another one, or none, sees another store."""
+    """Token of the run's lease. A worker that reads another token, or none, sees another store."""
     versions: dict[str, str]
     kept_off: set[str] = field(default_factory=set[str])
-    """Ids of the nodes that were refused."""
+    """Ids of the nodes that get no work."""
     _is_checked: bool = False
 
     def check(self) -> None:
-        """In a worker: raises NodeError if it is on a node that may not work."""
+        """In a worker: raises NodeError if its node may not run work."""
         if self._is_checked:
             return
         node_id, name = _here()
@@ -51,17 +52,17 @@ class Members:
         self._is_checked = True
 
     def keep_off(self, error: Exception) -> bool:
-        """In the driver: no work for the node that refused it, if that is what the error is."""
+        """In the driver: exclude the node of a NodeError; False for any other error."""
         cause = getattr(error, "cause", error)
         if not isinstance(cause, NodeError):
             return False
         if cause.node_id not in self.kept_off:
             self.kept_off.add(cause.node_id)
-            log.warning("a node that has joined gets no work: %s", cause)
+            log.warning("a node that joined gets no work: %s", cause)
         return True
 
     def selector(self) -> dict[str, str]:
-        """Ray's label selector for all other nodes; empty where none is kept off."""
+        """Ray's label selector for all other nodes; empty if no node is excluded."""
         if not self.kept_off:
             return {}
         return {NODE_ID_LABEL: f"!in({','.join(sorted(self.kept_off))})"}
@@ -80,14 +81,14 @@ class Members:
 
 
 def members_of(sweep: Sweep) -> Members:
-    """Those that may work for the run whose lease this process holds."""
+    """The members for the run whose lease this process holds."""
     holder = read_holder(sweep.store, sweep.spec.name)
     token = "" if holder is None else holder.token
     return Members(sweep.store, sweep.spec.name, token, own_versions())
 
 
 def _here() -> tuple[str, str]:
-    """The id and the name of the node that this process is on."""
+    """The id and name of the node that this process runs on."""
     import ray
 
     node_id = ray.get_runtime_context().get_node_id()

@@ -1,6 +1,6 @@
-"""Who gets which share of a cluster: what fits on its nodes now, and whether something fits at all.
+"""Computes how many workers of each stage fit on the cluster's current nodes.
 
-Read anew whenever it is asked, because nodes come and go. It starts nothing.
+The nodes are read again on each request, because they come and go. Starts nothing.
 """
 
 import logging
@@ -16,9 +16,9 @@ from prefsweep.sweeps.spec import ResourcesSpec, SweepSpec
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
-"""How long what was seen of the cluster is good for."""
+"""How long a look at the cluster stays valid."""
 MAX_ASKED = 256
-"""Workers of a stage that an autoscaler is asked for at most; its own limits come on top."""
+"""Largest number of workers requested from an autoscaler for one stage."""
 FIELDS = {
     "completions": ("num_generators", "gpus_per_generator"),
     "scores": ("num_scorers", "gpus_per_scorer"),
@@ -30,7 +30,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class NodeSize:
-    """What a node has to give in all."""
+    """Total resources of a node."""
 
     cpus: float
     gpus: float = 0.0
@@ -39,7 +39,7 @@ class NodeSize:
 
 
 def resources_of(spec: SweepSpec) -> ResourcesSpec:
-    """The spec's resources, where `auto` gives no GPU to scorers that load no model."""
+    """The spec's resources; `auto` becomes 0 GPUs for scorers that load no model."""
     resources, reward = spec.resources, spec.reward
     if resources.gpus_per_scorer != "auto" or reward is None or reward.type == "classifier":
         return resources
@@ -47,7 +47,7 @@ def resources_of(spec: SweepSpec) -> ResourcesSpec:
 
 
 class Placement:
-    """The spec's resources on the nodes that `look` sees."""
+    """Places the spec's resources on the nodes that `look` returns."""
 
     def __init__(self, resources: ResourcesSpec, look: Callable[[], Sequence[NodeSize]]) -> None:
         self._resources, self._look = resources, look
@@ -56,7 +56,7 @@ class Placement:
 
     @property
     def nodes(self) -> list[NodeSize]:
-        """The nodes, at most LOOK_S ago."""
+        """The nodes as they were at most LOOK_S seconds ago."""
         if time.monotonic() - self._looked >= LOOK_S:
             self._seen, self._looked = list(self._look()), time.monotonic()
         return self._seen
@@ -72,23 +72,24 @@ class Placement:
         return sum(node.gpus for node in self.nodes)
 
     def share(self, stage: str) -> float:
-        """GPUs of a worker of a stage; `auto` is one where there are any."""
+        """GPUs for a worker of a stage; `auto` is 1 if the cluster has GPUs, else 0."""
         share = getattr(self._resources, FIELDS[stage][1])
         return min(1.0, self.num_gpus) if share == "auto" else float(share)
 
     def fitting(self, gpus: float) -> int:
-        """Workers with that GPU share that fit on the nodes side by side."""
+        """Number of workers with that GPU share that fit on the nodes at the same time."""
         return sum(_fitting(node, self._resources.cpus_per_worker, gpus) for node in self.nodes)
 
     def require(
         self, stages: Sequence[str], should_stop: Callable[[], bool] = lambda: False
     ) -> None:
-        """Wait as long as the spec says for a cluster on which a worker of each stage fits.
+        """Wait up to `resources.wait_for_nodes_s` until a worker of each stage fits on a node.
 
-        Raises ClusterError with what was asked and what there is. Returns early if it should stop.
+        Raises ClusterError with the request and the available resources. Returns early after a
+        stop request.
         """
         deadline = time.monotonic() + self._resources.wait_for_nodes_s
-        told = False
+        logged = False
         while problems := self.problems(stages):
             problem = "; ".join(problems[0])
             if should_stop():
@@ -97,18 +98,18 @@ class Placement:
                 waited = self._resources.wait_for_nodes_s
                 after = f" after waiting {waited:g} s" if waited else ""
                 raise ClusterError(f"{problem}{after}")
-            if not told:
+            if not logged:
                 log.info("waiting up to %g s: %s", deadline - time.monotonic(), problem)
-                told = True
+                logged = True
             time.sleep(min(LOOK_S, 0.5))
 
     def problems(self, stages: Iterable[str]) -> list[tuple[str, str]]:
-        """What workers of stages ask for and no node has, each once, and what to do."""
+        """Requests of stages that no node can satisfy, without duplicates, each with its remedy."""
         found = [problem for stage in stages if (problem := self._problem(stage))]
         return list(dict.fromkeys(found))
 
     def pool_sizes(self, stages: Sequence[str], num_items: int) -> list[int]:
-        """Workers of stages that run at once: as the spec says, or for `auto` as many as fit."""
+        """Workers of each stage that run at once: the spec's number, or for `auto` all that fit."""
         wanted = [getattr(self._resources, FIELDS[stage][0]) for stage in stages]
         slots = self.fitting(max(self.share(stage) for stage in stages))
         scorers = 0
@@ -124,7 +125,7 @@ class Placement:
         return [max(1, min(size, num_items)) for size in sizes]
 
     def bundles(self, stages: Sequence[str], num_items: int) -> list[dict[str, float]]:
-        """What the workers of stages would take, if there were room for all that can be used."""
+        """Resource bundles of all workers that the stages could use, for an autoscaler."""
         asked: list[dict[str, float]] = []
         for stage in stages:
             num_field, gpu_field = FIELDS[stage]
@@ -137,7 +138,7 @@ class Placement:
         return asked
 
     def _problem(self, stage: str) -> tuple[str, str] | None:
-        """Why no worker of the stage fits on any node, and what to do; None if one does."""
+        """Why no worker of the stage fits on any node, and the remedy; None if one fits."""
         cpus, gpus = self._resources.cpus_per_worker, self.share(stage)
         if any(_fitting(node, cpus, gpus) for node in self.nodes):
             return None
@@ -156,19 +157,19 @@ class Placement:
 
 
 class Demand:
-    """What stages could use, told to the cluster's autoscaler for as long as they run.
+    """Requests resources from the cluster's autoscaler for as long as stages run.
 
-    Hosts are asked for only where they fit; an autoscaler that brings nodes for this makes them
-    fit. Without one it has no effect.
+    Hosts are started only where they fit, so an autoscaler would not see their demand otherwise.
+    Has no effect without an autoscaler.
     """
 
-    def __init__(self, placement: Placement, *, told: bool) -> None:
-        self._placement, self._told = placement, told
+    def __init__(self, placement: Placement, *, enabled: bool) -> None:
+        self._placement, self._enabled = placement, enabled
 
     @contextmanager
     def of(self, stages: Sequence[str], num_items: int) -> Iterator[None]:
-        """Ask for as many workers as the spec gives, or for `auto` one for every item."""
-        if not self._told:
+        """Request the spec's number of workers; for `auto`, one per item."""
+        if not self._enabled:
             yield
             return
         from ray.autoscaler.sdk import request_resources
@@ -184,7 +185,7 @@ def _fitting(node: NodeSize, cpus: int, gpus: float) -> int:
     by_cpu = int(node.cpus // cpus)
     if not gpus:
         return by_cpu
-    # a share lies on one card, whole cards are given whole
+    # a share of a GPU must fit on one card
     by_gpu = int(node.gpus) * int(1 / gpus + 1e-9) if gpus <= 1 else int(node.gpus // gpus)
     return min(by_cpu, by_gpu)
 
@@ -196,7 +197,7 @@ def _has(total: float, most: float, unit: str) -> str:
 
 
 def ray_nodes(kept_off: AbstractSet[str] = frozenset()) -> list[NodeSize]:
-    """The nodes that Ray has now, without those whose ids are `kept_off`."""
+    """Ray's current nodes, without those whose ids are in `kept_off`."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in kept_off]
@@ -208,13 +209,13 @@ def ray_nodes(kept_off: AbstractSet[str] = frozenset()) -> list[NodeSize]:
 
 
 def nodes_line(nodes: Sequence[NodeSize]) -> str:
-    """What a cluster has, to be said in an error."""
+    """The cluster's nodes as a phrase for an error message."""
     most = [f"{node.cpus:g} CPUs with {node.gpus:g} GPUs" for node in nodes if node.cpus]
     return f"the cluster has {len(most)} nodes ({', '.join(most) or 'none with a CPU'})"
 
 
 def gpu_types() -> list[str]:
-    """The kinds of GPU in the cluster, as Ray calls them."""
+    """The types of GPU in the cluster, by Ray's names."""
     import ray
 
     prefix = "accelerator_type:"

@@ -1,8 +1,8 @@
-"""Work over hosts: shards through a chain of stages, and tasks side by side.
+"""Schedules work on hosts: shards through a chain of stages, and tasks in parallel.
 
-A host has one item in flight; an item whose host dies is handed out again. A shard enters the next
-stage the moment it leaves the one before, and is on storage before it moves on, so the driver holds
-nothing but indices. What goes on killing is tried in parts, to find the prompts that do it.
+A host works on one item at a time. If the host dies, the item is queued again. A shard enters the
+next stage as soon as it leaves the one before; its records are in the store by then, so the driver
+holds only indices. An item that keeps killing hosts is bisected to find the prompts responsible.
 """
 
 import logging
@@ -14,21 +14,21 @@ from typing import Any
 from prefsweep.orchestrator.execution.bisection import Bisection
 from prefsweep.orchestrator.execution.hosts import Host, Hosts
 from prefsweep.orchestrator.state.stop import POLL_S, polled_stop
-from prefsweep.orchestrator.tasks.shards import Searchable, ShardStage, is_missing
+from prefsweep.orchestrator.tasks.shards import BisectableTask, ShardStage, is_missing
 from prefsweep.orchestrator.tasks.stages import Task
 from prefsweep.sweeps.errors import StageError, SweepError
 
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
-"""Hosts that one item may take with it before it is looked into, or the stage gives up."""
+"""Hosts that one item may kill before it is bisected, or the stage fails."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some prompts of an item, tried to see whether they end their worker; nothing is published.
+class PromptSubset:
+    """Some prompts of an item, run to see whether they kill their worker; nothing is published.
 
-    Without any, the worker only loads what it needs.
+    With no prompts, the worker only loads its model.
     """
 
     of: Any
@@ -36,18 +36,18 @@ class Part:
 
 
 Item = Any
-"""What a host works on: a task's name, the index of a shard, or a Part."""
+"""What a host works on: a task's name, the index of a shard, or a PromptSubset."""
 
 
 @dataclass
 class Pool:
-    """The items that wait for a stage, and the hosts that work on it."""
+    """The items queued for a stage, and the hosts that work on it."""
 
     name: str
     start: Callable[[Host, Item], Any]
-    """Starts an item on a host; gives a Ray reference."""
+    """Starts an item on a host; returns a Ray reference."""
     size: Callable[[], int]
-    """Hosts to use at most, now: a cluster may have grown."""
+    """Largest number of hosts to use now; it changes when nodes join or leave."""
     num_gpus: float
     waiting: deque[Item] = field(default_factory=deque[Any])
     idle: list[Host] = field(default_factory=list[Host])
@@ -56,7 +56,7 @@ class Pool:
     deaths: Counter[Item] = field(default_factory=Counter[Any])
 
     def dispatch(self, hosts: Hosts) -> None:
-        """Give items to idle hosts, and lease more up to `size` while there are items and room."""
+        """Start items on idle hosts; lease more hosts, up to `size`, while the cluster has room."""
         while self.waiting and (self.idle or self._may_lease(hosts)):
             host = self.idle.pop() if self.idle else hosts.lease(self.num_gpus)
             item = self.waiting.popleft()
@@ -66,7 +66,7 @@ class Pool:
         return len(self.in_flight) < self.size() and hosts.has_room(self.num_gpus)
 
     def stop(self, hosts: Hosts) -> None:
-        """Hand out nothing more, and wait for no host that has no place yet."""
+        """Start no more items, and give up hosts that Ray has not placed yet."""
         self.waiting.clear()
         for reference, (_, host) in list(self.in_flight.items()):
             if not hosts.is_up(host):
@@ -74,31 +74,34 @@ class Pool:
                 hosts.lost(host)
 
     def release(self, hosts: Hosts) -> None:
-        """Give back hosts that have nothing to do."""
+        """Return idle hosts."""
         for host in self.idle:
             hosts.give_back(host)
         self.idle = []
 
     def abandon(self, hosts: Hosts) -> None:
-        """End the hosts that are in the middle of something."""
+        """Kill the hosts that are working on an item."""
         for _, host in self.in_flight.values():
             hosts.lost(host)
         self.in_flight = {}
 
-    def again(self, item: Item, error: Exception) -> None:
-        """Hand out an item again whose host died. Raises StageError if too many did."""
+    def requeue(self, item: Item, error: Exception) -> None:
+        """Queue an item again after its host died. Raises StageError after MAX_DEATHS deaths."""
         label = _label(item)
         self.deaths[item] += 1
         if self.deaths[item] >= MAX_DEATHS:
             raise StageError(
-                f"{self.name}: {label} ended {MAX_DEATHS} workers; the last one: {error}"
+                f"{self.name}: {label} killed {MAX_DEATHS} workers; last error: {error}"
             ) from error
-        log.warning("%s: a worker died; %s is handed out again", self.name, label)
+        log.warning("%s: a worker died; retrying %s", self.name, label)
         self.waiting.appendleft(item)
 
 
-class Search:
-    """The search for prompts that end whoever takes them; `killers` are those found, by stage."""
+class KillerSearch:
+    """Finds prompts that kill every worker that processes them, by bisection.
+
+    `killers` maps a stage to the prompt ids found.
+    """
 
     def __init__(self, pools: Sequence[Pool], works: Sequence[Task | ShardStage]) -> None:
         self._pools, self._works = pools, works
@@ -106,91 +109,92 @@ class Search:
         self._searched: set[tuple[int, Item]] = set()
         self.killers: dict[str, list[str]] = {}
 
-    def survived(self, position: int, part: Part) -> None:
-        """A part is innocent."""
+    def survived(self, position: int, part: PromptSubset) -> None:
+        """A subset of prompts was processed without killing its worker."""
         self._open[position, part.of].survived(part.prompt_ids)
-        self._go_on(position, part.of)
+        self._queue_next(position, part.of)
 
     def died(self, position: int, item: Item, error: Exception) -> None:
-        """An item is handed out again, or looked into; of a part, smaller ones are tried.
+        """Queue an item again, or bisect it; a subset is split further.
 
-        Raises StageError if workers end while they load.
+        Raises StageError if workers die while they load the model.
         """
         pool, work = self._pools[position], self._works[position]
-        if isinstance(item, Part):
+        if isinstance(item, PromptSubset):
             bisection = self._open[position, item.of]
             bisection.died(item.prompt_ids)
             if bisection.ends_at_loading:
-                assert isinstance(work, Searchable)
-                raise StageError(_ends_at_loading(work, error)) from error
-            self._go_on(position, item.of)
+                assert isinstance(work, BisectableTask)
+                raise StageError(_dies_while_loading(work, error)) from error
+            self._queue_next(position, item.of)
         elif (
             pool.deaths[item] + 1 < MAX_DEATHS
             or (position, item) in self._searched
-            or not isinstance(work, Searchable)
+            or not isinstance(work, BisectableTask)
         ):
-            pool.again(item, error)
+            pool.requeue(item, error)
         else:
             log.warning(
-                "%s: %s ended %d workers; looking for the prompts that do it",
+                "%s: %s killed %d workers; searching for the prompts responsible",
                 pool.name,
                 _label(item),
                 MAX_DEATHS,
             )
             self._open[position, item] = Bisection(work.prompt_ids(item))
-            self._go_on(position, item)
+            self._queue_next(position, item)
 
-    def _go_on(self, position: int, item: Item) -> None:
-        """Queue what is to be tried next of an item; at the end, note the guilty."""
+    def _queue_next(self, position: int, item: Item) -> None:
+        """Queue the subsets to run next; when the search is over, record the prompts found."""
         pool, bisection = self._pools[position], self._open[position, item]
-        pool.waiting.extendleft(Part(item, group) for group in bisection.take_waiting())
+        pool.waiting.extendleft(PromptSubset(item, group) for group in bisection.take_waiting())
         if not bisection.is_over:
             return
         if bisection.guilty:
             self.killers.setdefault(pool.name, []).extend(bisection.guilty)
-        else:  # no prompt does it alone: once more, and then the stage gives up
+        else:  # no single prompt kills a worker: run the item once more, then the stage fails
             self._searched.add((position, item))
             pool.deaths[item] = 0
             pool.waiting.append(item)
 
 
-def _ends_at_loading(work: Searchable, error: Exception) -> str:
+def _dies_while_loading(work: BisectableTask, error: Exception) -> str:
     return (
-        f"{work.name}: its workers end while they load {work.loads}, before they have any prompt; "
-        f"the last one: {error}. Look whether it fits the memory of the machine (`dmesg` says what "
-        "the kernel killed) and loads outside of prefsweep; then run the same command again"
+        f"{work.name}: its workers die while they load {work.loads}, before they process any "
+        f"prompt; last error: {error}. Check that it fits into the machine's memory (`dmesg` shows "
+        "what the kernel killed) and that it loads outside prefsweep; then run the same command "
+        "again"
     )
 
 
 class TaskFlow:
-    """Tasks: each is done once, and that is all."""
+    """The flow of tasks: each runs once."""
 
     def __init__(self, pools: Sequence[Pool], tasks: Sequence[Task]) -> None:
-        self.search = Search(pools, tasks)
+        self.search = KillerSearch(pools, tasks)
 
     def done(self, position: int, item: Item) -> None:
-        """Nothing follows on a task."""
-        if isinstance(item, Part):
+        """Do nothing: no stage follows a task."""
+        if isinstance(item, PromptSubset):
             self.search.survived(position, item)
 
 
 class ShardFlow:
-    """Shards on their way through the stages; those with prompts that kill are left unfinished."""
+    """The flow of shards through stages; shards with prompts that kill workers stay unfinished."""
 
     def __init__(self, pools: Sequence[Pool], stages: Sequence[ShardStage]) -> None:
         self._pools, self._stages = pools, stages
-        self.search = Search(pools, stages)
+        self.search = KillerSearch(pools, stages)
 
     def enter(self, position: int, shard: int) -> None:
-        """Queue a shard at the first stage from `position` on that has not made it yet."""
+        """Queue a shard at the first stage, from `position` on, that has not published it yet."""
         for pool, stage in zip(self._pools[position:], self._stages[position:], strict=True):
             if is_missing(stage, shard):
                 pool.waiting.append(shard)
                 return
 
     def done(self, position: int, item: Item) -> None:
-        """A shard moves on."""
-        if isinstance(item, Part):
+        """Queue a finished shard at the next stage."""
+        if isinstance(item, PromptSubset):
             self.search.survived(position, item)
         else:
             self.enter(position + 1, item)
@@ -202,10 +206,10 @@ def run_tasks(
     num_gpus: Mapping[str, float],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[str]]:
-    """Run tasks side by side. Raises what the first failing one raised.
+    """Run tasks in parallel. Raises the error of the first task that fails.
 
-    Returns the prompts that end whoever takes them, by task; such a task is left undone, and so is
-    one that waits for a place when it is to stop.
+    Returns the prompts that kill every worker that processes them, by task. Such a task stays
+    unfinished, and so does one that Ray has not placed yet when a stop is requested.
     """
     pools = [_task_pool(task, num_gpus[task.name]) for task in tasks]
     flow = TaskFlow(pools, tasks)
@@ -216,11 +220,11 @@ def run_tasks(
 def run_shards(
     pools: Sequence[Pool], stages: Sequence[ShardStage], num: int, hosts: Hosts
 ) -> dict[str, list[str]]:
-    """Send shards 0 to num - 1 through the stages, skipping what is in the store.
+    """Send shards 0 to num - 1 through the stages, skipping those that are in the store.
 
-    Returns the prompts that end whoever takes them, by stage; all other shards are finished. Where
-    the sweep is asked to stop, shards in flight are finished and no more are handed out. Raises
-    what a worker raised, or StageError for a shard that ends workers though no prompt of it does.
+    Returns the prompts that kill every worker that processes them, by stage; all other shards are
+    finished. After a stop request, running shards finish and no more are started. Raises the error
+    of a worker, or StageError for a shard that kills workers although none of its prompts does.
     """
     flow, sweep = ShardFlow(pools, stages), stages[0].sweep
     for shard in range(num):
@@ -236,7 +240,7 @@ def stage_pool(stage: ShardStage, size: Callable[[], int], num_gpus: float) -> P
     shared = ray.put(stage)  # sent once, not with every shard
 
     def start(host: Host, item: Item) -> Any:
-        if isinstance(item, Part):
+        if isinstance(item, PromptSubset):
             return host.actor.try_prompts.remote(shared, item.of, item.prompt_ids)
         return host.actor.run_shard.remote(shared, item)
 
@@ -244,12 +248,12 @@ def stage_pool(stage: ShardStage, size: Callable[[], int], num_gpus: float) -> P
 
 
 def _label(item: Item) -> str:
-    return f"shard {item}" if isinstance(item, int) else "it"
+    return f"shard {item}" if isinstance(item, int) else "the task"
 
 
 def _task_pool(task: Task, num_gpus: float) -> Pool:
     def start(host: Host, item: Item) -> Any:
-        if isinstance(item, Part):
+        if isinstance(item, PromptSubset):
             return host.actor.try_prompts.remote(task, item.of, item.prompt_ids)
         return host.actor.run_task.remote(task)
 
@@ -262,7 +266,7 @@ def _drain(
     flow: TaskFlow | ShardFlow,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Work until no pool has anything left; the flow may queue more."""
+    """Run until every pool is empty; the flow may queue more items meanwhile."""
     try:
         while any(pool.waiting or pool.in_flight for pool in pools):
             for pool in pools:
@@ -281,7 +285,7 @@ def _drain(
 
 
 def _take_one(pools: Sequence[Pool], hosts: Hosts, flow: TaskFlow | ShardFlow) -> None:
-    """Wait, not for ever, until something comes back from a host, and pass it on."""
+    """Wait up to POLL_S for one host to finish, and pass its item on."""
     import ray
     from ray.exceptions import (
         NodeDiedError,
@@ -315,7 +319,7 @@ def _take_one(pools: Sequence[Pool], hosts: Hosts, flow: TaskFlow | ShardFlow) -
 
 
 def stage_error(name: str, error: Exception) -> SweepError:
-    """What a remote failure of a stage is to the user; our own errors come back as they are."""
+    """The error to show for a remote failure of a stage; a SweepError is returned unchanged."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, SweepError):
         return cause

@@ -1,9 +1,9 @@
-"""How many trials share a GPU, or a node's memory, where the spec says `auto`.
+"""How many trials share a GPU, or a node's memory, when the spec says `auto`.
 
-On GPUs one worker runs two steps of the first trial on its largest batch (`workers/probe.py`); what
-they took is kept in the store, what is free on the card is looked at every time; so is what did not
-fit at all, which another program on the card may have caused. Without GPUs the memory is estimated
-from the weights, and matters only where it is short.
+On GPUs a worker runs two steps of the first trial on its largest batch (`workers/probe.py`). The
+measured peak is cached in the store; the free memory of the card is read every time. A peak that
+did not fit is measured again, because another program may have used the card. Without GPUs the
+memory is estimated from the weights and reserved only if a node could run out.
 """
 
 import json
@@ -17,15 +17,15 @@ from prefsweep.sweeps.spec import SweepSpec
 from prefsweep.workers.probe import GpuMemory
 
 PARTS = (1, 2, 4, 8)
-"""Trials that a GPU may be shared by."""
+"""Numbers of trials that may share a GPU."""
 MARGIN = 1.15
-"""Room for what two steps do not show: fragmentation, and batches that pack worse."""
+"""Headroom for what two steps do not show: fragmentation, and batches that pack worse."""
 PROCESS_BYTES = 1.3 * 2**30
 """Resident memory of a worker that has imported torch and TRL, without any model."""
 
 
 def probed_shares(sweep: Sweep) -> dict[str, float]:
-    """GPU type -> the share of one that a trial got, for the types that it was probed on."""
+    """GPU type -> the share of one that a trial gets, for the types that were probed."""
     store, folder = sweep.store, probes_folder(sweep)
     found = {name: store.read_object(f"{folder}/{name}") for name in store.names(folder)}
     known = {field.name for field in fields(GpuMemory)}
@@ -37,15 +37,15 @@ def probed_shares(sweep: Sweep) -> dict[str, float]:
 
 
 def trial_share(memory: GpuMemory) -> float:
-    """The share of a GPU that a trial gets: the smallest of 1/8, 1/4, 1/2, 1 whose trials fit
-    together into what is free."""
+    """The share of a GPU that a trial gets: the smallest of 1/8, 1/4, 1/2 and 1 such that this many
+    trials fit into the free memory."""
     fitting = int(memory.free // (memory.peak * MARGIN))
     return 1 / max((parts for parts in PARTS if parts <= fitting), default=1)
 
 
 def policy_size(sweep: Sweep) -> tuple[int, int]:
-    """Bytes of the policy's weights, and tokens of its vocabulary; zeros where neither the store
-    nor a folder here has them."""
+    """Bytes of the policy's weights, and size of its vocabulary; zeros if neither the store nor a
+    local folder has them."""
     if sweep.made["policy"]:
         manifest = sweep.store.manifest(sweep.path("policy"))
         sizes = {} if manifest is None else {n: e.size for n, e in manifest.files.items()}
@@ -60,10 +60,10 @@ def policy_size(sweep: Sweep) -> tuple[int, int]:
 
 
 def cpu_memory(spec: SweepSpec, weights: int, vocabulary: int) -> float:
-    """About the bytes that a trial on the CPU takes; 0 where the weights are not known."""
+    """Estimated bytes of a trial on the CPU; 0 if the size of the weights is unknown."""
     if not weights:
         return 0.0
-    training, copies = spec.training, 2  # the kept base, and the policy that is trained
+    training, copies = spec.training, 2  # the cached base, and the policy that is trained
     if training.lora is None:
         copies += 3  # gradients, and AdamW's two moments
     tokens = 2 * training.per_device_train_batch_size * training.max_length
@@ -72,9 +72,9 @@ def cpu_memory(spec: SweepSpec, weights: int, vocabulary: int) -> float:
 
 
 def reserved_memory(needed: float, nodes: list[NodeSize], cpus_per_worker: int) -> float:
-    """Bytes to reserve for a trial: what it needs where a node would run more than fit, else 0.
+    """Bytes to reserve for a trial: what it needs if a node could run more trials than fit, else 0.
 
-    Never more than the largest node has: there a trial runs alone, and may be too large.
+    At most the memory of the largest node: a larger trial runs there alone and may not fit.
     """
     short = any(node.memory < needed * (node.cpus // cpus_per_worker) for node in nodes)
     largest = max((node.memory for node in nodes if node.cpus >= cpus_per_worker), default=0.0)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefsweep.orchestrator.execution.membership import Members
-from prefsweep.orchestrator.execution.presence import LOCAL_S, Presence
+from prefsweep.orchestrator.execution.node_watch import LOCAL_S, NodeWatch
 from prefsweep.orchestrator.execution.secrets import keep_from_tune
 from prefsweep.orchestrator.state.stop import polled_stop
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
@@ -117,7 +117,7 @@ def _launch(
     gpus = shares(sweep, trials, gpus_per_trial)
     resources, retries = sweep.spec.resources, sweep.spec.retries
     kept = Kept(sweep)  # each worker has its own, for all its trials
-    presence = Presence(LOCAL_S if members is None else retries.max_stall_s)
+    node_watch = NodeWatch(LOCAL_S if members is None else retries.max_stall_s)
 
     def trainable(config: dict[str, Any]) -> dict[str, int]:
         if members is not None:
@@ -148,20 +148,20 @@ def _launch(
                 verbose=0,
                 # run_trial gives up first, and says why
                 failure_config=tune.FailureConfig(max_failures=retries.max_attempts + 1),
-                callbacks=[_watchdog(sweep, presence), *_refusals(members)],
+                callbacks=[_watchdog(sweep, node_watch), *_refusals(members)],
             ),
         )
         try:
             errors = tuner.fit().errors
         except Exception as error:  # Tune has given up as a whole; the store knows what is left
             log.debug("Tune gave up", exc_info=True)
-            if presence.lost is not None:
-                raise presence.lost from None
+            if node_watch.lost is not None:
+                raise node_watch.lost from None
             return str(error)
     return str(errors[0]) if errors else ""
 
 
-def _watchdog(sweep: Sweep, presence: Presence) -> "tune.Callback":
+def _watchdog(sweep: Sweep, node_watch: NodeWatch) -> "tune.Callback":
     """Ends a launch in which trials wait and none runs: the cluster has no place for them now.
 
     At once where the sweep is asked to stop.
@@ -176,7 +176,7 @@ def _watchdog(sweep: Sweep, presence: Presence) -> "tune.Callback":
             self._last_running_s = time.monotonic()
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            presence.check()
+            node_watch.check()
             if any(trial.status == "RUNNING" for trial in trials):
                 self._last_running_s = time.monotonic()
             elif should_stop():

@@ -27,7 +27,7 @@ from prefsweep.workers import tables
 
 
 @runtime_checkable
-class Searchable(Protocol):
+class BisectableTask(Protocol):
     """Work whose prompts can be tried one by one; `load` is called once in every worker.
 
     `work` makes the records of an item (a shard), of the prompts in `only` alone where they are
@@ -52,7 +52,7 @@ class Searchable(Protocol):
     def work(self, worker: Any, index: int, only: Sequence[str] | None = None) -> list[Any]: ...
 
 
-class ShardStage(Searchable, Protocol):
+class ShardStage(BisectableTask, Protocol):
     """Something workers do for every shard."""
 
     @property

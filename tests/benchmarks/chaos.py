@@ -109,10 +109,10 @@ def _kill(attempt: Run, kind: str, choose: random.Random) -> bool:
 def _gave_up(attempt: Run) -> bool:
     """Told by us, or by Ray where that ends the process first."""
     texts = (
-        "Ray has had no node to work on",
+        "Ray has had no node for",
         "The current node timed out during startup",
         "Raylet is terminated",
-        "it ended 3 workers",
+        "the task killed 3 workers",
         "trials have not succeeded",
     )
     return attempt.process.returncode == 1 and any(text in attempt.output for text in texts)

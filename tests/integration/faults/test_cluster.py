@@ -135,7 +135,7 @@ def test_the_only_node_lost_ends_the_driver_with_a_message_and_the_command_goes_
     assert run.wait() == 1, run.output
     assert "Traceback" not in run.output
     # Ray may end the process before we can say anything: then the message is Ray's
-    assert "Ray has had no node to work on" in run.output or "Raylet is terminated" in run.output
+    assert "Ray has had no node for" in run.output or "Raylet is terminated" in run.output
     run.clean_up()
     again = start(storage, *words("--inline"))
     assert again.wait() == 0, again.output

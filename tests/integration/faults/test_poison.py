@@ -82,7 +82,7 @@ def test_a_model_that_kills_whoever_loads_it_ends_the_run_and_no_prompt_is_blame
     storage = store_before("completions", undisturbed, tmp_path / "store")
     run = start(storage, *words(), faults=[Fault("loading", "die", 1000)])
     assert run.wait() == 1, run.output
-    assert "completions: its workers end while they load policy.model=" in run.output
+    assert "completions: its workers die while they load policy.model=" in run.output
     assert "Traceback" not in run.output
     spec = json.loads((storage / "sweeps/small/spec.json").read_text())
     assert spec["inputs"]["quarantined"] == {}

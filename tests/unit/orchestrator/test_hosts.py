@@ -62,7 +62,7 @@ def test_hosts_that_find_no_place_for_too_long_end_the_run(cluster: Cluster) -> 
     cluster.cpus, cluster.counted = 0, 4  # Ray counts what is lost, or others have it
     hosts.lease(1.0)
     after(599.0)
-    with pytest.raises(StageError, match=r"one asks for 1 CPUs and 1 GPUs.*1 nodes \(4 CPUs with"):
+    with pytest.raises(StageError, match=r"one needs 1 CPUs and 1 GPUs.*1 nodes \(4 CPUs with"):
         after(3.0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefsweep.orchestrator.execution.bisection import LOADING, MAX_LONE_DEATHS, Bisection
-from prefsweep.orchestrator.execution.scheduler import MAX_DEATHS, Part, Pool, ShardFlow
+from prefsweep.orchestrator.execution.scheduler import MAX_DEATHS, Pool, PromptSubset, ShardFlow
 from prefsweep.orchestrator.state.quarantine import (
     as_recorded,
     lifted,
@@ -102,7 +102,7 @@ def drive(
             if not pool.waiting:
                 continue
             item = pool.waiting.popleft()
-            is_part = isinstance(item, Part)
+            is_part = isinstance(item, PromptSubset)
             prompts = item.prompt_ids if is_part else stages[position].prompt_ids(item)
             is_fatal = killers.get(pool.name, set()) & set(prompts) and not (together and is_part)
             if is_fatal or pool.name == cannot_load:
@@ -129,7 +129,7 @@ def test_a_shard_that_kills_is_looked_into_and_the_rest_completes(
 def test_a_shard_that_kills_though_no_prompt_does_ends_the_stage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(StageError, match=r"completions: shard 1 ended 3 workers.*killed"):
+    with pytest.raises(StageError, match=r"completions: shard 1 killed 3 workers.*killed"):
         drive(monkeypatch, {"completions": {"p5"}}, together=True)
 
 

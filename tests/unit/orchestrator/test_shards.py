@@ -92,7 +92,7 @@ def test_a_task_whose_worker_dies_is_run_again(death: Callable[[], Exception]) -
 
 
 def test_a_task_that_ends_too_many_workers_ends_the_run() -> None:
-    with pytest.raises(StageError, match=rf"policy: it ended {MAX_DEATHS} workers"):
+    with pytest.raises(StageError, match=rf"policy: the task killed {MAX_DEATHS} workers"):
         work(FakeTask("policy", [died() for _ in range(MAX_DEATHS)]))
 
 

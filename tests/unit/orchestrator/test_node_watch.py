@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from prefsweep.orchestrator.execution.node_watch import NodeWatch
 from prefsweep.orchestrator.execution.placement import NodeSize
-from prefsweep.orchestrator.execution.presence import Presence
 from prefsweep.sweeps.errors import StageError
 
 
@@ -14,12 +14,12 @@ def test_a_cluster_that_has_no_node_for_too_long_is_given_up(
 ) -> None:
     now_s, nodes = 1000.0, [NodeSize(2.0)]
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    presence = Presence(10.0, lambda: nodes)
+    node_watch = NodeWatch(10.0, lambda: nodes)
 
     def after(seconds: float) -> None:
         nonlocal now_s
         now_s += seconds
-        presence.check()
+        node_watch.check()
 
     after(100.0)
     nodes[:] = [NodeSize(0.0)]  # a head that works on nothing
@@ -29,7 +29,7 @@ def test_a_cluster_that_has_no_node_for_too_long_is_given_up(
     nodes.clear()
     after(3600.0)  # other work, in which nobody looked
     after(9.0)
-    assert presence.lost is None
-    with pytest.raises(StageError, match="for 12 s Ray has had no node"):
+    assert node_watch.lost is None
+    with pytest.raises(StageError, match="Ray has had no node for 12 s"):
         after(3.0)
-    assert presence.lost is not None
+    assert node_watch.lost is not None

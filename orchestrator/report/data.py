@@ -8,7 +8,7 @@ from typing import Any
 from prefsweep.orchestrator.report.families import NEUTRAL
 from prefsweep.orchestrator.report.plot import Plot, Trace, plot_layout, rounded
 from prefsweep.orchestrator.text import duration, show
-from prefsweep.sweeps.records import Histogram, StageResult, SweepResults
+from prefsweep.sweeps.records import DROPPED, Histogram, StageResult, SweepResults
 
 SERIES = {
     "all": NEUTRAL,
@@ -17,7 +17,6 @@ SERIES = {
     "pairs": "#2f7ed8",
 }
 """Series of a histogram -> colour."""
-DROPPED = "dropped: "
 """How notes that count what was left out begin."""
 
 

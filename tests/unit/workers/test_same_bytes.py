@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefsweep.orchestrator.cluster import InlineCluster
+from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.stages import require_same
+from prefsweep.orchestrator.tasks.stages import require_same
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.spec import DatasetText, FileText
 from prefsweep.workers.corpus import load_texts, source_identity

@@ -5,9 +5,10 @@ does not cut, shuffle or tokenize (prompts.py and sft.py do).
 """
 
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,8 @@ from prefsweep.workers.formats import (
 )
 from prefsweep.workers.locations import file_sha256, local_path
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -67,11 +70,17 @@ def load_texts(
     if isinstance(corpus, FileText) and file_kind(source := _local(corpus)) == ".txt":
         rows = _text_rows(corpus, source)
     else:
-        required = (corpus.column, *corpus.where)
-        source, records = load_records(
-            corpus, lambda columns: chosen(columns, required, [corpus.label_column])
-        )
-        rows = _select(corpus, records, source, messages=messages)
+        required, there = (corpus.column, *corpus.where), dict[str, None]()
+
+        def choose(columns: Sequence[str]) -> list[str]:
+            there.update(dict.fromkeys(columns))
+            return chosen(columns, required, [corpus.label_column])
+
+        source, records = load_records(corpus, choose)
+        rows = _select(corpus, _noting(records, there), source, messages=messages)
+        read = {root(name, tuple(there)) for name in (*required, corpus.label_column)}
+        if messages and (unread := [name for name in there if name not in read]):
+            log.warning("%s: columns that are not read: %s", source, ", ".join(unread))
     if not rows:
         kept = f" where {dict(corpus.where)}" if corpus.where else ""
         raise DataError(f"{source}: there are no texts{kept}; the corpus needs at least one")
@@ -113,6 +122,16 @@ def source_identity(corpus: Prompts | BuiltinText | FileText | DatasetText) -> s
     if isinstance(corpus, FileText):
         return f"sha256-{file_sha256(_local(corpus))}"
     return dataset_identity(corpus)
+
+
+def _noting(
+    records: Iterable[tuple[int, Record]], there: dict[str, None]
+) -> Iterator[tuple[int, Record]]:
+    """The records; their columns are added to `there`."""
+    for number, record in records:
+        if not record.keys() <= there.keys():
+            there.update(dict.fromkeys(record))
+        yield number, record
 
 
 # --- choosing rows -------------------------------------------------------------------------------

@@ -112,9 +112,9 @@ def test_many_rows_are_read(tmp_path: Path) -> None:
     """A reader that looks through all rows for every row would not come to an end."""
     path = tmp_path / "many.jsonl"
     with path.open("w") as file:
-        for i in range(50_000):
+        for i in range(20_000):
             file.write(f'{{"prompt": "p{i}", "chosen": " yes {i}", "rejected": " no"}}\n')
-    assert len(read_pairs(entry("pairs", path), PairsSpec())[0]) == 50_000
+    assert len(read_pairs(entry("pairs", path), PairsSpec())[0]) == 20_000
 
 
 # --- what is refused -----------------------------------------------------------------------------

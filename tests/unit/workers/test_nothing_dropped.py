@@ -241,6 +241,17 @@ def test_columns_that_are_not_read_are_said_with_how_to_read_them(
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_columns_of_a_prompts_section_that_are_not_read_are_said(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"q": f"Film {i}?", "n": i, "system": "Rhyme."} for i in range(3)]
+    path = write(tmp_path, rows, suffix)
+    spec = FilePrompts(type="file", path=str(path), column="q", where={"n": 1})
+    assert [row.text for row in load_texts(spec, messages=True)] == ["Film 1?"]
+    assert caplog.messages == [f"{path}: columns that are not read: system"]
+
+
 # --- names that are there twice, files that belong to no split -----------------------------------
 
 

@@ -40,17 +40,23 @@ OPTIONAL: Mapping[EntryStage, tuple[str, ...]] = {
 class EntrySpec(Section):
     """Your own data instead of the first stages, from a file or a Hugging Face dataset.
 
-    Completions follow their prompt as they are: begin them with a space where one belongs.
+    Completions follow their prompt as they are: begin them with a space where one belongs. Common
+    public shapes are read: ShareGPT, OpenAI, hh-rlhf transcripts, pairs of message lists
+    without a prompt, one row for each completion. With policy.chat, a column `system` is the system
+    message of its row. Columns that are not read are named in the log.
     """
 
     stage: EntryStage
-    """What a row is. prompts: prompt; completions: prompt and a list of texts; scored_completions:
-    the same with a list of scores; pairs: prompt, chosen, rejected."""
+    """What a row is. prompts: prompt; completions: prompt and a list of texts, or one text;
+    scored_completions: the same with a list of scores, or one; pairs: prompt, chosen, rejected, and
+    chosen_score and rejected_score where they are known. A prompt may have several rows."""
     path: str | None = None
-    """JSONL, CSV or parquet file, relative to the folder where the command runs, or
-    `package:PACKAGE/FILE`. A list in a CSV cell is written as JSON."""
+    """JSON, JSONL, CSV, TSV, parquet or Arrow file, relative to where the command runs, or
+    `package:PACKAGE/FILE`. Text files may be packed (.gz, .bz2, .xz, .zst). A list in a CSV cell is
+    written as JSON."""
     dataset: str | None = Field(default=None, min_length=1)
-    """Hugging Face dataset instead of a file: hub id or local folder."""
+    """Hugging Face dataset instead of a file: hub id or local folder (of data files, or written by
+    `save_to_disk`)."""
     config: str | None = None
     """Configuration of the dataset; None takes its default."""
     revision: str | None = None
@@ -58,7 +64,8 @@ class EntrySpec(Section):
     split: str = "train"
     """Split of the dataset, in the notation of `datasets` (train[:10%])."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our column name to the data's, where they differ: {prompt: question}."""
+    """Our column name to the data's, where they differ: {prompt: question}. A dot leads into a
+    column: {prompt: input.messages}."""
 
     @property
     def column_names(self) -> dict[str, str]:

@@ -23,11 +23,13 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "completions": 3,
     "scores": 1,
     "pairs": 1,
-    "reference": 3,
+    "reference": 4,
     "trial": 3,
     "evaluation": 4,
+    "entry": 2,
 }
-"""Versions of the stages' code. Bump one when the same inputs give another output."""
+"""Versions of the stages' code, and of the reader of entered data. Bump one when the same inputs
+give another output."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +172,15 @@ class Fingerprints:
         if name != self._entered:
             return ""
         pairs = self._spec.pairs
-        rule = {"seed": pairs.seed, "test_fraction": pairs.test_fraction}
+        rule: dict[str, Any] = {"seed": pairs.seed, "test_fraction": pairs.test_fraction}
+        if pairs.min_margin:
+            rule["min_margin"] = pairs.min_margin
         data = {
             "source": self._inputs.entry,
             "config": entry.config,
             "split": entry.split,
             "columns": entry.column_names,
+            "reader": STAGE_VERSIONS["entry"],
         }
         return self._stage(name, entry=data, **({"split": rule} if name == "pairs" else {}))
 

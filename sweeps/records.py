@@ -28,6 +28,8 @@ class Stage(StrEnum):
 
 
 Split = Literal["train", "test"]
+DROPPED = "dropped: "
+"""Beginning of a note that counts what a stage has left out, and why."""
 Metrics = dict[str, float | None]
 """Metric name to value; None where the metric does not apply (no reward, no untrained policy)."""
 

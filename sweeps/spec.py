@@ -152,7 +152,7 @@ class PairsSpec(Section):
     ranks: tuple[tuple[int, int], ...] | None = None
     """[chosen, rejected] ranks by score, 0 the best; for rule: ranks only."""
     min_margin: float = Field(default=0.0, ge=0)
-    """Least score difference of a pair."""
+    """Least score difference of a pair, also of entered pairs that have both scores."""
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of the prompts whose pairs are kept out of training; by prompt, never by row."""
     seed: Seed = 0

@@ -34,7 +34,7 @@ class BuiltinText(Section):
 
 
 class FileText(Section):
-    """A local JSONL, CSV, parquet or plain-text file (one text a line)."""
+    """A local JSON, JSONL, CSV, TSV, parquet, Arrow or plain-text file (one text a line)."""
 
     type: Literal["file"]
     path: str

@@ -1,25 +1,44 @@
 """A Hugging Face dataset, on the hub or in a local folder, in; its rows and identity out.
 
-Knows nothing of columns' meaning; `corpus.py` chooses texts and labels.
+The files of a local folder are read themselves, and not through the cache of `datasets`, which goes
+by their times and not by their content. Knows nothing of columns' meaning; `corpus.py` chooses
+texts and labels.
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.spec import DatasetText
+from prefsweep.workers.files import (
+    BATCH_ROWS,
+    SUFFIXES,
+    Choose,
+    Record,
+    file_kind,
+    file_records,
+    first_line,
+    require_known,
+)
 from prefsweep.workers.locations import expand, file_sha256
 
-Record = Mapping[str, object]
-BATCH_ROWS = 1000
-"""Rows of a table that are Python objects at a time."""
+log = logging.getLogger(__name__)
+
+_SAVED = ("dataset_dict.json", "state.json")
+"""Files that `save_to_disk` leaves in a folder."""
+_READ_HERE = ("csv", "json", "parquet", "arrow")
+"""Kinds of files, by the name that `datasets` has for their reader, that files.py reads."""
+_NO_DATA = re.compile(r"(.*/)?([._]|README|dataset_infos?\.json)")
+_SET_ALWAYS = ("name", "version", "data_files", "sep", "delimiter")
+"""Options of a reader that say nothing of how it reads, or are taken over."""
 
 
 def dataset_identity(corpus: DatasetText) -> str:
@@ -30,21 +49,20 @@ def dataset_identity(corpus: DatasetText) -> str:
     return f"{corpus.dataset}@{_hub_commit(corpus)}"
 
 
-def dataset_records(
-    corpus: DatasetText, required: AbstractSet[str], wanted: AbstractSet[str]
-) -> Iterator[tuple[int, Record]]:
-    """The dataset's rows, class indices left as ints; only the columns that are read."""
-    import datasets
+def dataset_records(corpus: DatasetText, choose: Choose) -> Iterator[tuple[int, Record]]:
+    """The dataset's rows, class indices left as ints; of its columns those that `choose` takes."""
     import pyarrow
     from datasets.exceptions import DatasetsError
 
     folder, said = expand(corpus.dataset), list[str]()
-    place = str(folder) if os.path.exists(folder) else corpus.dataset
     try:
         with _silenced(said):
-            dataset = datasets.load_dataset(
-                place, corpus.config, split=corpus.split, revision=corpus.revision
-            )
+            if not os.path.exists(folder):
+                records = _hub_records(corpus, choose)
+            elif any((folder / name).is_file() for name in _SAVED):
+                records = _saved_records(corpus, folder, choose)
+            else:
+                records = _folder_records(corpus, folder, choose)
     except StopIteration:
         raise DataError(f"dataset={corpus.dataset}: one of its files is empty") from None
     except (
@@ -56,9 +74,133 @@ def dataset_records(
         # What the library logs names the file; what it raises does not.
         reason = said[-1] if said else first_line(error.__cause__ or error)
         raise DataError(_why_not_found(corpus, reason)) from None
-    assert isinstance(dataset, datasets.Dataset), "a named split is one dataset"
-    if required <= set(dataset.column_names):  # else the check names them all
-        dataset = dataset.select_columns([c for c in dataset.column_names if c in wanted])
+    yield from records
+
+
+# --- where the rows are --------------------------------------------------------------------------
+
+
+def _folder_records(
+    corpus: DatasetText, folder: Path, choose: Choose
+) -> Iterator[tuple[int, Record]]:
+    """Rows of a local folder's files, which `datasets` assigns to splits by their names."""
+    import datasets
+    import datasets.config as settings
+
+    if folder.is_file():
+        return _split_records(corpus, {"train": [folder]}, choose, ",")
+    builder = datasets.load_dataset_builder(str(folder), corpus.config)
+    kind = type(builder).__module__.rpartition(".")[2]
+    config: Any = builder.config
+    if kind not in _READ_HERE or builder.info.features is not None or not _is_plain(config):
+        # Its own reader, types or options; its cache is kept apart for each content.
+        cache = Path(settings.HF_DATASETS_CACHE) / _folder_sha256(folder)
+        dataset: Any = datasets.load_dataset(
+            str(folder), corpus.config, split=corpus.split, cache_dir=str(cache)
+        )
+        return _dataset_rows(corpus, dataset, choose)
+    files = {str(split): list(map(Path, paths)) for split, paths in config.data_files.items()}
+    _tell_unread(corpus, folder, files)
+    return _split_records(corpus, files, choose, getattr(config, "sep", None) or ",")
+
+
+def _is_plain(config: Any) -> bool:
+    """Whether no option of a reader is set, as a README in the folder can."""
+    return all(
+        getattr(config, option.name) == option.default
+        for option in fields(config)
+        if option.name not in _SET_ALWAYS
+    )
+
+
+def _saved_records(
+    corpus: DatasetText, folder: Path, choose: Choose
+) -> Iterator[tuple[int, Record]]:
+    """Rows of a folder that `save_to_disk` wrote: one dataset, or one for each split."""
+    import datasets
+
+    saved = datasets.load_from_disk(str(folder))
+    whole = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    parts = _parts(corpus.split, {str(split): len(dataset) for split, dataset in whole.items()})
+    tables = [whole[split].select(range(first, last)) for split, first, last in parts]
+    return _dataset_rows(corpus, datasets.concatenate_datasets(tables), choose)
+
+
+def _hub_records(corpus: DatasetText, choose: Choose) -> Iterator[tuple[int, Record]]:
+    """Rows of a dataset on the hub, at the commit that its identity names."""
+    import datasets
+
+    commit, options = _hub_commit(corpus), dict[str, Any]()
+    builder = datasets.load_dataset_builder(corpus.dataset, corpus.config, revision=commit)
+    found = str(builder.hash)
+    if re.fullmatch(r"[0-9a-f]{40}", found) and found != commit:  # offline, from the cache
+        raise DataError(
+            f"dataset={corpus.dataset}: the local cache holds commit {found}, and not {commit}; "
+            f"unset HF_HUB_OFFLINE, or set revision={found}"
+        )
+    is_csv = type(builder).__module__.endswith(".csv")
+    if is_csv and builder.info.features is None:  # every cell is a text, also "NA" and "7"
+        options = {"dtype": str, "keep_default_na": False, "na_filter": False}
+    dataset: Any = datasets.load_dataset(
+        corpus.dataset, corpus.config, split=corpus.split, revision=commit, **options
+    )
+    return _dataset_rows(corpus, dataset, choose)
+
+
+def _split_records(
+    corpus: DatasetText, files: dict[str, list[Path]], choose: Choose, delimiter: str
+) -> Iterator[tuple[int, Record]]:
+    """Rows of the split's files one after the other, counted through."""
+    for path in itertools.chain(*files.values()):
+        require_known(path)
+
+    def records(split: str) -> Iterator[Record]:
+        for path in files[split]:
+            yield from (record for _, record in file_records(path, choose, delimiter))
+
+    if corpus.split in files:
+        return enumerate(records(corpus.split), start=1)
+    named = {name for name in re.split(r"[\[+\]]", corpus.split) if name in files}
+    rows = {split: list(records(split)) if split in named else [] for split in files}
+    parts = _parts(corpus.split, {split: len(found) for split, found in rows.items()})
+    chosen = itertools.chain(*(rows[split][first:last] for split, first, last in parts))
+    return enumerate(chosen, start=1)
+
+
+def _parts(split: str, lengths: dict[str, int]) -> list[tuple[str, int, int]]:
+    """Name, first and last row of what a split in the notation of `datasets` stands for.
+
+    Raises ValueError for a wrong one.
+    """
+    import datasets
+
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    return [
+        (part.splitname, part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
+        for part in parts
+    ]
+
+
+def _tell_unread(corpus: DatasetText, folder: Path, files: dict[str, list[Path]]) -> None:
+    """Data files of the folder that belong to no split are said."""
+    taken = {path.resolve() for path in itertools.chain(*files.values())}
+    left = [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and file_kind(path) in SUFFIXES and path.resolve() not in taken
+    ]
+    left = [name for name in left if not _NO_DATA.match(name)]
+    if left:
+        log.warning("dataset=%s: not read, in no split: %s", corpus.dataset, ", ".join(left[:10]))
+
+
+# --- rows of the library's own tables ------------------------------------------------------------
+
+
+def _dataset_rows(
+    corpus: DatasetText, dataset: Any, choose: Choose
+) -> Iterator[tuple[int, Record]]:
+    dataset = dataset.select_columns(choose(dataset.column_names))
     for start in range(0, len(dataset), BATCH_ROWS):
         end = min(start + BATCH_ROWS, len(dataset))
         yield from enumerate(_rows(corpus, dataset, start, end), start=start + 1)
@@ -148,10 +290,6 @@ def _cached_commit(dataset: str, revision: str) -> str | None:
     folder = repo_folder_name(repo_id=dataset, repo_type="dataset")
     reference = Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
     return reference.read_text().strip() if os.path.isfile(reference) else None
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _folder_sha256(folder: Path) -> str:

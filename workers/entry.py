@@ -1,16 +1,15 @@
 """Your own data in, records of the stage that it enters at out.
 
-Every row is checked; what cannot be used is refused with its row number. It scores, ranks and pairs
-nothing. Completions are taken as finished ones: the end-of-text token may follow them.
+Every row is checked; what cannot be used is refused with its row number, and what is left out is
+counted. It ranks and pairs nothing. Completions are taken as finished ones: the end-of-text token
+may follow them. `rows.py` reads the cells of a row.
 """
 
-import contextlib
-import json
-import math
-import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from prefsweep.sweeps.entry import OPTIONAL, REQUIRED, EntrySpec
 from prefsweep.sweeps.errors import DataError
@@ -22,16 +21,18 @@ from prefsweep.sweeps.records import (
     prompt_id,
 )
 from prefsweep.sweeps.spec import DatasetText, FileText, PairsSpec, Prompts
-from prefsweep.workers.chat import as_messages, written_messages
-from prefsweep.workers.corpus import is_text, load_records, short, source_identity
+from prefsweep.workers.corpus import chosen, load_records, source_identity
+from prefsweep.workers.formats import near_column
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.pairs import split_of
 from prefsweep.workers.prompts import make_prompts
+from prefsweep.workers.rows import ALSO_READ, Row
+
+log = logging.getLogger(__name__)
 
 Notes = dict[str, float]
 """Counts for the report."""
 FINISH_REASON = "eos"
-_Score = float | None
 _Item = TypeVar("_Item")
 
 
@@ -45,52 +46,115 @@ def read_prompts(entry: EntrySpec, *, chat: bool = False) -> tuple[list[Prompt],
 
     Raises DataError, as all readers here.
     """
-    rows, repeated = _distinct((row.prompt(), None) for row in _rows(entry, chat))
-    return [Prompt(prompt_id(text), text) for text in rows], _repeated(repeated)
+    prompts: dict[str, Prompt] = {}
+    repeated = 0
+    for row in _rows(entry, chat):
+        text = row.prompt()
+        key = prompt_id(text)
+        repeated += key in prompts
+        prompts.setdefault(key, Prompt(key, text))
+    return list(prompts.values()), {"dropped: repeated prompt": repeated}
 
 
 def read_completions(entry: EntrySpec, *, chat: bool = False) -> tuple[list[Completion], Notes]:
-    """All completions of every prompt's first row."""
-    rows, repeated = _distinct((row.prompt(), row.completions()) for row in _rows(entry, chat))
+    """All completions of every prompt, those of its first row first."""
+    groups, notes = _gathered(
+        (row, row.prompt(), row.completions(), row.is_single()) for row in _rows(entry, chat)
+    )
     completions = [
         Completion(key, index, prompt, text, FINISH_REASON)
-        for prompt, texts in rows.items()
-        for key in [prompt_id(prompt)]
-        for index, text in enumerate(texts)
+        for key, group in groups.items()
+        for index, (prompt, text) in enumerate(group.items)
     ]
-    return completions, _repeated(repeated)
+    return completions, notes
 
 
 def read_scored_completions(
     entry: EntrySpec, *, chat: bool = False
 ) -> tuple[list[ScoredCompletion], Notes]:
-    """All completions of every prompt's first row, with their scores."""
-    rows, repeated = _distinct(
-        (row.prompt(), row.scored_completions()) for row in _rows(entry, chat)
+    """All completions of every prompt, those of its first row first, with their scores."""
+    groups, notes = _gathered(
+        (row, row.prompt(), row.scored_completions(), row.is_single()) for row in _rows(entry, chat)
     )
     completions = [
         ScoredCompletion(key, index, prompt, text, FINISH_REASON, score)
-        for prompt, scored in rows.items()
-        for key in [prompt_id(prompt)]
-        for index, (text, score) in enumerate(scored)
+        for key, group in groups.items()
+        for index, (prompt, (text, score)) in enumerate(group.items)
     ]
-    return completions, _repeated(repeated)
+    return completions, notes
+
+
+# --- completions of a prompt ---------------------------------------------------------------------
+
+
+@dataclass
+class _Group(Generic[_Item]):
+    """What the rows of one prompt hold."""
+
+    row: Row
+    is_single: bool
+    """Whether its first row holds one completion, as a text and not as a list."""
+    items: list[tuple[str, _Item]] = field(default_factory=list[tuple[str, _Item]])
+    """Each with the prompt as its row spells it."""
+    rows: set[tuple[_Item, ...]] = field(default_factory=set[tuple[_Item, ...]])
+
+
+def _gathered(
+    rows: Iterable[tuple[Row, str, list[_Item], bool]],
+) -> tuple[dict[str, _Group[_Item]], Notes]:
+    """The items of every prompt (by id), from all its rows. A row that is there twice counts once.
+
+    A prompt whose only completion is a text is left out; raises DataError for one in a list of one.
+    """
+    groups: dict[str, _Group[_Item]] = {}
+    repeated = 0
+    for row, prompt, items, is_single in rows:
+        group = groups.setdefault(prompt_id(prompt), _Group(row, is_single))
+        if tuple(items) in group.rows:
+            repeated += len(items)
+        else:
+            group.rows.add(tuple(items))
+            group.items += [(prompt, item) for item in items]
+    alone = [key for key, group in groups.items() if len(group.items) < 2]
+    for key in alone:
+        group = groups[key]
+        if not group.is_single or len(alone) == len(groups):
+            raise group.row.too_few(len(group.items))
+    kept = {key: group for key, group in groups.items() if len(group.items) > 1}
+    return kept, {
+        "dropped: repeated completion": repeated,
+        "dropped: only completion of its prompt": len(alone),
+    }
+
+
+# --- pairs ---------------------------------------------------------------------------------------
+
+_Scores = tuple[float | None, float | None]
 
 
 def read_pairs(
     entry: EntrySpec, spec: PairsSpec, *, chat: bool = False
 ) -> tuple[list[PreferencePair], Notes]:
-    """The pairs, those of a prompt together; a pair that occurs twice is taken once."""
-    by_prompt: dict[str, dict[tuple[str, str], tuple[_Score, _Score]]] = {}
-    repeated = same = 0
+    """The pairs, those of a prompt together; a pair that occurs twice is taken once.
+
+    A pair with both scores is kept only if the chosen one's is higher, by pairs.min_margin.
+    """
+    by_prompt: dict[str, dict[tuple[str, str], tuple[str, _Scores]]] = {}
+    dropped = Counter[str](dict.fromkeys(_REASONS, 0))
     for row in _rows(entry, chat):
-        prompt, chosen, rejected = row.prompt(), row.text("chosen"), row.text("rejected")
+        pair = row.pair()
+        if pair is None:
+            dropped["answer of several turns"] += 1
+            continue
+        prompt, *answers = pair
+        texts = answers[0], answers[1]
         scores = row.optional_number("chosen_score"), row.optional_number("rejected_score")
-        pairs = by_prompt.setdefault(prompt, {})
-        repeated += (chosen, rejected) in pairs
-        same += chosen == rejected
-        if chosen != rejected:
-            pairs.setdefault((chosen, rejected), scores)
+        pairs = by_prompt.setdefault(prompt_id(prompt), {})
+        reason = "repeated pair" if texts in pairs else _reason(texts, scores, spec)
+        if reason is None:
+            pairs[texts] = prompt, scores  # the prompt as this row spells it
+        else:
+            dropped[reason] += 1
     pairs = [
         PreferencePair(
             pair_id=f"{key}-{index}",
@@ -99,27 +163,85 @@ def read_pairs(
             prompt=prompt,
             chosen=chosen,
             rejected=rejected,
-            chosen_score=chosen_score,
-            rejected_score=rejected_score,
+            chosen_score=scores[0],
+            rejected_score=scores[1],
             chosen_finish_reason=FINISH_REASON,
             rejected_finish_reason=FINISH_REASON,
         )
-        for prompt, texts in by_prompt.items()
-        for key in [prompt_id(prompt)]
-        for index, ((chosen, rejected), (chosen_score, rejected_score)) in enumerate(texts.items())
+        for key, texts in by_prompt.items()
+        for index, ((chosen, rejected), (prompt, scores)) in enumerate(texts.items())
     ]
+    return pairs, _pair_notes(pairs, dropped, spec)
+
+
+_REASONS = (
+    "same text",
+    "repeated pair",
+    "equal scores",
+    "chosen_score below rejected_score",
+    "below min_margin",
+    "answer of several turns",
+)
+
+
+def _reason(texts: tuple[str, str], scores: _Scores, spec: PairsSpec) -> str | None:
+    """Why a pair is left out; None for one that is kept, as those without both scores are."""
+    if texts[0] == texts[1]:
+        return "same text"
+    chosen, rejected = scores
+    if chosen is None or rejected is None:
+        return None
+    if chosen == rejected:
+        return "equal scores"
+    if chosen < rejected:
+        return "chosen_score below rejected_score"
+    return "below min_margin" if chosen - rejected < spec.min_margin else None
+
+
+def _pair_notes(pairs: list[PreferencePair], dropped: Counter[str], spec: PairsSpec) -> Notes:
+    """Counts of what was read. Raises DataError where nothing is left to train on."""
+    reasons = {f"dropped: {reason}": float(count) for reason, count in dropped.items()}
     num_test = sum(pair.split == "test" for pair in pairs)
     if num_test == len(pairs):
+        why = ", ".join(f"{name} {count:g}" for name, count in reasons.items() if count)
         raise DataError(
-            f"entry: there is no pair to train on ({num_test} in the test split, {same} with equal "
-            "texts); give more prompts or lower pairs.test_fraction"
+            f"entry: there is no pair to train on (in the test split {num_test}"
+            f"{', ' if why else ''}{why}); give more prompts, or lower pairs.test_fraction"
+            f"{' or pairs.min_margin' if spec.min_margin else ''}"
         )
-    return pairs, {
+    known = sum(None not in (pair.chosen_score, pair.rejected_score) for pair in pairs)
+    if spec.min_margin and not known:
+        raise DataError(
+            f"entry: pairs.min_margin={spec.min_margin:g} needs the scores of a pair, and no pair "
+            "has both; map them with entry.columns={chosen_score: ..., rejected_score: ...}, or "
+            "remove pairs.min_margin"
+        )
+    if spec.min_margin and known < len(pairs):
+        log.warning(
+            "entry: %d pairs without both scores are kept, whatever pairs.min_margin is",
+            len(pairs) - known,
+        )
+    _tell_oddities(pairs)
+    return {
         "prompts with pairs": len({pair.prompt_id for pair in pairs}),
-        "dropped: same text": same,
-        "dropped: repeated pair": repeated,
+        "pairs with both scores": known,
+        **reasons,
         "test pairs": num_test,
     }
+
+
+def _tell_oddities(pairs: list[PreferencePair]) -> None:
+    """Say what is read as it is, but may be a mistake."""
+    doubled = sum(
+        bool(p.prompt) and p.chosen.startswith(p.prompt) and p.rejected.startswith(p.prompt)
+        for p in pairs
+    )
+    if doubled:
+        log.warning("entry: %d pairs repeat their prompt at the start of both answers", doubled)
+    both = {(pair.prompt_id, pair.chosen, pair.rejected) for pair in pairs}
+    reversed_too = sum((key, bad, good) in both for key, good, bad in both)
+    if reversed_too:
+        log.warning("entry: %d pairs are there with chosen and rejected swapped", reversed_too)
 
 
 # --- prompts to evaluate with --------------------------------------------------------------------
@@ -169,109 +291,6 @@ def prompts_of_test_split(
 # --- rows ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One row of the data, with what is needed to name a cell in a message."""
-
-    place: str
-    record: Mapping[str, object]
-    columns: Mapping[str, str]
-    is_csv: bool
-    chat: bool
-    """Whether the policy reads chat messages."""
-
-    def prompt(self) -> str:
-        """The prompt; messages are kept as JSON text."""
-        talk = as_messages(self._value("prompt")) if self.chat else None
-        if talk is not None:
-            return json.dumps(talk)
-        text = self.text("prompt")
-        if not text.strip():
-            raise self._error("prompt", "is empty; every row needs a prompt")
-        return text
-
-    def text(self, name: str) -> str:
-        """A text, or with `chat` the assistant's answer at the end of a list of messages."""
-        return self._text(name, "", self._value(name))
-
-    def _text(self, name: str, index: str, value: object) -> str:
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            return self._answer(name, index, value)
-        if not is_text(value):
-            raise self._error(name, f"{index} is {short(value)}, not a text")
-        return str(value)
-
-    def _answer(self, name: str, index: str, value: object) -> str:
-        """The last of the messages, the assistant's; those before it must be the prompt's."""
-        talk = as_messages(value)
-        if not self.chat or talk is None:
-            raise self._error(
-                name,
-                f"{index} is a list of messages, not a text; set policy.chat, or apply the chat "
-                "template to it first",
-            )
-        if talk[-1]["role"] != "assistant":
-            raise self._error(
-                name, f"{index} ends with a message of the {talk[-1]['role']}, not the assistant's"
-            )
-        prompt = self.prompt()
-        asked = written_messages(prompt) or [{"role": "user", "content": prompt}]
-        if talk[:-1] not in ([], asked):
-            raise self._error(name, f"{index} has other messages before the last than its prompt")
-        return talk[-1]["content"]
-
-    def completions(self) -> list[str]:
-        texts = self._list("completions")
-        if len(texts) < 2:
-            number = "one completion" if texts else "no completions"
-            raise self._error("completions", f"has {number}; a pair needs at least two")
-        return [self._text("completions", f"[{i}]", text) for i, text in enumerate(texts)]
-
-    def scored_completions(self) -> list[tuple[str, float]]:
-        texts, scores = self.completions(), self._list("scores")
-        if len(texts) != len(scores):
-            raise self._error(
-                "scores",
-                f"has {len(scores)} scores for {len(texts)} completions; give one for each",
-            )
-        numbers = [self._number("scores", f"[{i}]", score) for i, score in enumerate(scores)]
-        return list(zip(texts, numbers, strict=True))
-
-    def optional_number(self, name: str) -> float | None:
-        value = self._value(name)
-        if value is None or (self.is_csv and value == ""):
-            return None
-        if self.is_csv and isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value)
-        return self._number(name, "", value)
-
-    def _list(self, name: str) -> list[object]:
-        value = self._value(name)
-        if isinstance(value, str):  # a CSV cell
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                raise self._error(name, f"is {short(value)}, not a list (in JSON)") from None
-        if not isinstance(value, list):
-            raise self._error(name, f"is {short(value)}, not a list")
-        return value
-
-    def _number(self, name: str, index: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._error(name, f"{index} is {short(value)}, not a number")
-        if abs(value) > sys.float_info.max or math.isnan(value):  # whole numbers can be larger
-            raise self._error(name, f"{index} is {short(value)}; a score is a finite number")
-        return float(value)
-
-    def _value(self, name: str) -> object:
-        return self.record.get(self.columns[name])
-
-    def _error(self, name: str, what: str) -> DataError:
-        space = "" if what.startswith("[") else " "
-        return DataError(f"{self.place}: column {self.columns[name]!r}{space}{what.strip()}")
-
-
 def _source(entry: EntrySpec) -> FileText | DatasetText:
     """The data as the readers of corpus.py take it."""
     if entry.dataset is None:
@@ -286,38 +305,35 @@ def _source(entry: EntrySpec) -> FileText | DatasetText:
     )
 
 
-def _rows(entry: EntrySpec, chat: bool) -> Iterator[_Row]:
-    """The rows, each with the columns that it must have."""
-    columns = entry.column_names
+def _rows(entry: EntrySpec, chat: bool) -> Iterator[Row]:
+    """The rows, each with the columns that it must have. Those that are not read are said."""
+    columns, there, used = entry.column_names, dict[str, None](), set[str]()
     mapped = [name for name in OPTIONAL[entry.stage] if name in entry.columns]
-    needed = [*REQUIRED[entry.stage], *mapped]
-    source, records = load_records(
-        _source(entry), {columns[name] for name in needed}, set(columns.values())
-    )
-    is_csv, number = source.lower().endswith(".csv"), 0
+    needed = [columns[name] for name in (*REQUIRED[entry.stage], *mapped)]
+
+    def choose(names: Sequence[str]) -> list[str]:
+        there.update(dict.fromkeys(names))
+        return chosen(names, needed, [*columns.values(), *ALSO_READ])
+
+    source, records = load_records(_source(entry), choose)
+    number = 0
     for number, record in records:
-        place = f"{source}, row {number}"
-        for name in needed:
-            if columns[name] not in record:
-                raise DataError(
-                    f"{place}: there is no column {columns[name]!r}; the columns are "
-                    f"{', '.join(map(str, record)) or 'none'}. Map it with "
-                    f"entry.columns={{{name}: ...}}"
-                )
-        yield _Row(place, record, columns, is_csv, chat)
+        row = Row(f"{source}, row {number}", record, columns, frozenset(entry.columns), chat, used)
+        row.require([*REQUIRED[entry.stage], *mapped])
+        yield row
+        if not record.keys() <= there.keys():
+            there.update(dict.fromkeys(map(str, record)))
     if not number:
         raise DataError(f"{source}: there are no rows; an entry needs at least one")
+    _tell_unread(entry, source, [name for name in there if name not in used])
 
 
-def _distinct(rows: Iterable[tuple[str, _Item]]) -> tuple[dict[str, _Item], int]:
-    """The first item of every prompt, and how many rows repeated one."""
-    distinct: dict[str, _Item] = {}
-    repeated = 0
-    for prompt, item in rows:
-        repeated += prompt in distinct
-        distinct.setdefault(prompt, item)
-    return distinct, repeated
-
-
-def _repeated(count: int) -> Notes:
-    return {"dropped: repeated prompt": count}
+def _tell_unread(entry: EntrySpec, source: str, unread: list[str]) -> None:
+    """Say which columns are not read, and how to read those that look like ours."""
+    if not unread:
+        return
+    optional = [name for name in OPTIONAL[entry.stage] if name not in entry.columns]
+    near = {name: near_column(name, unread) for name in optional}
+    maps = ", ".join(f"{name}: {column}" for name, column in near.items() if column)
+    remedy = f"; entry.columns={{{maps}}} would read them" if maps else ""
+    log.warning("%s: columns that are not read: %s%s", source, ", ".join(unread), remedy)

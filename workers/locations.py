@@ -108,14 +108,18 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, hex. Raises DataError if it cannot be read."""
     try:
         now = path.stat()
-        return _sha256(path.resolve(), (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
+        stamp = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+        return _sha256(path.resolve(), stamp)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 @lru_cache(maxsize=4096)
 def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
-    """`stamp` changes with the content: weights of many GB are read once in a process."""
+    """`stamp` changes with the content: weights of many GB are read once in a process.
+
+    Tools can set the time of modification, but not the one at which the inode changed.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

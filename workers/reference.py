@@ -62,9 +62,16 @@ def reference_pairs(
     spec: TrainingSpec,
     chat: ChatSpec | None = None,
 ) -> list[TokenizedPair]:
-    """All pairs that fit, with log pi_ref of every completion token; each sequence is run once."""
+    """All pairs that fit and whose tokens differ, with log pi_ref of every completion token.
+
+    Each sequence is run once.
+    """
     tokens = [tokenize_pair(pair, tokenizer, spec, chat) for pair in pairs]
-    kept = [(pair, t) for pair, t in zip(pairs, tokens, strict=True) if t is not None]
+    kept = [
+        (pair, t)
+        for pair, t in zip(pairs, tokens, strict=True)
+        if t is not None and t.chosen_ids != t.rejected_ids
+    ]
     sequences = dict.fromkeys(
         (t.prompt_ids, ids) for _, t in kept for ids in (t.chosen_ids, t.rejected_ids)
     )
@@ -83,6 +90,20 @@ def reference_pairs(
         )
         for pair, t in kept
     ]
+
+
+def why_dropped(
+    pairs: Sequence[PreferencePair],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: TrainingSpec,
+    chat: ChatSpec | None = None,
+) -> dict[str, int]:
+    """How many of the pairs that `reference_pairs` leaves out there are, by reason."""
+    filled = sum(tokenize_pair(pair, tokenizer, spec, chat) is None for pair in pairs)
+    return {
+        "dropped: prompt fills max_length": filled,
+        "dropped: same tokens after max_length": len(pairs) - filled,
+    }
 
 
 def reference_sums(pair: TokenizedPair, ld_alpha: float | None) -> tuple[float, float]:

@@ -40,7 +40,7 @@ from prefsweep.orchestrator.tasks.shards import (
 from prefsweep.orchestrator.tasks.stages import CheckPrompts, Task
 from prefsweep.orchestrator.tracking.watcher import TrialWatch
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
-from prefsweep.sweeps.records import Errored, Stage, Status
+from prefsweep.sweeps.records import DROPPED, Errored, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -355,3 +355,6 @@ class Run:
         assert manifest is not None
         where = self.sweep.store.display(path)
         log.info("%s: %d rows in %.1f s, %s", stage, manifest.rows, manifest.seconds, where)
+        for name, count in manifest.notes.items():
+            if name.startswith(DROPPED) and count:
+                log.warning("%s: dropped %d: %s", stage, count, name.removeprefix(DROPPED))

@@ -20,15 +20,22 @@ from prefsweep.orchestrator.store.scratch import scratch_folder, scratch_home
 from prefsweep.sweeps.errors import ClusterError, StageError
 from prefsweep.sweeps.spec import SweepSpec
 
+log = logging.getLogger(__name__)
+
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the spec are the driver's
 }
 FORWARDED = ("HF_", "TRANSFORMERS_", "WANDB_")
 """Beginnings of the names of settings that workers get from the driver."""
+MAX_SOCKET_BYTES = 107
+"""Bytes of the path of a Unix socket."""
+SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""What Ray adds to the temporary folder for the longest of its sockets (of the largest pid)."""
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for a cluster's head to take a connection."""
 TOKEN_REMEDY = (
@@ -42,7 +49,8 @@ _PLACE = re.compile(r"_(HOME|CACHE|DIR|PATH|FILE)$")
 def start_ray(threads: int, num_cpus: int | None, num_gpus: int | None = None) -> ModuleType:
     """A Ray on this machine that ends with this process; its workers inherit our environment."""
     # inherited, not in a runtime_env: workers start a second sooner
-    with _environment(worker_environment(threads, {})), _deaf_to_hangup():
+    environment = worker_environment(threads, {}) | short_temp_folder(os.environ)
+    with _environment(environment), _deaf_to_hangup():
         own = {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
         return _init("local", None, own)
 
@@ -67,6 +75,25 @@ def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
         make_parcel(folder, spec)
         runtime_env = {"env_vars": environment, "working_dir": str(folder)}
         return _init(address, runtime_env, {})
+
+
+def short_temp_folder(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where a Ray of our own keeps its sockets, if paths in the temporary folder are too long.
+
+    Raises ClusterError where RAY_TMPDIR itself is too long.
+    """
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in environ else "TMPDIR"
+    folder = environ.get(name, "/tmp")
+    if len(os.fsencode(folder + SOCKET)) <= MAX_SOCKET_BYTES:
+        return {}
+    longest = MAX_SOCKET_BYTES - len(SOCKET)
+    if name == "RAY_TMPDIR":
+        raise ClusterError(
+            f"RAY_TMPDIR={folder} has {len(os.fsencode(folder))} bytes, but paths of Ray's sockets "
+            f"leave {longest}; set RAY_TMPDIR to a shorter folder, such as /tmp"
+        )
+    log.warning("TMPDIR is longer than %d bytes; Ray keeps its sockets in /tmp/ray", longest)
+    return {"RAY_TMPDIR": "/tmp"}
 
 
 def unreachable(address: str) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ from prefsweep.orchestrator.results.analysis import Comparison
 from prefsweep.orchestrator.results.compare import leaves
 from prefsweep.orchestrator.text import counted, duration, show, without_terminal_codes
 from prefsweep.sweeps.records import (
+    DROPPED,
     Failure,
     Histogram,
     StageResult,
@@ -33,8 +34,6 @@ SERIES = {
     "pairs": "#2f7ed8",
 }
 """Series of a histogram -> colour."""
-DROPPED = "dropped: "
-"""How notes that count what was left out begin."""
 
 
 def data_plots(results: SweepResults) -> list[Plot]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefsweep.orchestrator.store.store import Store, new_manifest
-from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.errors import DataError, UsageError
 from prefsweep.sweeps.identity import Inputs
 from prefsweep.sweeps.spec import ClassifierReward, EntrySpec, PolicySpec, SweepSpec
 from prefsweep.workers.corpus import source_identity
@@ -128,6 +128,8 @@ def store_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
                 target = folder / "input"
                 target.mkdir()
                 copy(source, _inside(target, source))
+                if input_identity(spec, _SOURCES[field]) != identity:
+                    raise DataError(f"{field}={source}: it changed while it was copied; run again")
                 store.publish(path, target, new_manifest(identity, 1, 0.0))
     return list(local)
 

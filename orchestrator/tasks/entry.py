@@ -11,7 +11,13 @@ from typing import Any, Protocol
 from prefsweep.orchestrator.state.inputs import input_identity, named_input
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.tasks.shards import Generate, finish_shards, publish_shard
-from prefsweep.orchestrator.tasks.stages import MakePrompts, Task, publish_records, read_records
+from prefsweep.orchestrator.tasks.stages import (
+    MakePrompts,
+    Task,
+    publish_records,
+    read_records,
+    require_same,
+)
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.records import Completion, PreferencePair, Prompt, ScoredCompletion
 from prefsweep.sweeps.spec import EntrySpec, FirstTokens
@@ -50,24 +56,32 @@ class EnterData:
         from prefsweep.workers import entry as reader
 
         started, sweep, entry = time.monotonic(), self.sweep, _entry_of(self.sweep)
-        if input_identity(sweep.spec, "entry") != sweep.inputs.entry:  # while the run waited
-            named = named_input(sweep.spec, "entry")
-            raise DataError(f"{named}: it has changed; run the sweep's own spec again")
+        self._require_unchanged()  # while the run waited
         records: list[Any]
         chat = sweep.spec.policy.chat is not None
         match entry.stage:
             case "prompts":
-                records, notes = reader.read_prompts(entry, chat=chat)
-                publish_records(sweep, self.name, Prompt, records, started, notes)
+                kind, (records, notes) = Prompt, reader.read_prompts(entry, chat=chat)
             case "completions":
-                records, notes = reader.read_completions(entry, chat=chat)
-                _publish_completions(sweep, records, started, notes)
+                kind, (records, notes) = Completion, reader.read_completions(entry, chat=chat)
             case "scored_completions":
+                kind = ScoredCompletion
                 records, notes = reader.read_scored_completions(entry, chat=chat)
-                publish_records(sweep, self.name, ScoredCompletion, records, started, notes)
             case "pairs":
+                kind = PreferencePair
                 records, notes = reader.read_pairs(entry, sweep.spec.pairs, chat=chat)
-                publish_records(sweep, self.name, PreferencePair, records, started, notes)
+        self._require_unchanged()  # also while it was read
+        if kind is Completion:
+            _publish_completions(sweep, records, started, notes)
+        else:
+            publish_records(sweep, self.name, kind, records, started, notes)
+
+    def _require_unchanged(self) -> None:
+        """Raises DataError if the data is not what the sweep's identities were made of."""
+        spec = self.sweep.spec
+        if input_identity(spec, "entry") != self.sweep.inputs.entry:
+            named = named_input(spec, "entry")
+            raise DataError(f"{named}: it has changed; run the sweep's own spec again")
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,7 @@ class MakeEvalPrompts:
         else:
             source = self.sweep.policy_source() if self.needs_policy() else ModelSource("")
             prompts, notes = held_out_prompts(spec.prompts, source, texts)
+            require_same(spec.prompts, self.sweep.inputs.prompts, "prompts")
         publish_records(self.sweep, self.name, Prompt, prompts, started, notes)
 
 

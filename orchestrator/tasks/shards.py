@@ -5,7 +5,8 @@ be pickled; a Cluster loads what a stage needs once in each worker.
 """
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ from prefsweep.orchestrator.state.inputs import named_input
 from prefsweep.orchestrator.state.sweep import REFERENCE_SHARD_PROMPTS, Sweep
 from prefsweep.orchestrator.store.store import new_manifest
 from prefsweep.orchestrator.tasks.stages import read_records
-from prefsweep.sweeps.errors import ModelError
+from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.records import (
     Completion,
     PreferencePair,
@@ -24,6 +25,9 @@ from prefsweep.sweeps.records import (
 )
 from prefsweep.sweeps.spec import CallableReward, ClassifierReward
 from prefsweep.workers import tables
+
+TRAINING_PAIRS = "training pairs"
+"""Note of the reference stage: pairs that are left to train on."""
 
 
 @runtime_checkable
@@ -57,6 +61,10 @@ class ShardStage(BisectableTask, Protocol):
 
     @property
     def record_type(self) -> type: ...
+
+    def notes(self, worker: Any, index: int, records: Sequence[Any]) -> dict[str, float]:
+        """Counts of a finished shard for the report, which are added up over all shards."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,9 @@ class Generate:
         size = self.sweep.spec.generation.shard_size
         return prompts[index * size : (index + 1) * size]
 
+    def notes(self, worker: Any, index: int, records: Sequence[Any]) -> dict[str, float]:
+        return {}
+
 
 @dataclass(frozen=True)
 class Score:
@@ -124,6 +135,9 @@ class Score:
         from prefsweep.workers.score import score_completions
 
         return score_completions(worker, _wanted(self, self._completions(index), only))
+
+    def notes(self, worker: Any, index: int, records: Sequence[Any]) -> dict[str, float]:
+        return {}
 
     def _completions(self, index: int) -> list[Completion]:
         with self.sweep.store.staging() as folder:
@@ -162,6 +176,17 @@ class Reference:
         spec = self.sweep.spec
         pairs = _wanted(self, mine, only)
         return reference_pairs(pairs, model, tokenizer, spec.training, spec.policy.chat)
+
+    def notes(self, worker: Any, index: int, records: Sequence[Any]) -> dict[str, float]:
+        from prefsweep.workers.reference import why_dropped
+
+        _, tokenizer, by_prompt = worker
+        kept = {pair.pair_id for pair in records}
+        mine = [pair for pairs in self._mine(by_prompt, index).values() for pair in pairs]
+        dropped = [pair for pair in _wanted(self, mine, None) if pair.pair_id not in kept]
+        spec = self.sweep.spec
+        reasons = why_dropped(dropped, tokenizer, spec.training, spec.policy.chat)
+        return {**reasons, TRAINING_PAIRS: sum(pair.split == "train" for pair in records)}
 
     def _by_prompt(self) -> dict[str, list[PreferencePair]]:
         by_prompt: dict[str, list[PreferencePair]] = {}
@@ -202,7 +227,8 @@ def run_shard(stage: ShardStage, worker: Any, index: int) -> None:
         return
     started = time.monotonic()
     records = stage.work(worker, index)
-    publish_shard(stage, stage.record_type, records, index, started)
+    notes = stage.notes(worker, index, records)
+    publish_shard(stage, stage.record_type, records, index, started, notes)
 
 
 def is_missing(stage: ShardStage, index: int) -> bool:
@@ -230,25 +256,38 @@ def finish_shards(
     if is_published(stage):
         return
     paths = [sweep.shard(stage.name, index) for index in range(num)]
-    rows = sum(sweep.store.finished_shard(path).rows for path in paths)
+    shards = [sweep.store.finished_shard(path) for path in paths]
+    rows = sum(shard.rows for shard in shards)
+    counts: Counter[str] = Counter(notes or {})  # pyright: ignore
+    for shard in shards:
+        counts.update(shard.notes)
     left_out = sweep.inputs.quarantined.get(stage.name, ())
     if left_out:
-        notes = {**(notes or {}), "quarantined prompts": float(len(left_out))}
+        counts["quarantined prompts"] = len(left_out)
     if stage.name == "reference":
-        pairs: list[PreferencePair] = read_records(sweep, "pairs", PreferencePair)
-        num_dropped = sum(pair.prompt_id not in left_out for pair in pairs) - rows
-        notes = {**(notes or {}), "dropped: prompt fills max_length": float(num_dropped)}
-    manifest = new_manifest(getattr(sweep.fingerprints, stage.name), rows, seconds, notes)
-    if stage.name == "reference" and rows == 0:
-        raise ModelError(
-            "reference: every prompt fills training.max_length; raise it, or set "
-            "training.max_prompt_length"
-        )
+        _require_training_pairs(sweep, counts)
+    manifest = new_manifest(getattr(sweep.fingerprints, stage.name), rows, seconds, counts)
     sweep.store.publish_shards(sweep.path(stage.name), paths, manifest)
 
 
+def _require_training_pairs(sweep: Sweep, counts: Mapping[str, float]) -> None:
+    """Raises DataError where the reference stage has left no pair to train on."""
+    if counts.get(TRAINING_PAIRS):
+        return
+    reasons = [f"{name} {count:g}" for name, count in counts.items() if name.startswith("dropped")]
+    raise DataError(
+        f"reference: no pair is left to train on ({', '.join(reasons)}). Raise "
+        f"training.max_length={sweep.spec.training.max_length}, or set training.max_prompt_length"
+    )
+
+
 def publish_shard(
-    stage: Any, record_type: type, records: Sequence[Any], index: int, started: float
+    stage: Any,
+    record_type: type,
+    records: Sequence[Any],
+    index: int,
+    started: float,
+    notes: Mapping[str, float] | None = None,
 ) -> None:
     """Publish records as one shard of a stage."""
     sweep: Sweep = stage.sweep
@@ -256,5 +295,5 @@ def publish_shard(
         file = folder / "shard.parquet"
         tables.write_records(records, record_type, file)
         fingerprint = getattr(sweep.fingerprints, stage.name)
-        manifest = new_manifest(fingerprint, len(records), time.monotonic() - started)
+        manifest = new_manifest(fingerprint, len(records), time.monotonic() - started, notes)
         sweep.store.publish_shard(sweep.shard(stage.name, index), file, manifest)

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.store.store import new_manifest
+from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.records import (
     PreferencePair,
     Prompt,
     ScoredCompletion,
 )
-from prefsweep.sweeps.spec import ClassifierReward, FirstTokens
+from prefsweep.sweeps.spec import ClassifierReward, Corpus, FirstTokens, Prompts
 from prefsweep.workers import tables
 
 
@@ -66,6 +67,8 @@ class MakePolicy:
                 save_policy(load_policy(source), base)
                 load_tokenizer(source).save_pretrained(base)
             notes = {} if spec.sft is None else train_policy(base, output, spec.sft)
+            if spec.sft is not None:
+                require_same(spec.sft.corpus, self.sweep.inputs.policy_corpus, "policy.sft.corpus")
             _publish(self.sweep, "policy", output if spec.sft else base, 1, started, notes)
 
 
@@ -99,6 +102,8 @@ class MakeReward:
             notes = {}
             if spec.train is not None:
                 notes = train_classifier(base, output, spec.train, spec.label)
+                corpus, read = spec.train.corpus, self.sweep.inputs.reward_corpus
+                require_same(corpus, read, "reward.train.corpus")
             _publish(self.sweep, "reward", output if spec.train else base, 1, started, notes)
 
 
@@ -125,9 +130,9 @@ class MakePrompts:
         started, spec = time.monotonic(), self.sweep.located.prompts
         assert spec is not None
         source = self.sweep.policy_source() if self.needs_policy() else ModelSource("")
-        for stage, prompts in zip(
-            ("prompts", "eval_prompts"), make_prompts(spec, source), strict=True
-        ):
+        made = make_prompts(spec, source)
+        require_same(spec, self.sweep.inputs.prompts, "prompts")
+        for stage, prompts in zip(("prompts", "eval_prompts"), made, strict=True):
             if self.sweep.store.manifest(self.sweep.path(stage)) is None:
                 publish_records(self.sweep, stage, Prompt, prompts, started)
 
@@ -180,6 +185,14 @@ def read_records(sweep: Sweep, stage: str, record_type: type) -> list[Any]:
     """All records of a finished stage."""
     folder = sweep.store.fetch(sweep.path(stage))
     return tables.read_records(record_type, sorted(folder.glob("*.parquet")))
+
+
+def require_same(section: Corpus | Prompts, identity: str, field: str) -> None:
+    """Raises DataError if texts changed after their identity was taken, and so while being read."""
+    from prefsweep.workers.corpus import source_identity
+
+    if source_identity(section) != identity:
+        raise DataError(f"{field}: its texts changed while they were read; run the sweep again")
 
 
 def _publish(

@@ -30,7 +30,7 @@ def scored_completions(num_prompts: int) -> tuple[list[ScoredCompletion], str]:
     path = Path(os.environ.get("PREFSWEEP_DATA", ".")) / "slic_hf" / "scored_completions.jsonl"
     rows: list[tuple[str, list[str], list[float]]] = []
     if path.is_file():
-        for line in path.read_text().splitlines()[:num_prompts]:
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1][:num_prompts]:
             row = json.loads(line)
             rows.append((row["prompt"], row["completions"], row["scores"]))
         source = f"{len(rows)} IMDB prompts with six GPT-2 completions each"

@@ -46,13 +46,13 @@ def test_a_sweep_without_prompts_starts_every_text_from_the_end_of_text_token(
 
 
 def test_pairs_whose_prompt_fills_max_length_are_dropped_and_counted(tmp_path: Path) -> None:
-    sweep = small_sweep(tmp_path, "training.max_length=24", "prompts.take=whole")
+    sweep = small_sweep(tmp_path, "training.max_length=32", "prompts.take=whole")
     run_sweep(sweep, lambda: InlineCluster(sweep.spec.resources), until="reference")
     pairs, reference = (sweep.store.manifest(sweep.path(s)) for s in ("pairs", "reference"))
     assert pairs is not None and reference is not None
     dropped = reference.notes["dropped: prompt fills max_length"]
     assert 0 < dropped == pairs.rows - reference.rows
-    assert all(len(p.prompt_ids) < 24 for p in read_records(sweep, "reference", TokenizedPair))
+    assert all(len(p.prompt_ids) < 32 for p in read_records(sweep, "reference", TokenizedPair))
 
 
 def chat_sweep(folder: Path, *overrides: str, template: str | None = TEMPLATE) -> Sweep:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ from prefsweep.orchestrator.execution.nodes import (
     version_differences,
 )
 from prefsweep.orchestrator.execution.package import make_parcel
-from prefsweep.orchestrator.execution.ray_session import attach_ray, start_ray, worker_environment
+from prefsweep.orchestrator.execution.ray_session import (
+    attach_ray,
+    short_temp_folder,
+    start_ray,
+    worker_environment,
+)
 from prefsweep.orchestrator.state.inputs import (
     local_inputs,
     store_inputs,
@@ -48,6 +54,36 @@ def test_settings_are_forwarded_and_secrets_and_places_are_not() -> None:
     assert settings.items() <= sent.items()
     assert sent["OMP_NUM_THREADS"] == "3"
     assert "do not tell" not in str(sent)
+
+
+def test_trials_run_where_the_driver_runs_so_that_relative_paths_lead_somewhere() -> None:
+    from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
+
+    assert worker_environment(1, {})[RAY_CHDIR_TO_TRIAL_DIR] == "0"
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({}, None),
+        ({"TMPDIR": "/scratch/job-1"}, None),
+        ({"TMPDIR": "/scratch/" + "x" * 60}, "/tmp"),
+        ({"TMPDIR": "/scratch/" + "ü" * 20}, "/tmp"),  # 40 bytes
+        ({"TMPDIR": "/scratch/" + "x" * 60, "RAY_TMPDIR": "/short"}, None),
+    ],
+)
+def test_sockets_of_ray_are_kept_where_their_paths_fit(
+    environ: dict[str, str], folder: str | None
+) -> None:
+    assert short_temp_folder(environ).get("RAY_TMPDIR") == folder
+    place = folder or environ.get("RAY_TMPDIR") or environ.get("TMPDIR", "/tmp")
+    session = f"session_{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{2**22}"
+    assert len(f"{place}/ray/{session}/sockets/plasma_store".encode()) <= 107
+
+
+def test_a_folder_of_ray_that_is_too_long_is_refused() -> None:
+    with pytest.raises(ClusterError, match=r"RAY_TMPDIR=/x.* has 61 bytes, .* set RAY_TMPDIR to a"):
+        short_temp_folder({"RAY_TMPDIR": "/" + "x" * 60})
 
 
 def test_a_ray_client_address_is_answered_with_what_works() -> None:

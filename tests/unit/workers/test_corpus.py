@@ -148,7 +148,7 @@ def test_class_labels_of_a_dataset_are_indices(tmp_path: Path) -> None:
         ("a.jsonl", rb'{"text": "\ud800"}', r"row 1: column 'text' is '\\ud800', not a text"),
         ("a.jsonl", b'{"body": "a", "stars": 1}', r"no column 'text'; the columns are body, stars"),
         ("a.jsonl", b"{}", r"no column 'text'; the columns are none"),
-        ("a.jsonl", b"[" * 100_000, r"row 1: not valid JSON"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl: not valid JSON"),
         ("a.jsonl", b'{"text": "a", "label": [1]}', r"row 1: label column 'label' is \[1\]"),
         ("a.jsonl", b'{"text": "a", "label": NaN}', r"row 1: label column 'label' is nan"),
         ("a.jsonl", b"", r"a\.jsonl: there are no texts"),
@@ -164,7 +164,12 @@ def test_class_labels_of_a_dataset_are_indices(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 not really PAR1", r"a\.parquet: not a readable parquet file"),
         ("a.txt", b"\n \n", r"a\.txt: there are no texts"),
         ("a.txt", b"caf\xe9\n", r"a\.txt: not UTF-8 text \(byte 3 is 0xe9\)"),
-        ("a.json", b"[]", r"a\.json: the format \.json is not known; known are \.jsonl"),
+        ("a.json", b"[]", r"a\.json: there are no texts"),
+        (
+            "a.xlsx",
+            b"PK",
+            r"the format \.xlsx is not known; .*; save it as CSV or parquet",
+        ),
         ("a", b"x", r"the format \(no suffix\) is not known"),
     ],
 )

@@ -287,12 +287,12 @@ def test_a_row_of_parquet_that_python_has_no_value_for_is_refused_with_its_numbe
             load_texts(DatasetText(type="dataset", dataset=folder, where=where))
 
 
-def test_a_dataset_that_cannot_be_read_is_refused_with_the_librarys_reason(tmp_path: Path) -> None:
+def test_a_dataset_with_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> None:
     for name, content, reason in (
-        ("train.jsonl", b'{"text": "a"}\n{"text" "b"}\n', "train.jsonl.*JSON parse error"),
-        ("train.csv", b'text\n"a\nb', "EOF inside string"),
+        ("train.jsonl", b'{"text": "a"}\n{"text" "b"}\n', "train.jsonl, row 2: not valid JSON"),
+        ("train.csv", b'text\n"a\nb', r"train\.csv, after line 1: not valid CSV"),
         ("train.parquet", b"PAR1PAR1", "train.parquet"),
-        ("train.jsonl", b"", "one of its files is empty"),
+        ("train.jsonl", b"", "there are no texts"),
     ):
         folder = tmp_path / os.urandom(4).hex()
         folder.mkdir()

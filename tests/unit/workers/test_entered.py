@@ -78,17 +78,23 @@ def in_test_split(key: str, seed: int, test_fraction: float) -> bool:
 def independent_pairs(path: Path) -> dict[str, list[tuple[str, str, str]]]:
     """The rule written a second time, with nothing of the package: split -> (prompt, +, -)."""
     pairs: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
+    merged: dict[str, tuple[list[str], list[float]]] = {}
     seen: set[str] = set()
-    for row in map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1]):
-        prompt, texts, scores = row["prompt"], row["completions"], row["scores"]
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        row = json.loads(line)
+        texts, scores = merged.setdefault(row["prompt"], ([], []))
+        if line not in seen:
+            texts += row["completions"]
+            scores += row["scores"]
+        seen.add(line)
+    for prompt, (texts, scores) in merged.items():
         key = hashlib.sha256(prompt.encode()).hexdigest()[:16]
         split = "test" if in_test_split(key, 0, 0.2) else "train"
         order = sorted(range(len(scores)), key=lambda i, s=scores: (-s[i], i))
-        for best, worst in RANKS if prompt not in seen else ():
+        for best, worst in RANKS:
             good, bad = order[best], order[worst]
             if scores[good] != scores[bad] and texts[good] != texts[bad]:
                 pairs[split].append((prompt, texts[good], texts[bad]))
-        seen.add(prompt)
     return pairs
 
 

@@ -75,12 +75,10 @@ def test_columns_can_have_other_names(tmp_path: Path) -> None:
 
 
 def test_a_repeated_prompt_is_taken_once_and_counted(tmp_path: Path) -> None:
-    path = write(tmp_path, [*SCORED, SCORED[0] | {"completions": [" x", " y"]}])
-    for stage in ("prompts", "completions", "scored_completions"):
-        records, notes = READERS[stage](entry(stage, path))
-        assert notes == {"dropped: repeated prompt": 1}
-        assert len({record.prompt_id for record in records}) == 2
-        assert all(getattr(record, "text", "") not in (" x",) for record in records)
+    path = write(tmp_path, [*SCORED, SCORED[0]])
+    prompts, notes = read_prompts(entry("prompts", path))
+    assert notes == {"dropped: repeated prompt": 1}
+    assert [prompt.text for prompt in prompts] == ["A film", "漢字"]
 
 
 def test_pairs_are_kept_as_they_are_and_identical_ones_once(tmp_path: Path) -> None:
@@ -114,9 +112,9 @@ def test_many_rows_are_read(tmp_path: Path) -> None:
     """A reader that looks through all rows for every row would not come to an end."""
     path = tmp_path / "many.jsonl"
     with path.open("w") as file:
-        for i in range(50_000):
+        for i in range(20_000):
             file.write(f'{{"prompt": "p{i}", "chosen": " yes {i}", "rejected": " no"}}\n')
-    assert len(read_pairs(entry("pairs", path), PairsSpec())[0]) == 50_000
+    assert len(read_pairs(entry("pairs", path), PairsSpec())[0]) == 20_000
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -137,10 +135,15 @@ def scored(**changes: Any) -> str:
         ("prompts", ['{"prompt": ""}'], "row 1: column 'prompt' is empty"),
         ("prompts", ['{"prompt": '], "row 1: not valid JSON"),
         ("prompts", [], "there are no rows"),
-        ("completions", [GOOD, scored(completions=["a"])], "row 2: .* has one completion; a pair"),
+        (
+            "completions",
+            [GOOD, scored(prompt="b", completions=["a"])],
+            "row 2: .* one completion; a",
+        ),
         ("completions", [scored(completions=[])], "row 1: .* has no completions"),
         ("completions", [scored(completions=["a", None])], r"row 1: .*'completions'\[1\] is None"),
-        ("completions", [scored(completions="a b")], "row 1: .* is 'a b', not a list"),
+        ("completions", [scored(completions="a b")], "row 1: .* has one completion; a pair"),
+        ("completions", [scored(completions="[a b]")], r"row 1: .* is '\[a b\]', not a list"),
         ("completions", [scored(completions={"a": 1})], "row 1: .*, not a list"),
         ("completions", ['{"prompt": "a"}'], "row 1: there is no column 'completions'"),
         ("scored_completions", [scored(scores=[1, "high"])], r"'scores'\[1\] is 'high', not a num"),

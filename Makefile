@@ -8,7 +8,7 @@ SWEEP ?= quickstart
 # Two workers, one for each core; with more cores and memory: make test WORKERS=4.
 WORKERS ?= 2
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
-PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(WORKERS)
 FUZZ := tests/unit/workers/test_damaged_files.py tests/unit/sweeps/test_load_fuzz.py tests/integration/test_damaged_records.py
 
 export RAY_USAGE_STATS_ENABLED := 0

@@ -1,13 +1,15 @@
 """No test needs a network, property tests give the same examples every time, and tests run on all
-cores: `-n 2 --dist loadgroup` starts two workers of pytest-xdist."""
+cores: `-n 2` starts two workers of pytest-xdist."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -31,17 +33,27 @@ if IS_WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file share a worker, and so what its fixtures build.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from .scheduler import Scheduler
 
-    Fault tests go one by one to any worker, except those with a mark `xdist_group`. Integration
-    tests take longest and come first.
-    """
+    config.option.loadscopereorder = False  # by number of tests; ours take unlike times
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Integration tests take longest and come first."""
     items.sort(key=lambda item: "integration" not in item.path.parts)
-    for item in items:
-        if "faults" not in item.path.parts and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_garbage_collection() -> None:
+    """Every trial collects garbage, which takes half a second among the objects of torch and TRL.
+
+    From here on the collector leaves alone what there is now.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 BuildOnce = Callable[[str, Callable[[Path], object]], Path]

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+PACKAGES = ("prefsweep", "torch", "transformers", "trl", "peft", "ray")
+"""Whose versions are recorded."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,16 @@ def new_manifest(
 
 def environment() -> dict[str, str]:
     """Versions and machine, recorded beside every result."""
-    packages = ("prefsweep", "torch", "transformers", "trl", "peft", "ray")
     return {
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
+        **{name: _version(name) for name in PACKAGES},
         "machine": platform.machine(),
         "host": socket.gethostname(),
     }
+
+
+_version = cache(metadata.version)
+"""Reading the metadata of a package takes milliseconds."""
 
 
 def file_entry(path: Path) -> FileEntry:

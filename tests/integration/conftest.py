@@ -9,6 +9,7 @@ import pytest
 from prefsweep.orchestrator.state.sweep import Sweep
 
 from ..conftest import BuildOnce
+from .faults.warm import start_server
 from .ray_cluster import RayNodes, ray_nodes
 from .small import run_inline, small_sweep
 
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished_sweep(build_once: BuildOnce) -> Sweep:
     """The small sweep, run to its end; tests that change its store do so in a copy."""
     return small_sweep(build_once("finished", lambda storage: run_inline(small_sweep(storage))))
+
+
+@pytest.fixture(scope="session")
+def warm_drivers() -> None:
+    """`Run` starts inline drivers warm; asked for before a test changes the environment."""
+    start_server()
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def run_inline(sweep: Sweep, until: str = "report") -> None:
 
 def with_artifacts_of(finished: Sweep, storage: Path, *overrides: str) -> Sweep:
     """The small sweep in a new store that has another one's artefacts, and none of its trials."""
-    shutil.copytree(Path(finished.storage) / "artifacts", storage / "artifacts")
+    shutil.copytree(finished.storage, storage, ignore=shutil.ignore_patterns("sweeps", "trials"))
     return small_sweep(storage, *overrides)
 
 

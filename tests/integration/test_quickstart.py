@@ -70,7 +70,8 @@ def test_one_alpha_more_runs_its_trial_and_no_other(
     rows = {name: dict(row) for name, row in rows.items()}
     copy = shutil.copytree(storage, tmp_path / "store")
     before = {path: path.stat().st_mtime_ns for path in copy.glob("trials/*/weights/*")}
-    output = prefsweep("run", "quickstart", "grid.2.alpha=[0.3,0.5,0.7]", "--storage", str(copy))
+    more = ["grid.2.alpha=[0.3,0.5,0.7]", "--inline"]
+    output = prefsweep("run", "quickstart", *more, "--storage", str(copy))
     assert "trials: 1 to run, 12 found in the store" in output
     assert "trial 1/1 alpha_divergence0.5-beta0.1 succeeded" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -52,13 +52,6 @@ def test_two_generators_on_ray_give_what_inline_gives_byte_for_byte(
     assert table(on_ray) == table(inline)
 
 
-def test_one_generator_gives_what_two_give(on_ray: Sweep, tmp_path: Path) -> None:
-    one = small_sweep(tmp_path, "resources.num_generators=1")
-    run_on_ray(one, until="pairs")
-    for stage in ("completions", "scores", "pairs"):
-        assert content(one, stage) == content(on_ray, stage)
-
-
 def test_workers_that_want_one_gpu_take_turns_and_give_the_same(
     inline: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,11 +108,12 @@ def test_a_longer_grid_runs_only_what_is_new(on_ray: Sweep) -> None:
     assert {name: weights(longer)[name] for name in before} == before
 
 
-def test_a_killed_shard_worker_and_a_killed_trial_change_nothing(
+def test_one_generator_a_killed_shard_worker_and_a_killed_trial_give_the_same(
     inline: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sweep = small_sweep(Path("runs"))  # relative: Tune's workers run in another folder
+    one = "resources.num_generators=1"
+    sweep = small_sweep(Path("runs"), one)  # relative: Tune's workers run in another folder
     victims = {"_HostActor": 1, "ImplicitFunc": 1}
     killer = Killer(victims)
     with killer:

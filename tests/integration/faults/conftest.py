@@ -10,7 +10,6 @@ import pytest
 from prefsweep.orchestrator.state.sweep import Sweep
 from tests.conftest import BuildOnce
 from tests.integration.faults.harness import TRAINING, Run, sweep_in
-from tests.integration.faults.warm import start_server
 from tests.integration.small import run_inline, with_artifacts_of
 
 Start = Callable[..., Run]
@@ -29,12 +28,6 @@ def undisturbed(finished_sweep: Sweep, build_once: BuildOnce) -> Sweep:
         run_inline(with_artifacts_of(finished_sweep, storage, *TRAINING))
 
     return sweep_in(build_once("undisturbed", build))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def warm_drivers() -> None:
-    """Before any test changes the environment."""
-    start_server()
 
 
 @pytest.fixture(autouse=True)

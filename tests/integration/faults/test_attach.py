@@ -3,14 +3,11 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
 
 from ..ray_cluster import RayNodes, prefsweep
 from ..small import OVERRIDES
 
-pytestmark = pytest.mark.xdist_group("three nodes")
 SECRETS = {
     "HF_TOKEN": "hf_tokenthatmaynottravel",
     "WANDB_API_KEY": "wandbkeythatmaynottravel",

@@ -18,8 +18,6 @@ from prefsweep.sweeps.records import Status
 
 from .harness import Fault, Run, assert_results, assert_whole, store_before, sweep_in, words
 
-pytestmark = pytest.mark.xdist_group("checkpoints")
-
 
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

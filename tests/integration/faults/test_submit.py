@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from prefsweep.orchestrator.results.status import read_status
 from prefsweep.orchestrator.state.sweep import open_sweep
 from prefsweep.sweeps.records import Status
@@ -12,7 +10,6 @@ from ..ray_cluster import AUTH, RayNodes, prefsweep
 from ..small import OVERRIDES
 from .test_attach import users_folder
 
-pytestmark = pytest.mark.xdist_group("three nodes")
 ONE_GOOD = "grid=[{loss_type: sigmoid, beta: 0.1, learning_rate: 1e-3}]"
 ONE_THAT_DIVERGES = "grid=[{loss_type: sigmoid, beta: 0.1, learning_rate: 1e30}]"
 

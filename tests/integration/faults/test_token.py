@@ -18,7 +18,6 @@ import pytest
 from prefsweep.orchestrator.execution.nodes import own_versions
 from prefsweep.orchestrator.execution.survey import survey
 
-pytestmark = pytest.mark.xdist_group("token")
 TOKEN = "f3a1c5d2e4b6978812345678aabbccdd"
 START_TIMEOUT_S = 120
 

@@ -15,7 +15,7 @@ from .in_process import OVERRIDES, copy_of
 @pytest.fixture(scope="session")
 def data(finished_sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with everything up to the trials."""
-    folder = tmp_path_factory.mktemp("data")
+    folder = tmp_path_factory.mktemp("data") / "store"
     run_inline(with_artifacts_of(finished_sweep, folder, *OVERRIDES), until="untrained")
     return folder
 

@@ -1,0 +1,21 @@
+"""Which worker of pytest-xdist gets which tests. (Its own marks do nothing with pytest 9.2.)"""
+
+from pathlib import Path
+
+from xdist.scheduler import LoadFileScheduling
+
+TOGETHER = {
+    "test_attach.py": "three nodes",
+    "test_submit.py": "three nodes",
+    "test_checkpoints.py": "checkpoints",
+    "test_token.py": "token",
+}
+"""Fault tests that share what a fixture starts or builds."""
+
+
+class Scheduler(LoadFileScheduling):
+    """Tests of a file share a worker, and so what its fixtures build; fault tests go one by one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return TOGETHER.get(Path(file).name, nodeid) if "/faults/" in file else file

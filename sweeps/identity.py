@@ -13,19 +13,19 @@ from typing import Any
 
 from prefsweep.sweeps.entry import ARTEFACTS
 from prefsweep.sweeps.grid import TrialSpec
-from prefsweep.sweeps.spec import FirstTokens, Section, SweepSpec
+from prefsweep.sweeps.spec import ChatSpec, FirstTokens, Section, SweepSpec
 
 STAGE_VERSIONS: Mapping[str, int] = {
-    "policy": 1,
+    "policy": 2,
     "reward": 1,
-    "prompts": 1,
-    "eval_prompts": 1,
-    "completions": 3,
+    "prompts": 2,
+    "eval_prompts": 2,
+    "completions": 4,
     "scores": 1,
-    "pairs": 1,
-    "reference": 4,
+    "pairs": 2,
+    "reference": 5,
     "trial": 3,
-    "evaluation": 4,
+    "evaluation": 5,
     "entry": 2,
 }
 """Versions of the stages' code, and of the reader of entered data. Bump one when the same inputs
@@ -214,6 +214,8 @@ def _fields(
     fields = section.model_dump(mode="json", exclude=set(drop))
     for name in ("model", "revision"):
         fields.pop(name, None)
+    if fields.get("chat") and section.chat.date == ChatSpec().date:  # pyright: ignore
+        del fields["chat"]["date"]  # younger than the identities of sweeps that do not set it
     for child in ("sft", "train"):
         if fields.get(child):
             fields[child]["corpus"].pop("path", None)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Literal
 
 from prefsweep.sweeps.grid import TrialSpec
+from prefsweep.sweeps.same_prompt import canonical_prompt
 
 
 class Stage(StrEnum):
@@ -32,11 +33,13 @@ DROPPED = "dropped: "
 """Beginning of a note that counts what a stage has left out, and why."""
 Metrics = dict[str, float | None]
 """Metric name to value; None where the metric does not apply (no reward, no untrained policy)."""
+NOTED = "noted: "
+"""How those notes of a stage begin that are logged when it is done."""
 
 
 def prompt_id(text: str) -> str:
-    """Identity of a prompt: the first 16 hex digits of the SHA-256 of its UTF-8 text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Identity of a prompt: the first 16 hex digits of the SHA-256 of its canonical UTF-8 text."""
+    return hashlib.sha256(canonical_prompt(text).encode()).hexdigest()[:16]
 
 
 Errored = Literal["retry", "restart", "resume", "skip"]
@@ -54,13 +57,18 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One candidate completion of a prompt; `finish_reason` is "eos" or "length"."""
+    """One candidate completion of a prompt; `finish_reason` is "eos" or "length".
+
+    `token_ids` are those that were sampled, with the one that ended them; None for a text that
+    was entered, or was made before they were kept.
+    """
 
     prompt_id: str
     sample_idx: int
     prompt: str
     text: str
     finish_reason: str
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +81,15 @@ class ScoredCompletion:
     text: str
     finish_reason: str
     score: float
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """Two completions of one prompt, the preferred one first (Hugging Face preference format).
 
-    The scores are None where the pair was entered without them.
+    The scores are None where the pair was entered without them, the token ids where the texts are
+    not sampled ones.
     """
 
     pair_id: str
@@ -92,6 +102,8 @@ class PreferencePair:
     rejected_score: float | None
     chosen_finish_reason: str
     rejected_finish_reason: str
+    chosen_token_ids: list[int] | None = None
+    rejected_token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

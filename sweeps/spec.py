@@ -3,10 +3,11 @@
 Nothing here reads files or the environment; `load.py` makes a SweepSpec from YAML.
 """
 
+import datetime
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from prefsweep.sweeps.entry import EntrySpec as EntrySpec
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, as_tuple, expand
@@ -86,6 +87,21 @@ class ChatSpec(Section):
 
     system_prompt: str | None = None
     """First message of conversations that bring none; None leaves it to the template."""
+    date: datetime.date = datetime.date(2025, 1, 1)
+    """Day that templates write which write the date of the day, as YYYY-MM-DD; one for all stages
+    and runs."""
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def date_is_written_in_full(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                return datetime.date.fromisoformat(value)
+            except ValueError:
+                pass
+        if type(value) is not datetime.date:
+            raise ValueError(f"{value!r} is not a day; write it as YYYY-MM-DD, as in 2025-01-31")
+        return value
 
 
 class PolicySpec(ModelSection):

@@ -70,8 +70,8 @@ def evaluate(
         )
     ]
     _check_finite(samples)
-    special = set(tokenizer.all_special_ids)
-    words = [[i for i in s.completion_ids if i not in special] for s in drawn]
+    ends = (*generator.end_ids, tokenizer.pad_token_id)
+    words = [[i for i in s.completion_ids if i not in ends] for s in drawn]
     reward_tokenizer = getattr(scorer, "tokenizer", tokenizer)
     full = [
         reward_tokenizer(scored_text(s.prompt.text, s.text, chat), add_special_tokens=False)[

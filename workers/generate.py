@@ -1,11 +1,13 @@
 """Prompts in, completions out (transformers).
 
 A call's result depends on its prompts and the sampling section alone: random numbers are those of
-seed, prompt and sample, so the number of workers and their order change nothing.
+seed, prompt and sample, so the number of workers and their order change nothing. Of the model's own
+generation_config.json only the end-of-text tokens are read.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from prefsweep.workers.decoding import (
     uniforms,
     word_ids,
 )
+from prefsweep.workers.endings import completion_text, end_ids
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import context_length, load_tokenizer
 from prefsweep.workers.rendering import token_ids
@@ -33,7 +36,7 @@ from prefsweep.workers.rendering import token_ids
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled completion with its token ids (end-of-text included where it was sampled)."""
+    """One sampled completion with its token ids (the token that ended it included)."""
 
     prompt: Prompt
     sample_idx: int
@@ -59,11 +62,20 @@ class Generator:
         self._tokenizer = tokenizer
         self._spec = spec
         self._chat = chat
+        self.end_ids = end_ids(tokenizer, model.generation_config, chat)
+        """Tokens that end a completion."""
 
     def complete(self, prompts: Sequence[Prompt], num_completions: int) -> list[Completion]:
         """`num_completions` completions of each prompt, in the order of the prompts."""
         return [
-            Completion(s.prompt.prompt_id, s.sample_idx, s.prompt.text, s.text, s.finish_reason)
+            Completion(
+                prompt_id=s.prompt.prompt_id,
+                sample_idx=s.sample_idx,
+                prompt=s.prompt.text,
+                text=s.text,
+                finish_reason=s.finish_reason,
+                token_ids=s.completion_ids,
+            )
             for s in self.sample(prompts, num_completions)
         ]
 
@@ -116,24 +128,22 @@ class Generator:
         pad = self._tokenizer.pad_token_id
         assert isinstance(pad, int), "load_tokenizer sees to it"
         ids_BT, mask_BT = left_padded(prompt_ids, pad)
-        return self._model.generate(  # pyright: ignore[reportCallIssue]
-            input_ids=ids_BT.to(self._model.device),
-            attention_mask=mask_BT.to(self._model.device),
-            generation_config=self._config(max(decoding.limits)),
-            past_key_values=roomy_cache(self._model),
-            custom_generate=decoding,
-        )
+        with _without_own_config(self._model):
+            return self._model.generate(  # pyright: ignore[reportCallIssue]
+                input_ids=ids_BT.to(self._model.device),
+                attention_mask=mask_BT.to(self._model.device),
+                generation_config=self._config(max(decoding.limits)),
+                past_key_values=roomy_cache(self._model),
+                custom_generate=decoding,
+            )
 
     def _sample_of(
         self, prompt: Prompt, sample_idx: int, prompt_ids: list[int], ids: list[int]
     ) -> Sample:
-        eos = self._tokenizer.eos_token_id
-        finished = eos in ids
-        if finished:
-            ids = ids[: ids.index(eos) + 1]
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        assert isinstance(text, str)
-        reason = "eos" if finished else "length"
+        end = next((i for i, each in enumerate(ids) if each in self.end_ids), None)
+        text = completion_text(self._tokenizer, ids[:end], self._chat)
+        reason = "length" if end is None else "eos"
+        ids = ids if end is None else ids[: end + 1]
         return Sample(prompt, sample_idx, prompt_ids, ids, text, reason)
 
     def _config(self, max_new_tokens: int) -> GenerationConfig:
@@ -145,7 +155,7 @@ class Generator:
             do_sample=spec.do_sample,
             no_repeat_ngram_size=spec.no_repeat_ngram_size or None,
             repetition_penalty=spec.repetition_penalty,
-            eos_token_id=self._tokenizer.eos_token_id,
+            eos_token_id=list(self.end_ids),
             pad_token_id=self._tokenizer.pad_token_id,
             **(sampling if spec.do_sample else {}),
             **(self._word_rules(spec) if isinstance(spec, GenerationSpec) else {}),
@@ -159,6 +169,17 @@ class Generator:
         ]
         bad_words = word_ids(self._tokenizer, spec.bad_words)
         return {"sequence_bias": bias or None, "bad_words_ids": bad_words or None}
+
+
+@contextmanager
+def _without_own_config(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """`generate` fills every field that a spec has no word for from the model's own config."""
+    own: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    kept, own.generation_config = own.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        own.generation_config = kept
 
 
 def left_padded(

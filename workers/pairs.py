@@ -124,4 +124,6 @@ def _pair(chosen: ScoredCompletion, rejected: ScoredCompletion, spec: PairsSpec)
         rejected_score=rejected.score,
         chosen_finish_reason=chosen.finish_reason,
         rejected_finish_reason=rejected.finish_reason,
+        chosen_token_ids=chosen.token_ids,
+        rejected_token_ids=rejected.token_ids,
     )

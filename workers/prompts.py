@@ -43,11 +43,15 @@ def is_wanted(text: str, spec: PromptSelection) -> bool:
 def select_prompts(
     texts: Sequence[str], spec: PromptSelection
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Distinct texts, shuffled if asked: first the training prompts, then the held-out ones.
+    """Distinct prompts, shuffled if asked: first the training prompts, then the held-out ones.
 
     Where num_train is given, a larger num_eval leaves the training prompts as they are.
     """
-    distinct = [text for text in dict.fromkeys(texts) if text.strip()]
+    by_id = dict[str, str]()
+    for text in texts:
+        if text.strip():
+            by_id.setdefault(prompt_id(text), text)
+    distinct = list(by_id.values())
     if spec.shuffle_seed is not None:
         random.Random(spec.shuffle_seed).shuffle(distinct)
     num_train = len(distinct) - spec.num_eval if spec.num_train is None else spec.num_train

@@ -1,8 +1,9 @@
 """Pairs in, tokenized pairs with the reference's log-probabilities out, once per sweep.
 
-Tokens are those that TRL 1.16 would make of the same pairs: the completion starts where the tokens
-of the prompt and of prompt + completion diverge, and the end-of-text token follows it. Long prompts
-are cut at their start, long completions at their end.
+Completions that were sampled keep the tokens that were sampled. Tokens of other texts are those
+that TRL 1.16 would make of the same pairs: the completion starts where the tokens of the prompt and
+of prompt + completion diverge; behind it is the end-of-text token, or what the chat template puts
+behind an answer. Long prompts are cut at their start, long completions at their end.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefsweep.sweeps.errors import DataError, ModelError
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair
 from prefsweep.sweeps.spec import ChatSpec, TrainingSpec
+from prefsweep.workers.endings import closing_id
 from prefsweep.workers.forward import token_logps
-from prefsweep.workers.rendering import token_ids
-
-Ids = tuple[int, ...]
+from prefsweep.workers.rendering import Ids, answered_ids, token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,8 @@ def tokenize_pair(
     chat: ChatSpec | None = None,
 ) -> PairTokens | None:
     """The pair as token ids, or None if the prompt alone fills `max_length`."""
-    prompt_ids = token_ids(tokenizer, pair.prompt, chat=chat)
-    chosen = _ended(pair.chosen, pair.chosen_finish_reason, tokenizer, spec)
-    rejected = _ended(pair.rejected, pair.rejected_finish_reason, tokenizer, spec)
-    chosen_ids = token_ids(tokenizer, pair.prompt, chosen, chat)
-    rejected_ids = token_ids(tokenizer, pair.prompt, rejected, chat)
-    start = min(_common(prompt_ids, chosen_ids), _common(prompt_ids, rejected_ids))
-    kept = prompt_ids[:start]
+    whole = whole_pair(pair, tokenizer, spec, chat)
+    kept = whole.prompt_ids
     if spec.max_prompt_length is not None:
         kept = kept[-spec.max_prompt_length :]
     room = spec.max_length - len(kept)
@@ -52,7 +47,30 @@ def tokenize_pair(
             f"pair {pair.pair_id}: the prompt {pair.prompt!r} has no tokens of its own; the first "
             "completion token needs one before it"
         )
-    return PairTokens(kept, chosen_ids[start:][:room], rejected_ids[start:][:room])
+    return PairTokens(kept, whole.chosen_ids[:room], whole.rejected_ids[:room])
+
+
+def whole_pair(
+    pair: PreferencePair,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: TrainingSpec,
+    chat: ChatSpec | None = None,
+) -> PairTokens:
+    """The pair as token ids, before anything is cut to a length."""
+    prompt_ids = token_ids(tokenizer, pair.prompt, chat=chat)
+    chosen, rejected = pair.chosen_token_ids, pair.rejected_token_ids
+    if chosen is not None and rejected is not None:
+        ends = closing_id(tokenizer, chat), spec
+        return PairTokens(
+            prompt_ids,
+            _closed(chosen, pair.chosen_finish_reason, *ends),
+            _closed(rejected, pair.rejected_finish_reason, *ends),
+        )
+    how = pair.prompt, tokenizer, spec, chat
+    chosen_ids = _ids_of_text(pair.chosen, pair.chosen_finish_reason, *how)
+    rejected_ids = _ids_of_text(pair.rejected, pair.rejected_finish_reason, *how)
+    start = min(_common(prompt_ids, chosen_ids), _common(prompt_ids, rejected_ids))
+    return PairTokens(prompt_ids[:start], chosen_ids[start:], rejected_ids[start:])
 
 
 def reference_pairs(
@@ -129,14 +147,29 @@ def _check_context(model: PreTrainedModel, longest: int) -> None:
         )
 
 
-def _ended(
-    text: str, finish_reason: str, tokenizer: PreTrainedTokenizerBase, spec: TrainingSpec
-) -> str:
+def _closed(ids: Sequence[int], finish_reason: str, closing: int, spec: TrainingSpec) -> Ids:
+    """Sampled ids; what was cut at a length is closed where every completion is."""
+    if finish_reason == "eos" or spec.eos == "finished":
+        return tuple(ids)
+    return *ids, closing
+
+
+def _ids_of_text(
+    text: str,
+    finish_reason: str,
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: TrainingSpec,
+    chat: ChatSpec | None,
+) -> Ids:
+    """Ids of the prompt and a completion of which only the text is known, with its end."""
+    if spec.eos == "finished" and finish_reason != "eos":
+        return token_ids(tokenizer, prompt, text, chat)
+    if chat is not None:
+        return answered_ids(tokenizer, prompt, text, chat)
     eos = tokenizer.eos_token
     assert isinstance(eos, str)
-    if text.endswith(eos) or (spec.eos == "finished" and finish_reason != "eos"):
-        return text
-    return text + eos
+    return token_ids(tokenizer, prompt, text if text.endswith(eos) else text + eos)
 
 
 def _common(left: Ids, right: Ids) -> int:

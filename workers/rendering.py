@@ -1,8 +1,15 @@
 """A prompt, and what follows it, in; the token ids that every stage reads, out.
 
 Generation, the reference and the check of lengths all tokenize here, so that a policy is trained
-on exactly the prompts that it was sampled from.
+on exactly the prompts that it was sampled from. Special tokens come once: the token that a
+tokenizer puts before every text is left out where the text begins with it (a chat template was
+applied to it before), and one that it puts behind every text is left out always.
 """
+
+import datetime
+import re
+from collections.abc import Sequence
+from functools import lru_cache
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -11,13 +18,15 @@ from prefsweep.sweeps.errors import DataError, ModelError
 from prefsweep.sweeps.spec import ChatSpec
 from prefsweep.workers.chat import messages_of, written_messages
 
+Ids = tuple[int, ...]
+
 
 def token_ids(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     completion: str = "",
     chat: ChatSpec | None = None,
-) -> tuple[int, ...]:
+) -> Ids:
     """Ids of the prompt with the completion behind it, as one text.
 
     With `chat` the prompt is the rendered conversation, up to where the answer starts. Without it,
@@ -26,27 +35,47 @@ def token_ids(
     DataError for messages without `chat`.
     """
     if chat is not None:
-        return _ids(tokenizer, rendered(tokenizer, prompt, chat) + completion, special=False)
+        return bare_ids(tokenizer, rendered(tokenizer, prompt, chat) + completion)
     if written_messages(prompt) is not None:
         raise DataError(
             f"prompt {prompt[:60]!r} is a list of chat messages, but policy.chat is not set; "
             "set policy.chat: {} to use the tokenizer's chat template"
         )
     if not prompt:
-        return start_token(tokenizer), *_ids(tokenizer, completion, special=False)
-    return _ids(tokenizer, prompt + completion, special=True)
+        return start_token(tokenizer), *bare_ids(tokenizer, completion)
+    return text_ids(tokenizer, prompt + completion)
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: ChatSpec) -> str:
-    """The conversation in the tokenizer's chat template, with the head of the answer behind it."""
+def answered_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: ChatSpec
+) -> Ids:
+    """Ids of the conversation with the answer as its last message, as the template renders it."""
+    return bare_ids(tokenizer, rendered(tokenizer, prompt, chat, answer))
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, chat: ChatSpec, answer: str | None = None
+) -> str:
+    """The conversation in the tokenizer's chat template.
+
+    Without `answer` the head of the answer is behind it (add_generation_prompt); with it, the
+    answer is its last message.
+    """
     if not tokenizer.chat_template:
         raise ModelError(
             f"policy.chat is set, but the tokenizer of {tokenizer.name_or_path} has no chat "
             "template; remove policy.chat or take an instruct model"
         )
     messages = messages_of(prompt, chat)
+    if answer is not None:
+        messages = [*messages, {"role": "assistant", "content": answer}]
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            messages,
+            chat_template=dated(tokenizer.get_chat_template(), chat.date),
+            add_generation_prompt=answer is None,
+            tokenize=False,
+        )
     except TemplateError as error:
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} refuses the messages of prompt "
@@ -54,6 +83,52 @@ def rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: ChatSpec) ->
         ) from error
     assert isinstance(text, str)
     return text
+
+
+@lru_cache(maxsize=8)
+def dated(template: str, day: datetime.date) -> str:
+    """The template with `day` in place of today, where it writes the date (strftime_now).
+
+    Raises ModelError if the format of the date is not written in the template as a text.
+    """
+
+    def on_day(call: re.Match[str]) -> str:
+        return repr(day.strftime(call["format"]))
+
+    fixed = re.sub(
+        r"\bstrftime_now\(\s*(?:format\s*=\s*)?(['\"])(?P<format>[^'\"\\]*)\1\s*\)",
+        on_day,
+        template,
+    )
+    if re.search(r"\bstrftime_now\b(?!\s+is\s+(?:not\s+)?defined\b)", fixed):
+        raise ModelError(
+            "the chat template writes the date of the day (strftime_now) in a way that cannot be "
+            "fixed to policy.chat.date; write the format as a text in the template, as in "
+            'strftime_now("%d %b %Y")'
+        )
+    return fixed
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+    """Ids of a text behind what the tokenizer starts a text with; nothing is put behind it."""
+    start = start_ids(tokenizer)
+    if start and text.lstrip().startswith(decoded(tokenizer, start)):
+        start = ()
+    return *start, *bare_ids(tokenizer, text)
+
+
+def finished_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+    """As `text_ids`, with the end-of-text token behind it once."""
+    end = str(tokenizer.eos_token)
+    return text_ids(tokenizer, text.removesuffix(end) + end)
+
+
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """What the tokenizer puts before every text: its first token (bos), or nothing."""
+    bare, whole = bare_ids(tokenizer, "a"), tuple(tokenizer("a")["input_ids"])  # pyright: ignore
+    if not bare or bare[0] not in whole:
+        return ()
+    return whole[: whole.index(bare[0])]
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -64,5 +139,15 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return token
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=special)["input_ids"])  # pyright: ignore
+def bare_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+    """Ids of the text alone, with nothing that the tokenizer adds."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of all tokens, special ones included, as they are."""
+    text = tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    assert isinstance(text, str)
+    return text

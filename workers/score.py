@@ -11,6 +11,7 @@ from prefsweep.sweeps.records import Completion, ScoredCompletion
 from prefsweep.sweeps.spec import CallableReward, ChatSpec, ClassifierReward, Reward, VaderReward
 from prefsweep.workers.chat import scored_text
 from prefsweep.workers.locations import ModelSource, load_function
+from prefsweep.workers.rendering import decoded, start_ids
 
 
 class Scorer(Protocol):
@@ -41,7 +42,9 @@ def score_completions(scorer: Scorer, completions: Sequence[Completion]) -> list
     """`completions` with their scores. Raises DataError for a score that is not finite."""
     scores = finite_scores(scorer, [c.prompt for c in completions], [c.text for c in completions])
     return [
-        ScoredCompletion(c.prompt_id, c.sample_idx, c.prompt, c.text, c.finish_reason, score)
+        ScoredCompletion(
+            c.prompt_id, c.sample_idx, c.prompt, c.text, c.finish_reason, score, c.token_ids
+        )
         for c, score in zip(completions, scores, strict=True)
     ]
 
@@ -70,10 +73,12 @@ class ClassifierScorer:
         self._label = _label_index(spec, self._model.config.id2label or {})
         limits = [spec.max_length, getattr(self._model.config, "max_position_embeddings", None)]
         self._max_length = min((limit for limit in limits if limit), default=512)
+        self._start = decoded(self.tokenizer, start_ids(self.tokenizer))
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         texts = _texts(prompts, completions, self._spec.over, self._chat)
+        texts = [text.removeprefix(self._start) for text in texts]  # the tokenizer puts it there
         scores: list[float] = []
         for start in range(0, len(texts), self._spec.batch_size):
             encoded = self.tokenizer(

@@ -24,6 +24,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from prefsweep.sweeps.errors import DataError, ModelError, SpecError, StageError
 from prefsweep.sweeps.spec import FineTuning
 from prefsweep.workers.corpus import Row, load_texts
+from prefsweep.workers.rendering import finished_ids
 
 HELD_OUT = 0.1
 """Share of the distinct texts that a classifier is tested on, not trained on."""
@@ -51,8 +52,7 @@ def train_policy(
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {base_folder} has no end-of-text token")
         limit = _token_limit(model, tokenizer, sft)
-        encoded = tokenizer([row.text for row in rows])["input_ids"]
-        inputs = [([*ids, tokenizer.eos_token_id])[:limit] for ids in encoded]
+        inputs = [list(finished_ids(tokenizer, row.text)[:limit]) for row in rows]
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(

@@ -1,7 +1,7 @@
 """Records to parquet and back. Columns are the record's fields, types are inferred from them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -42,15 +42,20 @@ def write_records(
 
 
 def read_records(record_type: type[Record], paths: Sequence[Path]) -> list[Record]:
-    """The records of one or several parquet files, in order."""
+    """The records of one or several parquet files, in order.
+
+    A column that a file lacks, because it is older than the field, is the field's default.
+    """
     names = [field.name for field, _ in _fields(record_type)]
+    younger = {field.name for field, _ in _fields(record_type) if field.default is not MISSING}
     records: list[Record] = []
     for path in paths:
         with pq.ParquetFile(path) as file:  # without the threads that small files only wait for
-            columns = file.read(columns=names, use_threads=False).to_pydict()
-        records += [
-            record_type(*values) for values in zip(*(columns[n] for n in names), strict=True)
-        ]
+            there = set(file.schema_arrow.names)
+            read = [name for name in names if name in there or name not in younger]
+            columns = file.read(columns=read, use_threads=False).to_pydict()
+        rows = zip(*(columns[name] for name in read), strict=True)
+        records += [record_type(**dict(zip(read, row, strict=True))) for row in rows]
     return records
 
 

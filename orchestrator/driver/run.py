@@ -40,7 +40,7 @@ from prefsweep.orchestrator.tasks.shards import (
 from prefsweep.orchestrator.tasks.stages import CheckPrompts, Task
 from prefsweep.orchestrator.tracking.watcher import TrialWatch
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
-from prefsweep.sweeps.records import DROPPED, Errored, Stage, Status
+from prefsweep.sweeps.records import DROPPED, NOTED, Errored, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -358,3 +358,5 @@ class Run:
         for name, count in manifest.notes.items():
             if name.startswith(DROPPED) and count:
                 log.warning("%s: dropped %d: %s", stage, count, name.removeprefix(DROPPED))
+            if name.startswith(NOTED) and count:
+                log.warning("%s: %s: %d", stage, name.removeprefix(NOTED), count)

@@ -179,14 +179,20 @@ class Reference:
 
     def notes(self, worker: Any, index: int, records: Sequence[Any]) -> dict[str, float]:
         from prefsweep.workers.reference import why_dropped
+        from prefsweep.workers.text_checks import text_notes
 
         _, tokenizer, by_prompt = worker
         kept = {pair.pair_id for pair in records}
         mine = [pair for pairs in self._mine(by_prompt, index).values() for pair in pairs]
-        dropped = [pair for pair in _wanted(self, mine, None) if pair.pair_id not in kept]
-        spec = self.sweep.spec
-        reasons = why_dropped(dropped, tokenizer, spec.training, spec.policy.chat)
-        return {**reasons, TRAINING_PAIRS: sum(pair.split == "train" for pair in records)}
+        pairs, spec = _wanted(self, mine, None), self.sweep.spec
+        how = tokenizer, spec.training, spec.policy.chat
+        dropped = [pair for pair in pairs if pair.pair_id not in kept]
+        num_train = sum(pair.split == "train" for pair in records)
+        return {
+            **why_dropped(dropped, *how),
+            **text_notes(pairs, *how),
+            TRAINING_PAIRS: num_train,
+        }
 
     def _by_prompt(self) -> dict[str, list[PreferencePair]]:
         by_prompt: dict[str, list[PreferencePair]] = {}

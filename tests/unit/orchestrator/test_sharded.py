@@ -78,3 +78,25 @@ def test_a_shard_made_by_two_at_once_is_that_of_the_first(
     with sweep.store.staging() as folder:
         local = sweep.store.fetch_shard(sweep.shard(stage.name, 0), folder)
         assert shards.tables.read_records(Completion, [local]) == other
+
+
+@dataclass(frozen=True)
+class Noting(Told):
+    """Has something to tell of every shard."""
+
+    def notes(self, worker: Any, index: int, records: Sequence[Any]) -> dict[str, float]:
+        return {"noted: texts that are odd": 1.0 + index, f"shard {index}": 1.0}
+
+
+def test_what_is_noted_of_shards_is_added_up(sweep: Sweep) -> None:
+    for index in range(2):
+        run_shard(Noting(sweep), None, index)
+    finish_shards(Noting(sweep), sweep, 2, 0.0, {"seconds": 5.0})
+    manifest = sweep.store.manifest(sweep.path("completions"))
+    assert manifest is not None
+    assert manifest.notes == {
+        "noted: texts that are odd": 3.0,
+        "shard 0": 1.0,
+        "shard 1": 1.0,
+        "seconds": 5.0,
+    }

@@ -29,8 +29,9 @@ from prefsweep.workers.score import make_scorer
 from .preference_data import preference_pairs
 
 TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}"
+    "{% if loop.last and not add_generation_prompt %}{{ eos_token }}{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CHAT = ChatSpec(system_prompt="Be kind.")
 TALK = [
@@ -80,14 +81,22 @@ def test_generation_and_reference_read_the_same_prompt(
     expected = tokenizer(rendered(tokenizer, text, CHAT), add_special_tokens=False)["input_ids"]
     assert samples[0].prompt_ids == samples[1].prompt_ids == expected
     pairs = [
-        replace(preference_pairs()[0], chosen=samples[0].text, rejected=samples[1].text),
+        replace(
+            preference_pairs()[0],
+            chosen=samples[0].text,
+            rejected=samples[1].text,
+            chosen_token_ids=samples[0].completion_ids,
+            rejected_token_ids=samples[1].completion_ids,
+            chosen_finish_reason="length",
+        ),
         replace(preference_pairs()[1], prompt=json.dumps(TALK)),
     ]
     first, second = reference_pairs(pairs, model, tokenizer, TrainingSpec(), CHAT)
     assert first.prompt_ids == expected and second.prompt_ids == samples[2].prompt_ids
-    end = tokenizer.eos_token_id
-    assert first.chosen_ids[-1] == first.rejected_ids[-1] == end
-    assert tokenizer.decode(first.chosen_ids[:-1]) == samples[0].text
+    assert samples[0].finish_reason == "length", "so that the end is put behind it"
+    assert first.chosen_ids == [*samples[0].completion_ids, tokenizer.eos_token_id]
+    ended = f"{preference_pairs()[1].chosen}{tokenizer.eos_token}\n"
+    assert tokenizer.decode(second.chosen_ids) == ended
     assert len(first.ref_chosen_token_logps) == len(first.chosen_ids)
 
 

@@ -149,7 +149,7 @@ def test_a_disk_that_is_too_small_is_an_error(
     words = ["quickstart", *OVERRIDES, f"policy.model={tmp_path / 'model'}"]
     code, lines = doctor(monkeypatch, capsys, *words, "--storage", str(tmp_path))
     assert (code, one_error(lines).check) == (2, "disk")
-    assert "make room" in lines["disk"][0].remedy
+    assert "free space" in lines["disk"][0].remedy
 
 
 def test_a_missing_extra_is_named(
@@ -186,7 +186,7 @@ def test_wandb_is_online_where_its_server_answers(
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", server)
     _, lines = doctor(monkeypatch, capsys)
-    assert (lines["W&B"][0].level, "answers" in lines["W&B"][0].found) == (Level.OK, True)
+    assert (lines["W&B"][0].level, "responds" in lines["W&B"][0].found) == (Level.OK, True)
 
 
 def test_wandb_out_of_reach_is_a_warning_and_stops_nothing(
@@ -290,7 +290,7 @@ def test_a_node_that_does_not_share_the_storage_is_named(tmp_path: Path) -> None
     assert f"--storage {tmp_path} does not work on node far: what the driver wrote" in line.found
     assert "a folder that all nodes share" in line.remedy
     [line] = storage_lines([nodes[0], *nodes[2:]], store)
-    assert (line.level, "by all 1 nodes" in line.found) == (Level.OK, True)
+    assert (line.level, "on all 1 nodes" in line.found) == (Level.OK, True)
 
 
 @pytest.mark.parametrize(

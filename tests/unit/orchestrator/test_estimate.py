@@ -175,5 +175,5 @@ def test_each_model_is_said_to_be_here_or_to_be_downloaded(tmp_path: Path) -> No
         f"policy {tmp_path / 'policy'}: {size / 1000:.3g} kB on this machine"
     ]
     (tmp_path / "policy" / "model.safetensors").unlink()
-    assert "is downloaded" in next(model_lines(sweep))
+    assert "will be downloaded" in next(model_lines(sweep))
     assert list(model_lines(small_sweep(tmp_path / "store"))) == []  # built in: nothing to fetch

@@ -208,7 +208,7 @@ def test_an_empty_folder_and_an_earlier_export_of_the_same_are_replaced_whole(
     export(sweep, ExportRequest(dataset=True), target)
     assert {file: file.read_bytes() for file in target.rglob("*.*")} == before
     (target / "data" / "mine.parquet").touch()
-    with pytest.raises(UsageError, match=r"did not come with it \(data/mine.parquet\)"):
+    with pytest.raises(UsageError, match=r"has other files in it \(data/mine.parquet\)"):
         export(sweep, ExportRequest(dataset=True), target)
     assert (target / "data" / "mine.parquet").exists()
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "store"]
@@ -231,7 +231,7 @@ def test_an_export_of_another_sweep_is_not_replaced(tmp_path: Path) -> None:
         ([], "name either a trial or --dataset"),
         (["sigmoid-beta0.1", "--dataset"], "name either a trial or --dataset"),
         (["--dataset", "--merge"], "--merge is for models"),
-        (["--dataset", "--private"], "--private is for --push-to-hub"),
+        (["--dataset", "--private"], "--private needs --push-to-hub"),
         (["--dataset", "--push-to-hub", "a/b/c"], "--push-to-hub a/b/c"),
         (["--dataset", "--push-to-hub", "name"], "write it as OWNER/name"),
         (["--dataset", "--push-to-hub", "me/name"], "HF_HUB_OFFLINE"),

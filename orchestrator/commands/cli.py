@@ -211,10 +211,10 @@ def compare(
     from pathlib import Path
 
     from prefsweep.orchestrator.display import compare as compare_text
-    from prefsweep.orchestrator.results.compare import side_by_side
+    from prefsweep.orchestrator.results.compare import compare_sweeps
     from prefsweep.orchestrator.state.sweep import open_sweep
 
-    found = side_by_side(open_sweep(one, storage), open_sweep(other, other_storage or storage))
+    found = compare_sweeps(open_sweep(one, storage), open_sweep(other, other_storage or storage))
     if to is not None:
         try:
             Path(to).write_text(compare_text.markdown(found), encoding="utf-8")
@@ -238,9 +238,9 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Look at what a run needs: versions, cluster, storage, models, W&B, time, cost and disk."""
-    from prefsweep.orchestrator.planning.doctor import document, examine, render
+    from prefsweep.orchestrator.planning.doctor import document, render, run_checks
 
-    found = examine(spec, overrides or [], storage, address)
+    found = run_checks(spec, overrides or [], storage, address)
     if as_json:
         print(json.dumps(document(found), indent=2))
     else:
@@ -301,11 +301,11 @@ def export(
     """Write a trial's model, or the preference pairs, as a folder that others can load."""
     from pathlib import Path
 
-    from prefsweep.orchestrator.export.export import Wanted
+    from prefsweep.orchestrator.export.export import ExportRequest
     from prefsweep.orchestrator.export.export import export as write
     from prefsweep.orchestrator.state.sweep import open_sweep
 
-    wanted = Wanted(trial, dataset=dataset, merge=merge, repo=push_to_hub, private=private)
+    wanted = ExportRequest(trial, dataset=dataset, merge=merge, repo=push_to_hub, private=private)
     exported = write(open_sweep(name, storage), wanted, Path(to))
     print(exported.folder)
     if exported.url is not None:

@@ -1,1 +1,1 @@
-"""What a terminal shows."""
+"""Text and tables for a terminal."""

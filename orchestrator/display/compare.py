@@ -1,4 +1,4 @@
-"""Two sweeps side by side in, text out: Markdown, tables for a terminal, and a JSON document."""
+"""Renders the comparison of two sweeps: Markdown, tables for a terminal, or a JSON document."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,21 +8,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prefsweep.orchestrator.results.compare import METRICS, Match, Side, SideBySide
+from prefsweep.orchestrator.results.compare import METRICS, Match, Side, SweepComparison
 from prefsweep.orchestrator.state.sweep import UNTRAINED
 from prefsweep.orchestrator.text import DASH, inline, one_line, show, with_interval
 
 MAX_FIELDS = 30
-"""Fields of the spec that are written out."""
+"""Differing fields of the spec that are listed; the rest are counted."""
 
 
-def document(found: SideBySide) -> dict[str, Any]:
-    """What `compare --json` prints."""
+def document(found: SweepComparison) -> dict[str, Any]:
+    """The document that `compare --json` prints."""
     return asdict(found)
 
 
-def markdown(found: SideBySide) -> str:
-    """What `compare --to FILE.md` writes."""
+def markdown(found: SweepComparison) -> str:
+    """The text that `compare --to FILE.md` writes."""
     lines = [f"# {inline(found.one)} and {inline(found.other)}", ""]
     lines += [f"- {inline(note)}" for note in (*found.notes, *_facts(found))]
     lines += ["", *_markdown_table(_head(found), [_row(match) for match in found.matches])]
@@ -32,8 +32,8 @@ def markdown(found: SideBySide) -> str:
     return "\n".join([*lines, ""])
 
 
-def render(found: SideBySide) -> RenderableType:
-    """The same for a terminal."""
+def render(found: SweepComparison) -> RenderableType:
+    """The comparison as tables for a terminal."""
     rows = Table(*map(one_line, _head(found)), box=None, pad_edge=False, header_style="dim")
     for match in found.matches:
         rows.add_row(*(Text(one_line(cell)) for cell in _row(match)))
@@ -45,7 +45,7 @@ def render(found: SideBySide) -> RenderableType:
     return Group(rows, Text(), *notes, *facts, *([Text(), fields] if found.spec else []))
 
 
-def _head(found: SideBySide) -> list[str]:
+def _head(found: SweepComparison) -> list[str]:
     rewards = [f"reward of {name}" for name in (found.one, found.other)]
     return ["grid point", *rewards, "difference", *(f"{metric}, both" for metric in METRICS)]
 
@@ -65,18 +65,18 @@ def _reward(side: Side) -> str:
     return f"{with_interval(side.reward, side.reward_interval)}{seeds}"
 
 
-def _facts(found: SideBySide) -> list[str]:
-    """What both have in common, and what only one has."""
+def _facts(found: SweepComparison) -> list[str]:
+    """Which stages are the same, and which grid points only one sweep has finished."""
     same = [name for name, is_same in found.stages.items() if is_same]
     differ = [name for name, is_same in found.stages.items() if not is_same]
-    facts = [f"the same: {', '.join(same) or 'no stage'}; different: {', '.join(differ) or 'none'}"]
+    facts = [f"same stages: {', '.join(same) or 'none'}; different: {', '.join(differ) or 'none'}"]
     for name, names in ((found.one, found.only_one), (found.other, found.only_other)):
         if names:
             facts.append(f"only {name} has finished {', '.join(names)}")
     return facts
 
 
-def _fields(found: SideBySide) -> list[tuple[str, tuple[object, object]]]:
+def _fields(found: SweepComparison) -> list[tuple[str, tuple[object, object]]]:
     shown = list(found.spec.items())[:MAX_FIELDS]
     left_out = len(found.spec) - len(shown)
     return shown if not left_out else [*shown, (f"and {left_out} more", (None, None))]

@@ -1,4 +1,4 @@
-"""Two looks at a sweep in, what happened between them out: for logs and pipes, one line each."""
+"""Describes the changes between two statuses of a sweep as log lines."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from prefsweep.sweeps.records import StageStatus, Status, SweepStatus
 
 
 def changes(before: SweepStatus | None, now: SweepStatus) -> Iterator[str]:
-    """Lines without control characters; at the first look, how the sweep stands."""
+    """One line per change, without control characters; a summary if there is no status `before`."""
     if before is None:
         yield summary(now)
     yield from _driver(before, now)
@@ -42,11 +42,11 @@ def _driver(before: SweepStatus | None, now: SweepStatus) -> Iterator[str]:
     if now.driver == old:
         return
     if now.driver is None:
-        yield "nobody runs the sweep any more"
+        yield "the sweep is no longer running"
         return
     who = f"pid {now.driver.pid} on {one_line(now.driver.host)}"
     if not now.driver.responding:
-        yield f"its driver, {who}, does not respond: it is stopped"
+        yield f"its driver, {who}, does not respond: its process is stopped"
     else:
         yield f"run by {who}" if now.driver.alive else f"its driver, {who}, has died"
 

@@ -1,6 +1,6 @@
-"""A status that is read again and again: drawn on a terminal, told line by line elsewhere.
+"""Shows a status that is polled: as a table on a terminal, as log lines elsewhere.
 
-It never changes the sweep, and a store that is away for a moment ends nothing.
+It never changes the sweep. If the status cannot be read, it says so and polls again.
 """
 
 import logging
@@ -22,22 +22,22 @@ from prefsweep.sweeps.records import SweepStatus
 
 
 def watch(read: Callable[[], SweepStatus], console: Console, interval_s: float = 1.0) -> None:
-    """Show what `read` returns until a KeyboardInterrupt, which is how one leaves."""
+    """Show the status that `read` returns until KeyboardInterrupt."""
     before: SweepStatus | None = None
     try:
         with LiveView(read, console, interval_s):
             while True:
                 if not console.is_terminal:
-                    before = _tell(read, before, console)
+                    before = _print_changes(read, before, console)
                 time.sleep(interval_s)
     except KeyboardInterrupt:
         return
 
 
-def _tell(
+def _print_changes(
     read: Callable[[], SweepStatus], before: SweepStatus | None, console: Console
 ) -> SweepStatus | None:
-    """A line for everything that is new since `before`."""
+    """Print one line for each change since `before`; returns the new status."""
     try:
         now = read()
     except (SweepError, OSError) as error:
@@ -53,8 +53,8 @@ def _tell(
 class LiveView:
     """Draws what `read` returns every `interval_s` seconds, while the `with` block runs.
 
-    On a terminal the last table stays on the screen and the cursor comes back however the block
-    ends; elsewhere nothing is drawn. Where `read` raises, the last table stays, with the reason.
+    When the block ends, the last table stays on the screen and the cursor is restored. If `read`
+    raises, the last table is shown with the error. Without a terminal nothing is drawn.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class LiveView:
 
 
 def log_handler(console: Console) -> logging.Handler:
-    """A handler that prints `HH:MM:SS message`, above the live view where there is one."""
+    """A logging handler that prints `HH:MM:SS message`, above the live view if there is one."""
     handler = _LineHandler(console)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     return handler

@@ -1,7 +1,6 @@
-"""A SweepStatus in, a picture of it out (live.py shows it).
+"""Renders a SweepStatus as tables for a terminal.
 
-It only reads and draws: where the status comes from is the caller's business, and nothing here
-changes the sweep. Names and messages are shown as text, never as markup or terminal controls.
+Names and messages are shown as plain text, never as markup or terminal codes.
 """
 
 import math
@@ -21,13 +20,13 @@ from prefsweep.orchestrator.text import encodable, one_line, short_duration
 from prefsweep.sweeps.records import Metrics, StageStatus, Status, SweepStatus, TrialStatus
 
 MIN_TRIAL_ROWS = 3
-"""Trials that a terminal shows however low it is."""
+"""Trials shown even if the terminal is too low for them."""
 ENOUGH_TRIAL_ROWS = 10
-"""Where a terminal has room for fewer trials, finished stages share a line."""
+"""If the terminal has room for fewer trials, finished stages are folded into one line."""
 LINES_AROUND = 8
-"""Lines of a view that are neither stages, trials nor failures, and of a shell around it."""
+"""Lines for the headline, the table headers and the shell prompt."""
 MAX_FAILURES = 5
-"""Failure messages written out below the table."""
+"""Failure messages shown below the table."""
 BAR_WIDTH = 8
 """Characters of a trial's progress bar."""
 
@@ -59,7 +58,7 @@ _URGENCY = (
     Status.SUCCEEDED,
     Status.PENDING,
 )
-"""What is shown first where there are more trials than rows."""
+"""Order in which trials are shown if there are more trials than rows."""
 
 
 _METRIC_COLUMNS = (
@@ -69,21 +68,20 @@ _METRIC_COLUMNS = (
     ("reward_mean", 76, ("reward_mean", "eval/reward_mean")),
     ("kl", 0, ("kl", "eval/kl")),
 )
-"""Header, narrowest terminal (characters) that shows it, and the metrics it takes the first of."""
+"""Header, minimum terminal width in characters, metrics of which the first available is shown."""
 
 
 def render(status: SweepStatus) -> RenderableType:
     """The sweep as a headline, a table of stages, a table of trials and failures.
 
-    On a terminal it fits the height of the screen where that is possible; elsewhere all trials
-    are listed.
+    On a terminal the tables are cut to the height of the screen; elsewhere all trials are listed.
     """
     return _View(status)
 
 
 @dataclass(frozen=True)
 class _View:
-    """`render`'s result; it fits itself to the width and the alphabet of where it is printed."""
+    """Adapts to the width and encoding of the console it is printed on."""
 
     status: SweepStatus
 
@@ -106,7 +104,7 @@ class _View:
 
 
 def _unfinished(stages: Sequence[StageStatus]) -> list[StageStatus]:
-    """The stages without the finished ones, which a low screen has no room for."""
+    """The stages that have not finished."""
     return [stage for stage in stages if stage.status is not Status.SUCCEEDED]
 
 
@@ -122,28 +120,28 @@ def _headline(status: SweepStatus) -> Text:
 
 
 def _quarantined(status: SweepStatus) -> Iterator[tuple[str, str]]:
-    """The prompts that are left out because they end every worker that takes them."""
+    """The prompts that are skipped because they crash every worker."""
     for stage, prompt_ids in status.quarantined.items():
         shown = ", ".join(one_line(prompt_id) for prompt_id in prompt_ids)
-        yield f"\n{stage}: quarantined prompts {shown}; --restart-errored tries again", "yellow"
+        yield f"\n{stage}: quarantined prompts {shown}; --restart-errored retries them", "yellow"
 
 
 def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
-    """Who runs the sweep, or that whoever did has died."""
+    """The driver of the sweep and whether it is alive."""
     if status.driver is None:
         return
     since = datetime.fromtimestamp(status.driver.since).astimezone()
     who = f"pid {status.driver.pid} on {one_line(status.driver.host)}"
     if not status.driver.responding:
-        go_on = f"`kill -CONT {status.driver.pid}` lets it go on"
-        yield f"\nnot responding: its driver, {who}, is stopped; {go_on}", "yellow"
+        remedy = f"`kill -CONT {status.driver.pid}` continues it"
+        yield f"\nnot responding: its driver, {who}, is stopped; {remedy}", "yellow"
     elif status.driver.alive:
         yield f"\nrun by {who} since {since:%Y-%m-%d %H:%M:%S %Z}", "dim"
     else:
         resume = "`prefsweep resume`"
         if status.storage is not None:
             resume = one_line(hint("resume", status.sweep, storage=status.storage))
-        yield f"\ninterrupted: its driver, {who}, has died; {resume} goes on", "yellow"
+        yield f"\ninterrupted: its driver, {who}, has died; {resume} resumes it", "yellow"
 
 
 def render_list(sweeps: Sequence[ListedSweep]) -> Table | Text:
@@ -196,7 +194,7 @@ def _stage_table(
 def _trial_table(
     trials: Sequence[TrialStatus], num_rows: int, marks: dict[Status, str], options: ConsoleOptions
 ) -> Table:
-    """One row a trial; narrow terminals leave out columns, and only names are ever cut."""
+    """One row per trial. Narrow terminals omit columns; only names are truncated."""
     shown = _most_urgent(trials, num_rows)
     columns = [
         ("status", 70, [Text(str(trial.status), _STYLES[trial.status]) for trial in shown]),
@@ -230,9 +228,9 @@ def _cell_width(cell: Text | ProgressBar) -> int:
 
 
 def _most_urgent(trials: Sequence[TrialStatus], num: int) -> list[TrialStatus]:
-    """All trials in their order or, of more than `num`, the running and failed ones first.
+    """All trials in grid order or, if there are more than `num`, the most urgent ones.
 
-    Of those that have succeeded the ones with the highest rewards come first.
+    Running and failed trials come first; succeeded ones are ordered by reward.
     """
     if len(trials) <= num:
         return list(trials)
@@ -286,7 +284,7 @@ def _metric(metrics: Metrics, keys: Sequence[str]) -> Text:
 
 
 def _time(trial: TrialStatus) -> Text:
-    """Time to go of a running trial, at its pace so far; the time taken of any other."""
+    """Time left for a running trial, time taken by any other."""
     if trial.seconds is None:
         return Text("")
     if trial.max_steps and trial.step_seconds is not None:

@@ -1,7 +1,7 @@
-"""Card text: what README.md of an exported model or dataset says. Facts in, Markdown out.
+"""Writes the cards (README.md) of exported models and datasets.
 
-The YAML header is what the hub reads, so it names hub ids only: a base model or dataset that lives
-elsewhere is named in the text. Nothing here reads files.
+The hub reads the YAML header, so it contains hub ids only; a base model or dataset from elsewhere
+is named in the text. Reads no files.
 """
 
 import re
@@ -18,10 +18,10 @@ from prefsweep.sweeps.records import Metrics
 from prefsweep.sweeps.spec import SweepSpec
 
 Form = Literal["adapter", "merged", "full"]
-"""LoRA weights alone; LoRA weights added to their base; all weights trained."""
+"""LoRA weights alone, LoRA weights merged into their base, or all weights."""
 
 PLACE = "path/to/this/folder"
-"""Stands for the folder in the lines that load it."""
+"""Placeholder for the folder in the code that loads it."""
 
 _ORDER = (
     "reward_mean",
@@ -39,23 +39,23 @@ _ORDER = (
     "accuracy_test",
 )
 _INTERVALS = {"reward_mean": "reward_ci", "win_rate": "win_rate_ci"}
-"""Metrics with a 95% interval, and how its bounds are called: + "_low", "_high"."""
+"""Metric -> prefix of its 95% interval; the bounds end in "_low" and "_high"."""
 
 
 @dataclass(frozen=True)
 class PairFacts:
-    """The preference data: how much there is, and of what."""
+    """Size and sources of the preference data."""
 
     num_train: int
     num_test: int
     num_prompts: int
     hub_datasets: Sequence[str] = ()
-    """Hub ids of what prompts, entered data and the policy's texts were read from."""
+    """Hub ids of the datasets of prompts, entry data and the policy's training texts."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model's card is made of."""
+    """The content of a model's card."""
 
     spec: SweepSpec
     trial_id: str
@@ -63,9 +63,9 @@ class ModelFacts:
     trial: TrialSpec
     form: Form
     hub_base: tuple[str, str] | None
-    """Hub id and commit that the adapter needs; None where the export carries its base."""
+    """Hub id and commit of the adapter's base; None if the export contains the base."""
     base_id: str | None
-    """Hub id the policy descends from, for the header."""
+    """Hub id of the model that the policy starts from, for the header."""
     pairs: PairFacts
     num_completions: int
     metrics: Metrics
@@ -132,7 +132,7 @@ def dataset_card(
         header,
         f"# Preference pairs of the sweep {spec.name}",
         _pairs_text(spec, pairs),
-        f"{_origin(spec)} A prompt's pairs are all in one split: no prompt is in both.",
+        f"{_origin(spec)} All pairs of a prompt are in the same split.",
         "## Columns",
         _table(
             ("column", "meaning"),
@@ -222,7 +222,7 @@ def _origin(spec: SweepSpec) -> str:
 
 
 def _policy(spec: SweepSpec) -> str:
-    trained = "" if spec.policy.sft is None else ", fine-tuned for this sweep before"
+    trained = "" if spec.policy.sft is None else ", fine-tuned for this sweep first"
     return f"{_name(spec.policy.model)}{trained}"
 
 
@@ -239,7 +239,7 @@ def _reward(spec: SweepSpec) -> str:
 
 
 def _name(reference: str) -> str:
-    """A hub id or built-in name as it is; of a path on this machine its last part alone."""
+    """A hub id or built-in name unchanged; only the last part of a local path."""
     is_path = reference.startswith(("/", ".", "~")) or reference.count("/") > 1
     return _text(PurePath(reference).name if is_path else reference)
 
@@ -279,12 +279,12 @@ def _loading(facts: ModelFacts) -> list[str]:
 def _loading_notes(facts: ModelFacts) -> list[str]:
     dtype = facts.spec.policy.dtype
     if facts.form == "merged" and dtype != "float32":
-        return [f"The weights were added up in float32 and rounded to {dtype}."]
+        return [f"The weights were merged in float32 and rounded to {dtype}."]
     if facts.form != "adapter":
         return []
     if facts.hub_base is not None:
         model, commit = facts.hub_base
-        return [f"The adapter needs its base {model} at commit {commit}, which is fetched with it."]
+        return [f"The adapter needs its base {model} at commit {commit}, downloaded with it."]
     return [
         "The base is part of this export, in base/. AutoPeftModelForCausalLM loads the folder in "
         "one call where it was exported, and only there: adapter_config.json names the base by its "
@@ -294,7 +294,7 @@ def _loading_notes(facts: ModelFacts) -> list[str]:
 
 
 def _versions(environment: Mapping[str, str]) -> str:
-    """Versions only: the name of the machine is nobody's business."""
+    """Versions without the name of the machine, which stays private."""
     known = {name: value for name, value in environment.items() if name != "host"}
     return ", ".join(f"{name} {_text(value)}" for name, value in known.items())
 
@@ -323,6 +323,6 @@ def _value(value: Any) -> str:
 
 
 def _text(value: object) -> str:
-    """A value as one line of plain Markdown: nothing in it is markup."""
+    """A value as one line of Markdown, with all markup escaped."""
     line = one_line(str(value)).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*\[\]|])", r"\\\1", line)

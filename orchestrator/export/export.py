@@ -1,9 +1,9 @@
-"""Finished things of a store -> a folder that others can use, and from there to the hub.
+"""Exports a finished trial or the preference pairs of a sweep to a folder and to the hub.
 
-In: a sweep and one of its trials, or its preference pairs. Out: a model folder that
-AutoPeftModelForCausalLM or AutoModelForCausalLM loads, or a dataset folder that
-datasets.load_dataset loads, each with a card; hub.py pushes it. The folder appears whole, by one
-rename; an earlier export of the same thing is replaced whole. The store is not changed.
+A model folder loads with AutoPeftModelForCausalLM or AutoModelForCausalLM, a dataset folder with
+datasets.load_dataset; each has a card. The folder is complete when it appears: it is written beside
+the target and renamed. An earlier export of the same trial or pairs is replaced. The store is not
+changed.
 """
 
 import json
@@ -31,7 +31,7 @@ from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.records import Metrics, Status
 
 MARK = "prefsweep.json"
-"""File of every export that says what it is; only a folder with it is ever replaced."""
+"""File that identifies an export; only a folder with it is replaced."""
 DATASET_COLUMNS = (
     "prompt",
     "chosen",
@@ -44,11 +44,11 @@ DATASET_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What an `export` command asks for."""
+class ExportRequest:
+    """The options of an `export` command."""
 
     trial: str | None = None
-    """Id, beginning of an id, or name of a trial."""
+    """Trial name, id, or unique id prefix."""
     dataset: bool = False
     merge: bool = False
     repo: str | None = None
@@ -58,19 +58,19 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Exported:
-    """Where the export is now."""
+    """Where the export was written and pushed to."""
 
     folder: Path
     url: str | None = None
 
 
-def export(sweep: Sweep, wanted: Wanted, target: Path) -> Exported:
-    """Write the folder and push it where that is asked for.
+def export(sweep: Sweep, wanted: ExportRequest, target: Path) -> Exported:
+    """Write the folder and, if `wanted.repo` is set, push it.
 
-    Raises UsageError if that cannot be done as asked, SweepError if the hub fails; a folder that
-    was written stays.
+    Raises UsageError if the options cannot be satisfied, SweepError if the hub fails. A folder that
+    was written is kept in both cases.
     """
-    _words_fit(wanted)
+    _check_options(wanted)
     if wanted.repo is not None:
         check_push(wanted.repo)
     target = target.expanduser().resolve()
@@ -85,25 +85,25 @@ def export(sweep: Sweep, wanted: Wanted, target: Path) -> Exported:
     return Exported(target, push(target, wanted.repo, kind, private=wanted.private))
 
 
-def _words_fit(wanted: Wanted) -> None:
+def _check_options(wanted: ExportRequest) -> None:
     if wanted.dataset == (wanted.trial is not None):
         raise UsageError("export: name either a trial or --dataset, as in `export NAME TRIAL`")
     if wanted.dataset and wanted.merge:
         raise UsageError("export: --merge is for models; --dataset has nothing to merge")
     if wanted.private and wanted.repo is None:
-        raise UsageError("export: --private is for --push-to-hub, which is not given")
+        raise UsageError("export: --private needs --push-to-hub")
 
 
 def find_trial(sweep: Sweep, word: str) -> Trial:
-    """The trial with this id, this name, or the only one whose id begins so. Raises UsageError."""
+    """Find a trial by id, name or unique id prefix. Raises UsageError."""
     found = [trial for trial in sweep.trials if word in (trial.trial_id, trial.name)]
     if not found:
         found = [trial for trial in sweep.trials if word and trial.trial_id.startswith(word)]
     if len(found) == 1:
         return found[0]
-    problem = "is the beginning of several ids" if found else "is no trial of the sweep"
+    problem = "is the prefix of several ids" if found else "is not a trial"
     known = ", ".join(f"{trial.trial_id} {trial.name}" for trial in found or sweep.trials)
-    raise UsageError(f"{word!r} {problem} {sweep.spec.name}; there are: {known}")
+    raise UsageError(f"{word!r} {problem} of {sweep.spec.name}; choose from: {known}")
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def export_model(
     assert manifest is not None
     form = _form(trial, manifest, merge)
     mark = {"export": "model", "trial_id": trial.trial_id, "form": form}
-    with _written_aside(target, mark) as folder:
+    with _replaced_folder(target, mark) as folder:
         _write_model(sweep, trial, manifest, form, folder, target)
         facts = _model_facts(sweep, trial, manifest, form, repo)
         (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
@@ -135,8 +135,8 @@ def _form(trial: Trial, manifest: Manifest, merge: bool) -> Form:
         return "merged" if merge else "adapter"
     if merge:
         raise UsageError(
-            f"trial {trial.name} trained all weights: there is no adapter to merge, and its model "
-            "is whole as it is. Leave out --merge"
+            f"trial {trial.name} trained all weights: there is no adapter to merge. "
+            "Leave out --merge"
         )
     return "full"
 
@@ -144,7 +144,7 @@ def _form(trial: Trial, manifest: Manifest, merge: bool) -> Form:
 def _write_model(
     sweep: Sweep, trial: Trial, manifest: Manifest, form: Form, folder: Path, target: Path
 ) -> None:
-    """Weights and tokenizer, and the base of an adapter if no hub id names it."""
+    """Write weights and tokenizer, and the base of an adapter if it is not on the hub."""
     import torch
 
     from prefsweep.orchestrator.tasks.worker import set_up_worker
@@ -157,7 +157,7 @@ def _write_model(
         policy: Any = load_trained(source, weights).float()
         policy.merge_and_unload().to(getattr(torch, source.dtype)).save_pretrained(folder)
     else:
-        for name in manifest.files.keys() - {"README.md"}:  # ours takes the place of peft's
+        for name in manifest.files.keys() - {"README.md"}:  # replaced by our card
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(weights / name, folder / name)
     tokenizer = load_tokenizer(source)
@@ -173,12 +173,12 @@ def _write_model(
 
 
 def _hub_base(sweep: Sweep) -> tuple[str, str] | None:
-    """Hub id and commit of the policy that was trained; None if the sweep made it, or a folder."""
+    """Hub id and commit of the trained policy; None if it is a folder or this sweep made it."""
     return None if sweep.made["policy"] else _hub_origin(sweep)
 
 
 def _hub_origin(sweep: Sweep) -> tuple[str, str] | None:
-    """Hub id and commit of the model the policy starts from; None if it is not from the hub."""
+    """Hub id and commit of the model that the policy starts from; None if it is not on the hub."""
     from prefsweep.workers.locations import BUILTIN
 
     model = sweep.spec.policy.model
@@ -225,7 +225,7 @@ def export_dataset(sweep: Sweep, target: Path, *, repo: str | None = None) -> No
         resume = hint("resume", sweep.spec.name, storage=sweep.storage)
         raise UsageError(f"the pairs of {sweep.spec.name} are pending; {resume} makes them")
     pairs = pq.read_table(sweep.store.fetch(sweep.path("pairs")) / "pairs.parquet")
-    with _written_aside(target, {"export": "dataset", "sweep": sweep.spec.name}) as folder:
+    with _replaced_folder(target, {"export": "dataset", "sweep": sweep.spec.name}) as folder:
         (folder / "data").mkdir()
         for split in ("train", "test"):
             rows = pairs.filter(pc.field("split") == split).select(list(DATASET_COLUMNS))
@@ -248,7 +248,7 @@ def _pair_facts(sweep: Sweep) -> PairFacts:
 
 
 def _hub_datasets(sweep: Sweep) -> Iterator[str]:
-    """Hub ids among what the sweep reads; a local folder may be called like one."""
+    """Hub ids of the datasets that the sweep reads; a local folder may have the same name."""
     spec, inputs = sweep.spec, sweep.inputs
     corpus = spec.policy.sft and spec.policy.sft.corpus
     sources = [
@@ -266,8 +266,8 @@ def _hub_datasets(sweep: Sweep) -> Iterator[str]:
 
 
 @contextmanager
-def _written_aside(target: Path, mark: dict[str, str]) -> Iterator[Path]:
-    """A folder beside `target` that takes its place at the end, with `mark` in it."""
+def _replaced_folder(target: Path, mark: dict[str, str]) -> Iterator[Path]:
+    """Yield a new folder beside `target` that replaces it at the end, with `mark` in it."""
     _refuse_other_content(target, mark)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -288,7 +288,7 @@ def _refuse_other_content(target: Path, mark: dict[str, str]) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise UsageError(f"--to {target} is a file; name a folder")
+        raise UsageError(f"--to {target} is a file; choose a folder")
     files = _files(target)
     if not files and not any(target.iterdir()):
         return
@@ -296,15 +296,15 @@ def _refuse_other_content(target: Path, mark: dict[str, str]) -> None:
         before = json.loads((target / MARK).read_text(encoding="utf-8"))
         kept = set(before.pop("files"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"--to {target} is not empty; name a new or empty folder") from None
+        raise UsageError(f"--to {target} is not empty; choose a new or empty folder") from None
     if before != mark:
         what = ", ".join(f"{key} {value}" for key, value in before.items())
-        raise UsageError(f"--to {target} holds another export ({what}); name another folder")
+        raise UsageError(f"--to {target} holds another export ({what}); choose another folder")
     others = sorted(set(files) - kept - {MARK})
     if others:
         raise UsageError(
-            f"--to {target} is an earlier export, but has files that did not come with it "
-            f"({', '.join(others[:3])}); move them, or name another folder"
+            f"--to {target} is an earlier export, but has other files in it "
+            f"({', '.join(others[:3])}); move them or choose another folder"
         )
 
 
@@ -318,7 +318,7 @@ def _take_place(aside: Path, target: Path) -> None:
         if old.exists() and not target.exists():
             old.rename(target)
         raise UsageError(
-            f"--to {target} cannot be replaced: {error}. Name a folder inside it that is new"
+            f"--to {target} cannot be replaced: {error}. Choose a new folder inside it"
         ) from None
     shutil.rmtree(old, ignore_errors=True)
 

@@ -1,6 +1,7 @@
-"""An exported folder -> a repository on the hub. What is in the folder stays.
+"""Pushes an exported folder to a repository on the hub. The folder is not changed.
 
-What is wrong on this side or refused on that one is a UsageError, what fails is a SweepError.
+Raises UsageError for wrong options and for requests that the hub refuses, SweepError if the hub
+fails.
 """
 
 import json
@@ -22,11 +23,11 @@ _STALE = {
     "model": ["adapter_*", "base/*", "*.safetensors*", "config.json", "generation_config.json"],
     "dataset": ["data/*.parquet"],
 }
-"""Files of an earlier push that a new one without them removes; they would change what loads."""
+"""Files of an earlier push that are deleted unless the new push has them; they affect loading."""
 
 
 def check_push(repo: str) -> None:
-    """Raise UsageError if nothing can be pushed to `repo` from here, before work is done for it."""
+    """Raise UsageError if a push to `repo` cannot work: bad id, offline, no token."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -39,21 +40,19 @@ def check_push(repo: str) -> None:
         raise UsageError(f"--push-to-hub {repo}: write it as OWNER/{repo}")
     if constants.HF_HUB_OFFLINE:
         raise UsageError(
-            f"--push-to-hub {repo}: the hub is switched off here (HF_HUB_OFFLINE); unset it, or "
-            "leave out --push-to-hub"
+            f"--push-to-hub {repo}: HF_HUB_OFFLINE is set; unset it, or leave out --push-to-hub"
         )
     if not get_token():
         raise UsageError(
-            f"--push-to-hub {repo}: there is no token; set HF_TOKEN to one that may write, or log "
-            "in with `hf auth login`"
+            f"--push-to-hub {repo}: there is no token; set HF_TOKEN to one with write access, or "
+            "log in with `hf auth login`"
         )
 
 
 def push(folder: Path, repo: str, kind: str, *, private: bool = False) -> str:
     """Push an exported folder to the hub; returns its address.
 
-    `kind` is "model" or "dataset". Raises UsageError where the hub refuses, SweepError where it
-    fails. What is in `folder` stays.
+    `kind` is "model" or "dataset". Raises UsageError if the hub refuses, SweepError if it fails.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -67,7 +66,7 @@ def push(folder: Path, repo: str, kind: str, *, private: bool = False) -> str:
         if private and not api.repo_info(repo, repo_type=kind).private:
             raise UsageError(
                 f"--push-to-hub {repo} exists and is public: nothing was pushed. Leave out "
-                f"--private, or name another; the export is in {folder}"
+                f"--private, or choose another id; the export is in {folder}"
             )
         with _for_the_hub(folder, repo) as pushed:
             _upload(api, pushed, repo, kind)
@@ -91,7 +90,7 @@ def _upload(api: "HfApi", folder: Path, repo: str, kind: str) -> None:
 
 @contextmanager
 def _for_the_hub(folder: Path, repo: str) -> Iterator[Path]:
-    """The folder as it is pushed: an adapter with its base names no path of this machine."""
+    """The folder to push; an adapter that contains its base names the repository, not a path."""
     if not (folder / "base").is_dir():
         yield folder
         return
@@ -114,5 +113,5 @@ def name_base(config: Path, base: str, commit: str | None) -> None:
     """Make an adapter_config.json name its base: a path, or a hub id and commit."""
     document = json.loads(config.read_text(encoding="utf-8"))
     document |= {"base_model_name_or_path": base, "revision": commit}
-    config.unlink()  # where it is a link, what it leads to stays
+    config.unlink()  # replaces a link, not the file it points to
     config.write_text(json.dumps(document, indent=2, sort_keys=True), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Before anything starts: what would run, what it takes, and whether all it needs is there."""
+"""Before a run: what it would do, what that costs, and whether all it needs is available."""

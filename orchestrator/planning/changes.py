@@ -1,7 +1,7 @@
-"""What differs between this sweep and its last run under the same name, and why: lines to read.
+"""Explains what changed since the last run of a sweep with the same name.
 
-The last run's fingerprint parts are kept in the sweep's plan.json. Nothing is ever mixed, whatever
-this says: another fingerprint is another artefact.
+The fingerprint parts of the last run are stored in the sweep's plan.json. This is information
+only: an artefact with another fingerprint is another artefact, so results never mix.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from prefsweep.sweeps.identity import STAGE_VERSIONS, canonical_json
 
 PLAN = "plan.json"
 MAX_SHOWN = 5
-"""Names or fields that one line lists."""
+"""Names or fields listed in one line."""
 
 _SECTIONS = {
     "policy": "policy",
@@ -27,21 +27,21 @@ _SECTIONS = {
     "evaluation": "evaluation",
     "trials": "training",
 }
-"""What a stage's own section is called in the spec."""
+"""Stage -> its section in the spec."""
 _CONTENT = {
-    "weights": "the model's weights are others",
-    "corpus": "the content of its training data is another",
-    "source": "the content of its file or dataset is another",
-    "quarantined": "other prompts are quarantined",
+    "weights": "the model's weights changed",
+    "corpus": "the content of its training data changed",
+    "source": "the content of its file or dataset changed",
+    "quarantined": "the quarantined prompts changed",
 }
-"""Parts that are hashes of something outside the spec, or lists that say nothing to people."""
+"""Parts that are hashes of data outside the spec, or long lists -> how a change is described."""
 
 _UPSTREAM = {"tokenizer": "policy", "entry": "the entered data"}
-"""Parts that are fingerprints under another name than their stage's."""
+"""Parts that hold the fingerprint of a stage under another name -> that stage."""
 
 
 def plan_document(sweep: Sweep) -> dict[str, Any]:
-    """What this sweep's artefacts and trials are made of."""
+    """The parts of the fingerprints of this sweep's stages and trials, as stored in plan.json."""
     prints = sweep.fingerprints
     trials = {
         trial.trial_id: {"name": trial.name, "point": trial.spec.model_dump(mode="json")}
@@ -59,25 +59,25 @@ def plan_document(sweep: Sweep) -> dict[str, Any]:
 
 
 def changes(sweep: Sweep) -> list[str]:
-    """A line for everything that is new or another than in the last run; none without one."""
+    """One line for each change since the last run; none if there was no run."""
     before = sweep.store.read_object(sweep.store.sweep(sweep.spec.name, PLAN))
     try:
         return list(_lines(before, plan_document(sweep), sweep.storage)) if before else []
     except (TypeError, AttributeError, KeyError):  # damaged, or of another version
-        return ["the last run's plan.json cannot be read; what changed since cannot be told"]
+        return ["the last run's plan.json cannot be read; changes since then are unknown"]
 
 
 def _lines(before: dict[str, Any], now: dict[str, Any], storage: str) -> Iterator[str]:
     for name, parts in now["stages"].items():
         old = before["stages"].get(name)
         if old is not None and canonical_json(old) != canonical_json(parts):
-            what = "evaluated again" if name == "evaluation" else "others than before"
+            what = "will be repeated" if name == "evaluation" else "will be rebuilt"
             yield f"{name}: {what}, because {_reason(name, old, parts)}"
     yield from _grid_lines(before["trials"], now["trials"], storage)
 
 
 def _reason(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The fields that changed; only if there are none, the stages before that did."""
+    """The fields that changed or, if there is none, the earlier stages that changed."""
     own: list[str] = []
     upstream: list[str] = []
     for key in dict.fromkeys([*old, *new]):
@@ -96,12 +96,12 @@ def _reason(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _is_fingerprint(value: Any) -> bool:
-    """Whether a part stands for another stage; "" is a stage that the sweep does not have."""
+    """Whether a part is the fingerprint of a stage; "" means that the sweep lacks that stage."""
     return isinstance(value, str) and len(value) in (0, 64)
 
 
 def _fields(field: str, old: Any, new: Any) -> list[str]:
-    """Dotted names of what differs, with both values."""
+    """Dotted names of the fields that differ, with both values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             line
@@ -123,12 +123,12 @@ def _grid_lines(before: Mapping[str, Any], now: Mapping[str, Any], storage: str)
     added = [name for point, name in new_points.items() if point not in old_points]
     gone = [name for point, name in old_points.items() if point not in new_points]
     if added:
-        yield f"grid: {len(added)} points are new: {_some(added)}"
+        yield f"grid: {len(added)} new points: {_some(added)}"
     if gone:
         gc = hint("gc", storage=storage)
         yield (
-            f"grid: {len(gone)} points are no longer in it: {_some(gone)}; their results stay in "
-            f"the store, out of the report ({gc} shows them, --yes deletes them)"
+            f"grid: {len(gone)} points removed: {_some(gone)}; their results stay in "
+            f"the store but not in the report ({gc} lists them, --yes deletes them)"
         )
 
 

@@ -1,4 +1,8 @@
-"""The checks of `prefsweep doctor`. doctor.py runs them."""
+"""The checks of `prefsweep doctor`: machine, cluster, storage, models, data and tracking.
+
+Each check yields lines with a level, a finding and a remedy. A check starts and downloads nothing;
+the storage check writes, reads and deletes one small file.
+"""
 
 import os
 import platform
@@ -37,7 +41,7 @@ from prefsweep.workers.sizes import disk_bytes, has_weights, model_folder
 
 
 class Level(StrEnum):
-    """How much a line matters; an error would stop a run."""
+    """Severity of a line; a run fails on an error."""
 
     OK = "ok"
     WARNING = "warning"
@@ -46,7 +50,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Line:
-    """What one check found, and what to do about it."""
+    """One finding of a check, with its remedy."""
 
     check: str
     level: Level
@@ -56,33 +60,33 @@ class Line:
 
 @dataclass
 class Check:
-    """A check with its answer, once it has one."""
+    """A check and, once it has run, its lines."""
 
     name: str
-    look: Callable[[], Iterable[Line]]
-    silence: Level = Level.WARNING
-    """What it means if there is no answer in time."""
+    find: Callable[[], Iterable[Line]]
+    on_timeout: Level = Level.WARNING
+    """Level of the line that reports a timeout."""
     lines: list[Line] = field(default_factory=list[Line])
 
     def run(self) -> None:
-        """Look. Whatever goes wrong is an answer too."""
+        """Run the check; an exception becomes a line."""
         try:
-            self.lines = list(self.look())
+            self.lines = list(self.find())
         except SweepError as error:
             self.lines = [Line(self.name, Level.ERROR, str(error))]
-        except Exception as error:  # a border: the other checks have something to say as well
+        except Exception as error:  # one failing check must not stop the others
             found = f"the check failed: {type(error).__name__}: {error}"
             self.lines = [Line(self.name, Level.WARNING, found)]
 
 
 ESTIMATE = "estimate"
-"""The check that resolves the whole sweep, as a run does first."""
+"""Name of the check that resolves the sweep, as a run does first."""
 SERVER_TIMEOUT_S = 5.0
-"""Longest wait for W&B's server to answer at all."""
+"""Timeout for a response of the W&B server."""
 
 
 def all_checks(spec: SweepSpec | None, storage: str, address: str | None) -> list[Check]:
-    """The checks in the order of the table; without a spec, those that need none."""
+    """The checks in the order of the output; without a spec, those that need none."""
     checks = [
         Check("python", python),
         Check("packages", packages),
@@ -105,7 +109,7 @@ def all_checks(spec: SweepSpec | None, storage: str, address: str | None) -> lis
 
 
 def model(section: ModelSection, field: str) -> Line:
-    """Whether a model is here, or can be downloaded; no weights are."""
+    """Whether a model is on this machine or can be downloaded. Downloads no weights."""
     if section.model.startswith(BUILTIN):
         model_identity(section, f"{field}.model")
         return Line(field, Level.OK, f"{section.model} comes with prefsweep")
@@ -126,7 +130,9 @@ def model(section: ModelSection, field: str) -> Line:
         return Line(field, Level.ERROR, found, f"correct {field}.model")
     if os.environ.get("HF_HUB_OFFLINE"):
         found = f"{section.model}: its configuration is cached, but not its weights"
-        remedy = f"unset HF_HUB_OFFLINE, or `hf download {section.model}` where there is a network"
+        remedy = (
+            f"unset HF_HUB_OFFLINE, or `hf download {section.model}` on a machine with a network"
+        )
         return Line(field, Level.ERROR, found, remedy)
     return Line(field, Level.OK, f"{section.model} is on the hub; workers download it")
 
@@ -145,7 +151,7 @@ def scorer(reward: Reward) -> Line:
 
 
 def data(spec: SweepSpec) -> Iterator[Line]:
-    """Whether prompts, corpora and entered data are where the spec says."""
+    """Whether prompts, corpora and entry data exist."""
     from prefsweep.workers.corpus import source_identity
     from prefsweep.workers.entry import entry_identity
 
@@ -162,7 +168,7 @@ def data(spec: SweepSpec) -> Iterator[Line]:
 
 
 def left_to_do(spec: SweepSpec, storage: str) -> Iterator[Line]:
-    """Time, cost and disk of the trials that are left. Raises what a run would be refused for."""
+    """Estimated time, cost and disk space of unfinished trials. Raises what a run would."""
     from prefsweep.orchestrator.state.sweep import resolve
     from prefsweep.orchestrator.state.trial_record import is_finished
 
@@ -170,7 +176,7 @@ def left_to_do(spec: SweepSpec, storage: str) -> Iterator[Line]:
     left = [trial for trial in sweep.trials if not is_finished(sweep, trial.trial_id)]
     found = estimate(sweep, left)
     num_found = len(sweep.trials) - len(left)
-    yield Line("trials", Level.OK, f"{len(left)} to run, {num_found} found in the store")
+    yield Line("trials", Level.OK, f"{len(left)} to run, {num_found} cached")
     for line in estimate_lines(found):
         name, _, text = line.partition(": ")
         yield Line(name, Level.OK, text) if name != "disk" else _disk(found, text)
@@ -179,13 +185,13 @@ def left_to_do(spec: SweepSpec, storage: str) -> Iterator[Line]:
 def _disk(found: Estimate, text: str) -> Line:
     needed = (found.weights_bytes or 0) + (found.checkpoint_bytes or 0)
     if found.free_bytes is not None and needed > found.free_bytes:
-        remedy = "make room, use another --storage, or train adapters (training.lora)"
+        remedy = "free space, use another --storage, or train adapters (training.lora)"
         return Line("disk", Level.ERROR, text, remedy)
     return Line("disk", Level.OK, text)
 
 
 def tracking(spec: WandbSpec) -> Line:
-    """Whether W&B would be reached. Nothing it does can stop a run."""
+    """Whether W&B can be reached. Never an error: W&B cannot stop a run."""
     from prefsweep.orchestrator.tracking.wandb import server_url, wandb_mode
 
     mode = wandb_mode(spec, os.environ)
@@ -194,28 +200,30 @@ def tracking(spec: WandbSpec) -> Line:
     if mode == "offline":
         wanted = spec.mode == "online"
         remedy = "set WANDB_API_KEY, or `wandb login`, to record online"
-        found = "recorded offline" + (", as asked" if spec.mode == "offline" else ": no API key")
+        found = "recorded offline" + (
+            ", as configured" if spec.mode == "offline" else ": no API key"
+        )
         return Line("W&B", Level.WARNING if wanted else Level.OK, found, remedy if wanted else "")
     url = server_url(os.environ)
     try:
         urllib.request.urlopen(url, timeout=SERVER_TIMEOUT_S).close()
     except urllib.error.HTTPError:
-        pass  # it answers
+        pass  # it responds
     except OSError as error:
-        remedy = "runs are recorded offline and can be sent later with `wandb sync`"
+        remedy = "runs are recorded offline; upload them later with `wandb sync`"
         return Line("W&B", Level.WARNING, f"{url} cannot be reached: {error}", remedy)
-    return Line("W&B", Level.OK, f"online, {url} answers")
+    return Line("W&B", Level.OK, f"online, {url} responds")
 
 
 CLUSTER_TIMEOUT_S = 55.0
-"""Longest wait for a cluster and its nodes; shorter than the examination's."""
+"""Timeout for the cluster and its nodes; shorter than that of the doctor."""
 
 
 # --- this machine --------------------------------------------------------------------------------
 
 
 def python() -> Iterator[Line]:
-    """The version of Python."""
+    """Whether this version of Python is supported."""
     from packaging.specifiers import SpecifierSet
 
     version, wanted = platform.python_version(), metadata.metadata("prefsweep")["Requires-Python"]
@@ -226,7 +234,7 @@ def python() -> Iterator[Line]:
 
 
 def packages() -> Iterator[Line]:
-    """Versions of what prefsweep is built on, and those that are not what it was made for."""
+    """Versions of the dependencies; an error for each that is missing or outside its range."""
     from packaging.requirements import Requirement
 
     for text in metadata.requires("prefsweep") or []:
@@ -242,7 +250,7 @@ def packages() -> Iterator[Line]:
 
 
 def cuda() -> Iterator[Line]:
-    """GPUs of this machine as torch sees them."""
+    """The GPUs of this machine that torch can use."""
     import torch
 
     build = torch.version.cuda  # pyright: ignore[reportAttributeAccessIssue]  set at build time
@@ -256,13 +264,13 @@ def cuda() -> Iterator[Line]:
         return
     remedy = f"torch is built for CUDA {build}; update the driver, or unset CUDA_VISIBLE_DEVICES"
     if build is None:
-        remedy = "install a CUDA build of torch that fits the driver"
-    found = f"there is an NVIDIA driver, but torch {torch.__version__} uses no GPU"
+        remedy = "install a CUDA build of torch that matches the driver"
+    found = f"there is an NVIDIA driver, but torch {torch.__version__} finds no GPU"
     yield Line("cuda", Level.WARNING, found, remedy)
 
 
 def this_machine(spec: SweepSpec | None) -> Iterator[Line]:
-    """Whether what the spec asks for is here."""
+    """Whether this machine has the resources that the spec requests."""
     import torch
 
     cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
@@ -273,9 +281,9 @@ def this_machine(spec: SweepSpec | None) -> Iterator[Line]:
 
 
 def room(spec: SweepSpec, nodes: Sequence[NodeSize], wait_s: float) -> Iterator[Line]:
-    """What `resources` and `training` ask for and no node has, judged as a run judges it.
+    """Requests of `resources` and `training` that no node can satisfy, by the rules of a run.
 
-    No error is what a run waits `wait_s` for, because nodes may come.
+    If a run would wait for nodes (`wait_s` > 0), a missing resource is only a warning.
     """
     placement = Placement(resources_of(spec), lambda: nodes)
     level = Level.WARNING if wait_s else Level.ERROR
@@ -289,7 +297,7 @@ def room(spec: SweepSpec, nodes: Sequence[NodeSize], wait_s: float) -> Iterator[
 
 
 def storage_here(storage: str) -> Iterator[Line]:
-    """Whether this machine writes and reads the store."""
+    """Whether this machine can write and read the store."""
     store = Store(storage)
     where = store.display("").rstrip("/")
     free = free_bytes(store)
@@ -297,24 +305,24 @@ def storage_here(storage: str) -> Iterator[Line]:
     if store.is_local and not Path(where).exists():
         parent = next(path for path in Path(where).parents if path.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            found = f"{where} does not exist, and {parent} is no folder that may be written"
-            yield Line("storage", Level.ERROR, found, "name another folder with --storage")
+            found = f"{where} does not exist, and {parent} is not a writable folder"
+            yield Line("storage", Level.ERROR, found, "choose another folder with --storage")
             return
-        yield Line("storage", Level.OK, f"{where} is made at the first run{room}")
+        yield Line("storage", Level.OK, f"{where} will be created by the first run{room}")
         return
     token = _write_token(store)
     read = store.read(token)
     store.delete(token)
     if read is None:
-        raise StoreError(f"{where}: what was written cannot be read back")
-    yield Line("storage", Level.OK, f"{where} is written and read{room}")
+        raise StoreError(f"{where}: a file that was just written cannot be read")
+    yield Line("storage", Level.OK, f"{where} is writable and readable{room}")
 
 
 # --- a cluster -----------------------------------------------------------------------------------
 
 
 def cluster(spec: SweepSpec | None, storage: str, address: str) -> Iterator[Line]:
-    """The nodes of a cluster: that they answer, are like the driver, and share the storage."""
+    """Whether the nodes of a cluster respond, match the driver, and share the storage."""
     if problem := unreachable(address):
         yield Line("cluster", Level.ERROR, *problem)
         yield from storage_here(storage)
@@ -329,7 +337,7 @@ def cluster(spec: SweepSpec | None, storage: str, address: str) -> Iterator[Line
 
 
 def cluster_lines(nodes: Sequence[Node], address: str) -> Iterator[Line]:
-    """One line for the cluster, and one for each node."""
+    """One line for the cluster and one per node."""
     num = f"{len(nodes)} node" + ("s" if len(nodes) > 1 else "")
     yield Line("cluster", Level.OK, f"{address}: {num}")
     for node in nodes:
@@ -339,13 +347,13 @@ def cluster_lines(nodes: Sequence[Node], address: str) -> Iterator[Line]:
             remedy = "install the driver's versions there (constraints.txt), or use one image"
             yield Line("node", Level.ERROR, f"{found}; {node.differences}", remedy)
         elif node.error:
-            yield Line("node", Level.ERROR, f"{found}; {node.error}", "end or mend that node")
+            yield Line("node", Level.ERROR, f"{found}; {node.error}", "repair or remove that node")
         else:
-            yield Line("node", Level.OK, found if node.cpus else f"{found}; it takes no work")
+            yield Line("node", Level.OK, found if node.cpus else f"{found}; it runs no work")
 
 
 def storage_lines(nodes: Sequence[Node], store: Store) -> Iterator[Line]:
-    """Whether every node that works reads what the driver wrote, and the reverse."""
+    """Whether every worker node can read files of the driver, and the reverse."""
     where = store.display("").rstrip("/")
     asked = [node for node in nodes if node.cpus and not node.error]
     failed = [node for node in asked if node.storage_error]
@@ -353,7 +361,9 @@ def storage_lines(nodes: Sequence[Node], store: Store) -> Iterator[Line]:
         found, remedy = storage_refusal(store, node.name, node.storage_error)
         yield Line("storage", Level.ERROR, found, remedy)
     if not failed:
-        yield Line("storage", Level.OK, f"{where} is written and read by all {len(asked)} nodes")
+        yield Line(
+            "storage", Level.OK, f"{where} is writable and readable on all {len(asked)} nodes"
+        )
 
 
 # --- parts ---------------------------------------------------------------------------------------

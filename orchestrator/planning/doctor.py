@@ -1,7 +1,7 @@
-"""What a run needs, looked at without running: one line a check, ok, warning or error.
+"""Checks that everything a run needs is available.
 
-Every check is one function of checks.py. They run side by side, each with a time limit, so that the
-answer comes within seconds whatever hangs; nothing is downloaded, trained or started.
+The checks (checks.py) run concurrently with a common timeout, so that a hanging one delays the
+result by seconds only.
 """
 
 import os
@@ -20,31 +20,31 @@ from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.spec import SweepSpec
 
 LIMIT_S, CLUSTER_LIMIT_S = 30.0, 60.0
-"""Longest wait for the checks, which all run at once; nodes may have to start Python first."""
+"""Timeouts of all checks together; on a cluster, nodes may have to start Python first."""
 
 
 @dataclass(frozen=True)
-class Examination:
-    """All lines, in the order of the checks."""
+class DoctorReport:
+    """The lines of all checks, in their order."""
 
     lines: list[Line]
     hangs: bool
-    """Whether a check is still at it; a process that ends normally would wait for it."""
+    """Whether a check is still running; a normal exit of the process would wait for it."""
 
     @property
     def stops_a_run(self) -> bool:
-        """Whether a run would not get through."""
+        """Whether a run would fail."""
         return any(line.level == Level.ERROR for line in self.lines)
 
 
-def examine(
+def run_checks(
     source: str | None,
     overrides: Sequence[str],
     storage: str,
     address: str | None,
     limit_s: float | None = None,
-) -> Examination:
-    """Look at everything that a run of the spec `source` needs, or any run at all (None)."""
+) -> DoctorReport:
+    """Run the checks for the spec `source` or, without one, those that apply to every run."""
     spec, lines = _load(source, overrides)
     address = address or os.environ.get("RAY_ADDRESS")
     if limit_s is None:
@@ -56,28 +56,30 @@ def examine(
     _join(threads, limit_s)
     for check, thread in zip(checks, threads, strict=True):
         if thread.is_alive():
-            found = f"no answer within {limit_s:g} s"
-            lines.append(Line(check.name, check.silence, found, "see whether it can be reached"))
+            found = f"no response within {limit_s:g} s"
+            lines.append(
+                Line(check.name, check.on_timeout, found, "check whether it can be reached")
+            )
         else:
             lines += check.lines
-    return Examination(_told_once(lines), any(thread.is_alive() for thread in threads))
+    return DoctorReport(_without_consequences(lines), any(thread.is_alive() for thread in threads))
 
 
-def render(examination: Examination) -> Table:
-    """The lines as a table."""
+def render(report: DoctorReport) -> Table:
+    """The lines as a table for a terminal."""
     styles = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "bold red"}
     table = Table("check", "", "found", "what to do", box=None, pad_edge=False)
-    for line in examination.lines:
+    for line in report.lines:
         state = Text(line.level, style=styles[line.level])
         table.add_row(line.check, state, Text(line.found, overflow="fold"), Text(line.remedy))
     return table
 
 
-def document(examination: Examination) -> dict[str, Any]:
-    """What `doctor --json` prints."""
+def document(report: DoctorReport) -> dict[str, Any]:
+    """The document that `doctor --json` prints."""
     return {
-        "ok": not examination.stops_a_run,
-        "checks": [asdict(line) for line in examination.lines],
+        "ok": not report.stops_a_run,
+        "checks": [asdict(line) for line in report.lines],
     }
 
 
@@ -92,12 +94,12 @@ def _load(source: str | None, overrides: Sequence[str]) -> tuple[SweepSpec | Non
     return spec, [Line("spec", Level.OK, found)]
 
 
-def _told_once(lines: Sequence[Line]) -> list[Line]:
-    """The lines, without what the estimate ran into where another check has told of errors."""
-    told = any(line.level == Level.ERROR and line.check != ESTIMATE for line in lines)
+def _without_consequences(lines: Sequence[Line]) -> list[Line]:
+    """Replace an error of the estimate if another check has an error: it is its consequence."""
+    has_errors = any(line.level == Level.ERROR and line.check != ESTIMATE for line in lines)
     return [
-        Line(ESTIMATE, Level.WARNING, "not possible before the errors above are mended")
-        if told and line.check == ESTIMATE and line.level == Level.ERROR
+        Line(ESTIMATE, Level.WARNING, "not possible until the errors above are fixed")
+        if has_errors and line.check == ESTIMATE and line.level == Level.ERROR
         else line
         for line in lines
     ]

@@ -1,8 +1,7 @@
-"""What the trials that are left will take: time, GPU-hours, cost and disk.
+"""Estimates time, GPU-hours, cost and disk space of the unfinished trials.
 
-Nothing is guessed: times come from trials that ran in this store, sizes from such trials or from
-the shapes of the model, and each figure says so, or is None. The stages before the trials are not
-in it.
+Times come from trials that ran in this store, sizes from the shapes of the model. Each figure
+states its basis; a figure without one is None. Stages before the trials are not included.
 """
 
 import logging
@@ -34,48 +33,48 @@ from prefsweep.workers.sizes import (
 log = logging.getLogger(__name__)
 
 MAX_TRIALS_READ = 20
-"""Trials whose times are averaged; each costs reads of the store."""
+"""Most trials whose times are averaged; each costs reads of the store."""
 MAX_SWEEPS_READ = 20
-"""Sweeps of the store that are looked through for such trials, the newest first."""
+"""Most sweeps that are searched for such trials, the newest first."""
 
 
 @dataclass(frozen=True)
 class TrialTime:
-    """Seconds of one trial, and what they are based on."""
+    """Seconds per trial, and their basis."""
 
     train_s: float
     evaluation_s: float
     on_gpu: bool
     basis: str
     gpus: float | None = None
-    """The share of a GPU that they had; None if that was not recorded."""
+    """GPUs per trial when they were measured; None if not recorded."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left to do, and what it will take; None is what nobody can know yet."""
+    """The unfinished work and its estimated cost; None where unknown."""
 
     num_to_train: int
     num_to_evaluate: int
     time: TrialTime | None
     gpus_per_trial: float
-    """GPUs of a trial: what those had that `time` is of, since seconds depend on the share. Else
-    as the spec says; for `auto` as probed, or one, which is the most."""
+    """GPUs per trial: as when `time` was measured, because seconds depend on the share. Without a
+    measurement, the value of the spec; for `auto`, the probed share or else 1, the maximum."""
     share_basis: str
-    """Where that share is from, in words; "" for the spec's, or the most."""
+    """The source of that share in words; "" for the value of the spec or the maximum."""
     at_most: bool
-    """Whether a trial may get less of a GPU than that, and so the hours be fewer."""
+    """Whether a trial may get a smaller share, which makes the GPU-hours an upper bound."""
     gpu_hour_price: float | None
     size: TrialSize | None
     size_basis: str
     checkpoints_kept: int
-    """Checkpoints on disk at once while a trial runs."""
+    """Checkpoints of a running trial that are on disk at once."""
     free_bytes: int | None
     """Free space of the store's disk; None for an object store."""
 
     @property
     def trial_hours(self) -> float | None:
-        """Hours of all trials, one after the other."""
+        """Hours of all trials if they run one after the other."""
         if self.time is None:
             return None
         train_s = self.num_to_train * self.time.train_s
@@ -83,7 +82,7 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float | None:
-        """GPU-hours of all trials; None where none has run on a GPU."""
+        """GPU-hours of all trials; None if the times were not measured on a GPU."""
         if self.time is None or not self.time.on_gpu or self.trial_hours is None:
             return None
         return self.trial_hours * self.gpus_per_trial
@@ -97,17 +96,17 @@ class Estimate:
 
     @property
     def weights_bytes(self) -> int | None:
-        """Bytes that the results of all trials will take."""
+        """Bytes of the weights of all trials to train."""
         return None if self.size is None else self.size.weights_bytes * self.num_to_train
 
     @property
     def checkpoint_bytes(self) -> int | None:
-        """Bytes of the checkpoints of one trial while it runs."""
+        """Bytes of the checkpoints of one running trial."""
         return None if self.size is None else self.size.checkpoint_bytes * self.checkpoints_kept
 
 
 def estimate(sweep: Sweep, unfinished: Sequence[Trial]) -> Estimate:
-    """What `unfinished` trials of a sweep will take, by what the store knows."""
+    """Estimate the cost of the `unfinished` trials of a sweep."""
     store, resources = sweep.store, sweep.spec.resources
     num_to_train = sum(
         store.manifest(store.trial(trial.trial_id, "weights")) is None for trial in unfinished
@@ -135,7 +134,7 @@ def estimate(sweep: Sweep, unfinished: Sequence[Trial]) -> Estimate:
 
 
 def _share(sweep: Sweep) -> tuple[float, str]:
-    """GPUs of a trial, and for `auto` where it was probed: the larger share of several."""
+    """GPUs per trial and, for `auto`, where they were probed; the largest of several shares."""
     share = sweep.spec.resources.gpus_per_trial
     if share != "auto":
         return share, ""
@@ -147,8 +146,11 @@ def _share(sweep: Sweep) -> tuple[float, str]:
 
 
 def _time(sweep: Sweep) -> TrialTime | None:
-    """Mean of the nearest trials that ran in this store: of this sweep, of the same pairs and
-    training, of the same pairs, of the same policy."""
+    """Mean time of the most similar trials in this store.
+
+    In this order: trials of this sweep; of the same pairs and training; of the same pairs; of the
+    same policy.
+    """
     known = set(sweep.store.names("trials"))  # one listing; most trials of other sweeps may be new
     if (times := _mean_time(sweep, known)) is not None:
         return times
@@ -175,7 +177,7 @@ def _scaled(times: TrialTime, train: float, evaluation: float, why: str) -> Tria
 
 
 def _other_sweeps(sweep: Sweep) -> Iterator[Sweep]:
-    """Other sweeps of the store, those that ran last first."""
+    """The other sweeps of the store, the most recent first."""
     store = sweep.store
 
     def updated(name: str) -> float:
@@ -185,12 +187,12 @@ def _other_sweeps(sweep: Sweep) -> Iterator[Sweep]:
     for name in sorted(names, key=updated, reverse=True)[:MAX_SWEEPS_READ]:
         try:
             yield open_sweep(name, sweep.storage)
-        except UsageError as error:  # of a version with other fields: it tells nothing here
+        except UsageError as error:  # written by a version with other fields
             log.debug("no estimate from %s: %s", name, error)
 
 
 def _nearness(sweep: Sweep, other: Sweep) -> tuple[int, str]:
-    """How near another sweep's trials are to this one's, 0 the nearest; "" if they say nothing."""
+    """Distance of another sweep's trials (0 is nearest) and the reason; "" if not comparable."""
     if other.fingerprints.policy != sweep.fingerprints.policy or not other.trials:
         return 3, ""
     if (other.spec.training.lora is None) != (sweep.spec.training.lora is None):
@@ -203,7 +205,7 @@ def _nearness(sweep: Sweep, other: Sweep) -> tuple[int, str]:
 
 
 def _mean_time(sweep: Sweep, known: AbstractSet[str]) -> TrialTime | None:
-    """Mean of finished trials of one sweep, of those that have a folder in the store."""
+    """Mean time of the finished trials of a sweep; `known` are the trials with a stored folder."""
     store = sweep.store
     pairs: list[tuple[Manifest, Manifest]] = []
     for trial in (trial for trial in sweep.trials if trial.trial_id in known):
@@ -228,12 +230,12 @@ def _mean_time(sweep: Sweep, known: AbstractSet[str]) -> TrialTime | None:
 
 
 def _train_seconds(weights: Manifest) -> float:
-    """Of all attempts; the manifest's own seconds are those of the last."""
+    """Training time over all attempts; the manifest's own seconds are those of the last attempt."""
     return max(weights.seconds, weights.notes.get("train_seconds", 0.0))
 
 
 def _train_scale(sweep: Sweep, other: Sweep) -> float | None:
-    """Work of training a trial here against one there: steps x pairs (or prompts) x max_length."""
+    """Ratio of training work: steps x pairs (or prompts) x max_length; None if unknown."""
     here, there = _work(sweep), _work(other)
     mine, its = sweep.spec.training, other.spec.training
     if (mine.prompts_per_batch is None) != (its.prompts_per_batch is None):
@@ -249,7 +251,7 @@ def _work(sweep: Sweep) -> float | None:
 
 
 def _num_steps(sweep: Sweep) -> float | None:
-    """Optimizer steps of a trial, to a fraction; None before the number of pairs is known."""
+    """Optimizer steps of a trial, as a fraction; None before the number of pairs is known."""
     training = sweep.spec.training
     if training.max_steps is not None:
         return training.max_steps
@@ -278,13 +280,13 @@ def _evaluation_work(sweep: Sweep) -> float:
 
 
 def _size(sweep: Sweep) -> tuple[TrialSize | None, str]:
-    """What a trial writes, by the shapes of the policy; and what that is based on."""
+    """Bytes that a trial writes, from the shapes of the policy, and the basis."""
     folder = _policy_folder(sweep)
     if folder is None:
         return None, "the policy is not on this machine yet"
     shapes = tensor_shapes(folder)
     if not shapes:
-        return None, "the policy has no safetensors file, which would tell its shapes"
+        return None, "the policy has no safetensors file to read shapes from"
     lora = sweep.spec.training.lora
     basis = "all weights" if lora is None else f"LoRA r={lora.r}"
     return trial_size(shapes, sweep.spec.policy.dtype, sweep.spec.training), basis
@@ -313,26 +315,26 @@ def free_bytes(store: Store) -> int | None:
 
 
 def estimate_lines(found: Estimate) -> Iterator[str]:
-    """The estimate as `plan` and `doctor` show it."""
+    """The estimate as lines of `plan` and `doctor`, each with its basis or why it is unknown."""
     if not found.num_to_evaluate:
         return
     yield f"time: {_time_line(found)}"
     if found.cost is not None:
         price = f"{found.gpu_hours:.2f} GPU-hours at {found.gpu_hour_price:g}"
         at_most = "at most " if found.at_most else ""
-        yield f"cost: {at_most}{found.cost:.2f} ({price}), without the stages before"
+        yield f"cost: {at_most}{found.cost:.2f} ({price}), excluding the stages before the trials"
     if found.num_to_train:
         yield f"disk: {_disk_line(found)}"
 
 
 def model_lines(sweep: Sweep) -> Iterator[str]:
-    """Where each model that is used as it is found lies, or that it has to be downloaded."""
+    """One line per model that is used as it is: its size here, or that it must be downloaded."""
     for field, section in (("policy", sweep.spec.policy), ("reward", sweep.spec.reward)):
         if not isinstance(section, ModelSection) or section.model.startswith(BUILTIN):
             continue
         folder = model_folder(model_source(section))
         if folder is None or not has_weights(folder):
-            yield f"{field} {section.model}: not on this machine; it is downloaded"
+            yield f"{field} {section.model}: not on this machine; it will be downloaded"
         else:
             yield f"{field} {section.model}: {readable_bytes(disk_bytes(folder))} on this machine"
 
@@ -340,8 +342,8 @@ def model_lines(sweep: Sweep) -> Iterator[str]:
 def _time_line(found: Estimate) -> str:
     if found.time is None or found.trial_hours is None:
         return (
-            "not known, because no trial of this policy, trained like this (LoRA or all weights), "
-            "has run in this store; run a grid of one first, and plan again"
+            "unknown, because no trial of this policy with this kind of training (LoRA or all "
+            "weights) has run in this store; run a grid of one trial first, then plan again"
         )
     each = f"{found.time.train_s:.3g} s to train and {found.time.evaluation_s:.3g} s to evaluate"
     based = f"{each}, {found.time.basis}"
@@ -356,9 +358,9 @@ def _time_line(found: Estimate) -> str:
 def _disk_line(found: Estimate) -> str:
     free = "" if found.free_bytes is None else f"; {readable_bytes(found.free_bytes)} free"
     if found.size is None or found.weights_bytes is None:
-        return f"not known, because {found.size_basis}{free}"
+        return f"unknown, because {found.size_basis}{free}"
     each = f"{readable_bytes(found.size.weights_bytes)} a trial, {found.size_basis}"
     line = f"{readable_bytes(found.weights_bytes)} of weights ({each})"
     if found.checkpoint_bytes:
-        line += f", and while a trial runs {readable_bytes(found.checkpoint_bytes)} of checkpoints"
+        line += f", plus {readable_bytes(found.checkpoint_bytes)} of checkpoints while a trial runs"
     return line + free

@@ -1,4 +1,4 @@
-"""What a run would do, before anything starts: what is in the store, what is new, how much work."""
+"""Renders the plan of a run: what is cached, what is new, and what the new work costs."""
 
 from collections.abc import Iterator
 
@@ -18,12 +18,12 @@ from prefsweep.sweeps.records import Status
 def render_plan(sweep: Sweep) -> RenderableType:
     """The plan as a table of stages, a table of trials, and a few lines."""
     status = read_status(sweep)
-    stages = Table("stage", "in the store", "rows", "where", box=None, pad_edge=False)
+    stages = Table("stage", "cached", "rows", "where", box=None, pad_edge=False)
     for stage in status.stages:
         found = "yes" if stage.status == Status.SUCCEEDED else _partly(stage.num_done)
         rows = "" if stage.rows is None else str(stage.rows)
         stages.add_row(stage.name, found, rows, Text(stage.path, overflow="fold"))
-    trials = Table("trial", "id", "in the store", "learning rate", box=None, pad_edge=False)
+    trials = Table("trial", "id", "cached", "learning rate", box=None, pad_edge=False)
     for trial in sweep.trials:
         weights = sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights"))
         found = "yes" if is_finished(sweep, trial.trial_id) else "weights" if weights else "new"
@@ -41,9 +41,9 @@ def _lines(sweep: Sweep) -> Iterator[str]:
     finished = [t for t in sweep.trials if is_finished(sweep, t.trial_id)]
     done = {t.trial_id for t in finished}
     unfinished = [t for t in sweep.trials if t.trial_id not in done]
-    yield f"{len(sweep.trials)} trials: {len(finished)} in the store, {len(unfinished)} to run"
+    yield f"{len(sweep.trials)} trials: {len(finished)} cached, {len(unfinished)} to run"
     if spec.entry is not None:
-        yield f"enters with {spec.entry.stage} from {spec.entry.path or spec.entry.dataset}"
+        yield f"starts with {spec.entry.stage} from {spec.entry.path or spec.entry.dataset}"
     elif spec.prompts is not None and spec.prompts.num_train is not None:
         num = spec.prompts.num_train * spec.generation.num_completions
         yield f"{spec.prompts.num_train} training prompts, {num} completions to score"
@@ -59,7 +59,7 @@ def _lines(sweep: Sweep) -> Iterator[str]:
         for name, version in (manifest.environment if manifest else {}).items():
             if name not in ("host", "node") and now.get(name) != version:
                 yield (
-                    f"warning: trials in the store were made with {name} {version}, "
+                    f"warning: cached trials were made with {name} {version}, "
                     f"this is {now.get(name)}; their numbers may differ slightly"
                 )
                 return

@@ -1,1 +1,1 @@
-"""The report of a sweep: one page, tables and samples, from its results."""
+"""The report of a sweep: a page, tables and samples."""

@@ -1,4 +1,4 @@
-"""All losses at one beta: a plot whose beta the reader chooses."""
+"""A plot of all losses at one beta, which the reader can choose."""
 
 import statistics
 from collections.abc import Sequence
@@ -21,25 +21,25 @@ from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import TrialResult
 
 ROW_HEIGHT, MARGIN_HEIGHT = 34, 76
-"""Pixels of the plot: of each loss, and around them."""
+"""Heights in pixels: per loss, and of the margins."""
 SEED_SPREAD = 0.5
-"""Share of a loss's row that its seeds are spread over."""
+"""Share of the row height over which the seeds of a loss are spread."""
 Row = tuple[Family, list[TrialResult]]
 
 
 @dataclass(frozen=True, slots=True)
 class ChoicePlot:
-    """A plot and what it may show; traces whose meta is not the choice's key are hidden."""
+    """A plot with choices; traces whose meta is not the key of the current choice are hidden."""
 
     plot: Plot
     choices: list[dict[str, Any]]
-    """{"key", "label", "layout": what changes with the choice}, in the order of the menu."""
+    """{"key", "label", "layout": changes to the layout}, in the order of the menu."""
     chosen: int
-    """Index of the choice that the plot begins with."""
+    """Index of the initial choice."""
 
 
 def losses_at_one_beta(comparison: Comparison, families: Sequence[Family]) -> ChoicePlot | None:
-    """Reward of every loss at the beta with the most losses, or another; None without rewards."""
+    """Rewards of all losses at one beta, at first that with most losses; None without rewards."""
     rows_at = _rows_by_beta(families)
     if not rows_at:
         return None
@@ -75,7 +75,7 @@ def losses_at_one_beta(comparison: Comparison, families: Sequence[Family]) -> Ch
 
 
 def _rows_by_beta(families: Sequence[Family]) -> dict[float, list[Row]]:
-    """beta -> its families with their trials (one a seed), by mean reward ascending."""
+    """beta -> families with their trials (one per seed), by mean reward ascending."""
     rows_at: dict[float, list[Row]] = {}
     for family in families:
         at: dict[float, list[TrialResult]] = {}
@@ -109,7 +109,7 @@ def _traces(rows: Sequence[Row]) -> list[Trace]:
             "mode": "markers",
             "name": plain(family.label),
             "x": rounded(_rewards(members)),
-            "y": rounded(_places(at, len(members))),
+            "y": rounded(_heights(at, len(members))),
             "error_x": error_bars(members, _rewards(members), family.colour),
             "marker": {"color": family.colour, "symbol": family.symbol, "size": 10},
             "ids": [member.trial_id for member in members],
@@ -118,8 +118,8 @@ def _traces(rows: Sequence[Row]) -> list[Trace]:
     ]
 
 
-def _places(row: int, num: int) -> list[float]:
-    """Heights of a row's points, the first seed above."""
+def _heights(row: int, num: int) -> list[float]:
+    """y positions of a row's points, the first seed on top."""
     return [row + SEED_SPREAD * ((num - 1) / 2 - i) / num for i in range(num)]
 
 
@@ -130,7 +130,7 @@ def _rewards(members: Sequence[TrialResult]) -> list[float]:
 def _reward_range(
     untrained: TrialResult | None, rows_at: dict[float, list[Row]]
 ) -> list[float | None]:
-    """One reward axis for all betas, so that a change of beta can be seen."""
+    """One range for all betas, so that plots at different betas can be compared."""
     drawn = [m for rows in rows_at.values() for _, members in rows for m in members]
     if untrained is not None and metric(untrained, "reward_mean") is not None:
         drawn.append(untrained)

@@ -1,8 +1,8 @@
-"""The plots that compare trials, as Plotly figures: plain dictionaries that become JSON.
+"""Plots that compare trials, and training curves, as Plotly figures (dictionaries for JSON).
 
-Colours of text and grid are left to report.js, which knows whether the page is light or dark.
-A trace's `meta` is the key of the legend button that hides it, its `ids` are the trials of its
-points: what report.js shows of a point it looks up by them. Only succeeded trials are drawn.
+The page's scripts set colours of text and grid, and use two fields of a trace: `meta` is the key of
+the legend button that hides it, `ids` are the trial ids of its points. Comparisons show succeeded
+trials only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,15 +38,15 @@ from prefsweep.sweeps.records import Status, TrialResult
 
 BAND = "rgba(125,133,144,0.16)"
 MAX_LABELS = 40
-"""Points that still get their beta written beside them."""
+"""Maximum number of points for which betas are shown as labels."""
 MIN_TREND_POINTS = 3
-"""Trials that a trend line takes; two would always lie on it."""
+"""Minimum number of trials for a trend line."""
 
 
 def comparison_plots(
     comparison: Comparison, families: Sequence[Family], pooled: Pooled
 ) -> list[Plot]:
-    """Reward against KL, against entropy and against beta; [] where there is no reward."""
+    """Reward against KL, entropy and beta; [] without rewards."""
     drawn = [result for result in comparison.finished if metric(result, "reward_mean") is not None]
     if not drawn:
         return []
@@ -56,12 +56,12 @@ def comparison_plots(
         _reward_by_beta(comparison, families),
     ]
     for plot in plots:
-        _give_means_intervals(plot.figure["data"], pooled)
+        _add_intervals_of_means(plot.figure["data"], pooled)
     return [plot for plot in plots if plot.figure["data"]]
 
 
-def _give_means_intervals(data: Sequence[Trace], pooled: Pooled) -> None:
-    """Error bars for the points that stand for all seeds of a grid point."""
+def _add_intervals_of_means(data: Sequence[Trace], pooled: Pooled) -> None:
+    """Set the error bars of points that are means over seeds."""
     for trace in data:
         if not any(" " in ids for ids in trace.get("ids", ())):
             continue
@@ -80,11 +80,11 @@ def _reward_against_kl(comparison: Comparison, families: Sequence[Family], poole
     _spread_labels(data, width=920, height=330)
     layout = plot_layout("KL(policy || untrained), nats", height=460)
     layout["xaxis"]["rangemode"] = "tozero"
-    joined = "The broad line joins the Pareto set." if len(pooled.pareto) > 1 else ""
+    joined = "The wide line connects the Pareto set." if len(pooled.pareto) > 1 else ""
     betas = "The number beside a point is its beta." if _label_fits(comparison) else ""
     return Plot(
         id="reward-kl",
-        title="Reward against drift",
+        title="Reward against KL",
         caption="Up and to the left is better. Bars are 95% intervals of the mean reward. "
         f"{betas}{_seeds_note(comparison)} {joined}".rstrip(),
         figure={"data": data, "layout": layout},
@@ -103,8 +103,8 @@ def _reward_against_entropy(comparison: Comparison, families: Sequence[Family]) 
     return Plot(
         id="reward-entropy",
         title="Reward against entropy",
-        caption="Up and to the right is better: reward that did not cost diversity. Entropy is of "
-        f"the pooled tokens of all completions.{betas}{_seeds_note(comparison)}{trend}",
+        caption="Up and to the right is better: high reward and high diversity. Entropy is that "
+        f"of the pooled tokens of all completions.{betas}{_seeds_note(comparison)}{trend}",
         figure={"data": data, "layout": plot_layout("Entropy of the completions, nats")},
     )
 
@@ -113,10 +113,10 @@ def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
     data: list[Trace] = []
     for index, family in enumerate(families):
         members = with_metrics(family, "reward_mean")
-        # Families are moved apart so that intervals at the same beta can be told apart.
+        # Families are shifted so that intervals at the same beta do not overlap.
         shift = 1.035 ** (index - (len(families) - 1) / 2)
         traces = family_traces(family, members, [beta_of(m) * shift for m in members], label=False)
-        _tell_betas(traces, members)
+        _add_betas(traces, members)
         data += traces
     betas = sorted({beta_of(result) for result in comparison.finished})
     layout = plot_layout("beta (log scale)")
@@ -128,18 +128,18 @@ def _reward_by_beta(comparison: Comparison, families: Sequence[Family]) -> Plot:
     return Plot(
         id="reward-beta",
         title="Reward by beta",
-        caption=f"Points of different losses are moved apart a little{band}.",
+        caption=f"Points of different losses are shifted slightly{band}.",
         figure={"data": data, "layout": layout},
     )
 
 
 def _spread_labels(data: Sequence[Trace], *, width: float, height: float) -> None:
-    """Set the place of every label of a plot whose points cover about this many pixels."""
+    """Place the labels of a plot of about this size in pixels."""
     drawn = [trace for trace in data if trace["mode"] != "lines"]
     traces = [trace for trace in drawn if "text" in trace]
     if not traces:
         return
-    # Points without a label are in the way too.
+    # Labels must not cover points without a label either.
     x = in_pixels([x for trace in drawn for x in trace["x"]], width)
     y = in_pixels([y for trace in drawn for y in trace["y"]], height)
     texts = [text for trace in drawn for text in trace.get("text", [""] * len(trace["x"]))]
@@ -150,8 +150,8 @@ def _spread_labels(data: Sequence[Trace], *, width: float, height: float) -> Non
             trace["textposition"] = of_trace
 
 
-def _tell_betas(traces: Sequence[Trace], members: Sequence[TrialResult]) -> None:
-    """Give points that were moved apart their betas as text, which the plot's table reads."""
+def _add_betas(traces: Sequence[Trace], members: Sequence[TrialResult]) -> None:
+    """Store the true betas of shifted points as text, which the plot's table shows."""
     betas = {member.trial_id: number(beta_of(member)) for member in members}
     for trace in traces:
         if "ids" in trace:
@@ -159,7 +159,7 @@ def _tell_betas(traces: Sequence[Trace], members: Sequence[TrialResult]) -> None
 
 
 def _scatter(families: Sequence[Family], x: str, *, label: bool) -> list[Trace]:
-    """Reward against the metric `x`, two traces a family."""
+    """Reward against the metric `x`, two traces per family."""
     data: list[Trace] = []
     for family in families:
         members = with_metrics(family, "reward_mean", x)
@@ -168,7 +168,7 @@ def _scatter(families: Sequence[Family], x: str, *, label: bool) -> list[Trace]:
 
 
 def _with_trends(families: Sequence[Family], *, label: bool) -> list[Trace]:
-    """Reward against entropy: the points of each family, over its trend line if it has one."""
+    """Reward against entropy: trend line (if any) and points of each family."""
     data: list[Trace] = []
     for family in families:
         members = with_metrics(family, "reward_mean", "entropy")
@@ -184,7 +184,7 @@ def _with_trends(families: Sequence[Family], *, label: bool) -> list[Trace]:
 
 
 def _trend(family: Family, x: Sequence[float], rewards: Sequence[float]) -> Trace | None:
-    """Ordinary least squares of reward on x over the range of x; None for too few or equal x."""
+    """Least-squares line of reward on x; None for too few or equal values of x."""
     if len(x) < MIN_TREND_POINTS or min(x) == max(x):
         return None
     fit: Any = stats.linregress(x, rewards)
@@ -206,7 +206,7 @@ def _trend(family: Family, x: Sequence[float], rewards: Sequence[float]) -> Trac
 def _seeds_note(comparison: Comparison) -> str:
     seeds = {result.trial.seed for result in comparison.finished if result.trial is not None}
     return (
-        " Small points are seeds, the large one is their mean, with the interval of all."
+        " Small points are seeds; large points are their means, with 95% intervals."
         if len(seeds) > 1
         else ""
     )
@@ -246,9 +246,9 @@ def _frontier_line(pooled: Pooled) -> Trace:
 
 
 def untrained_band(untrained: TrialResult | None, *, along: Literal["x", "y"] = "y") -> list[Trace]:
-    """The untrained policy's interval as a band across the plot, its mean as a line.
+    """The untrained policy's mean as a line and its interval as a band across the plot.
 
-    Rewards are `along` this axis; the band spans the other.
+    `along` is the axis of the reward.
     """
     reward, bounds = metric(untrained, "reward_mean"), interval(untrained)
     if reward is None:
@@ -272,18 +272,18 @@ def untrained_band(untrained: TrialResult | None, *, along: Literal["x", "y"] = 
 
 
 MAX_CURVE_POINTS = 300
-"""Points of a training curve; longer ones are thinned evenly."""
+"""Maximum points of a training curve; longer ones are thinned evenly."""
 MAX_PLOT_POINTS, MIN_CURVE_POINTS = 15_000, 24
-"""Points of all curves of a plot, shared out among many trials, but for a few of each."""
+"""Maximum points of all curves of a plot together, and minimum per curve."""
 CURVES = {
     "loss": "Training loss",
     "rewards/margins": "Margin of the implicit rewards",
     "rewards/accuracies": "Accuracy of the implicit rewards",
     "grad_norm": "Gradient norm",
-    "eval/reward_mean": "Held-out reward on the way",
-    "eval/kl": "Held-out KL on the way, nats",
+    "eval/reward_mean": "Held-out reward during training",
+    "eval/kl": "Held-out KL during training, nats",
 }
-"""Key of a history record -> title of its plot; a plot without data is left out."""
+"""Key of a history record -> title of its plot; plots without data are omitted."""
 DASHES = {
     "solid": "none",
     "dash": "5 3",
@@ -292,11 +292,11 @@ DASHES = {
     "longdash": "9 3",
     "longdashdot": "9 2.5 1.5 2.5",
 }
-"""Line styles of a family's trials, by beta and seed: Plotly's name -> SVG's dash array."""
+"""Line styles of the trials of a family, in order: Plotly name -> SVG dash array."""
 
 
 def training_plots(families: Sequence[Family]) -> list[Plot]:
-    """One plot per logged quantity, one line per trial, whose meta is `trial:<trial_id>`."""
+    """One plot per logged quantity with one line per trial; its meta is `trial:<trial_id>`."""
     hidden, styles = hidden_at_first(families), list(DASHES)
     num = sum(bool(member.history) for family in families for member in family.members)
     most = min(MAX_CURVE_POINTS, max(MIN_CURVE_POINTS, MAX_PLOT_POINTS // max(num, 1)))
@@ -323,7 +323,7 @@ def training_plots(families: Sequence[Family]) -> list[Plot]:
 
 
 def hidden_at_first(families: Sequence[Family]) -> set[str]:
-    """Ids of the failed trials, unless nothing else has a curve: one that diverged flattens all."""
+    """Ids of failed trials, whose curves may be out of scale; none if all trials failed."""
     logged = [member for family in families for member in family.members if member.history]
     failed = {member.trial_id for member in logged if member.status is Status.FAILED}
     return set() if len(failed) == len(logged) else failed
@@ -345,7 +345,7 @@ def _curve(
 
 
 def _series(history: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of the records that hold the key; a NaN stays, to leave a gap in the line."""
+    """(step, value) of the records with this key; NaN is kept as a gap in the line."""
     return [
         (record["step"], value)
         for record in history

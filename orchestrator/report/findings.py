@@ -1,4 +1,4 @@
-"""The findings of a sweep in words: the top of the page, and summary.md."""
+"""The findings of a sweep in words, for the top of the page and for summary.md."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 def headline(
     results: SweepResults, comparison: Comparison, groups: Sequence[Family], pooled: Pooled
 ) -> dict[str, Any]:
-    """What the template's header needs."""
+    """Data for the header of the template."""
     tiles = [
         _untrained_tile(comparison.untrained),
         _tile("Best reward", pooled.best),
@@ -67,14 +67,14 @@ def _span(values: Sequence[float]) -> str:
 
 
 def _first(section: object, keys: Sequence[str]) -> str | None:
-    """The first of these keys that a section of the spec has."""
+    """The value of the first of these keys that a section of the spec has."""
     if not isinstance(section, Mapping):
         return None
     return next((str(section[key]) for key in keys if section.get(key)), None)
 
 
 def _within(pooled: Pooled) -> dict[str, Any] | None:
-    """The tile with the slider, as it stands before it is moved: at the median KL."""
+    """The tile with the slider in its initial position, the median KL."""
     tile = _tile("Best reward within a KL budget", pooled.best_within)
     if pooled.budget is None or tile is None:
         return None
@@ -82,7 +82,7 @@ def _within(pooled: Pooled) -> dict[str, Any] | None:
 
 
 def _rounded_up(value: float) -> float:
-    """To three significant digits, upwards: the trial at the budget stays within it."""
+    """Round up to three significant digits, so that the trial at the budget stays within it."""
     if value <= 0:
         return value
     step = 10.0 ** (math.floor(math.log10(value)) - 2)
@@ -104,7 +104,7 @@ def _pareto(pooled: Pooled, groups: Sequence[Family]) -> list[dict[str, str]]:
 
 
 def _tile(label: str, variant: Variant | None) -> dict[str, Any] | None:
-    """A reward as one large number with what belongs to it; None where there is no reward."""
+    """A reward as a large number with details; None without a reward."""
     if variant is None or variant.reward is None:
         return None
     name = {"label": label, "ids": ids_of(variant), "name": variant.name}
@@ -120,7 +120,7 @@ def _untrained_tile(untrained: TrialResult | None) -> dict[str, Any] | None:
 
 
 def _accuracy_tile(comparison: Comparison, pooled: Pooled) -> dict[str, Any] | None:
-    """What there is to compare without a reward: how well a trial tells the test pairs apart."""
+    """Without rewards, the trial with the best accuracy on the test pairs; otherwise None."""
     able = [result for result in comparison.finished if metric(result, "accuracy_test") is not None]
     if pooled.best is not None or not able:
         return None
@@ -135,10 +135,10 @@ def _accuracy_tile(comparison: Comparison, pooled: Pooled) -> dict[str, Any] | N
 
 
 def _caveats(comparison: Comparison, pooled: Pooled) -> list[str]:
-    """What a reader should know before quoting the numbers above."""
+    """Limitations of the numbers in the header."""
     lines: list[str] = []
     if comparison.untrained is None:
-        lines.append("The untrained policy is not evaluated yet; there is nothing to compare with.")
+        lines.append("The untrained policy is not evaluated yet, so there is no baseline.")
     about = " (\u2248 best in the table); more held-out prompts or seeds may separate them"
     lines += [f"{finding}." for finding in _significance(pooled, about)]
     if pooled.num_seeds > 1:
@@ -183,15 +183,15 @@ def _method(pooled: Pooled) -> str:
 
 
 MAX_ROWS = 30
-"""Grid points in the table; of more, those with the highest rewards."""
+"""Maximum grid points in the table; of more, those with the highest rewards are shown."""
 MAX_NAMES = 8
-"""Names written out in a line."""
+"""Maximum names listed in a line."""
 SUMMARY_METRICS = ("win_rate", "kl", "entropy", "distinct_2", "accuracy_test")
-"""Columns after the reward and the gain."""
+"""Columns after reward and gain."""
 
 
 def summary_markdown(results: SweepResults, pooled: Pooled | None = None) -> str:
-    """Ten lines and a table, to paste into an issue or a chat."""
+    """About ten lines and a table, for an issue or a chat."""
     comparison = compare(results)
     pooled = pooled or pool(comparison)
     size = evaluation_size(results)
@@ -216,7 +216,7 @@ def summary_markdown(results: SweepResults, pooled: Pooled | None = None) -> str
 
 
 def findings(comparison: Comparison, pooled: Pooled) -> list[str]:
-    """What the sweep found, one sentence an item."""
+    """The findings, one sentence per item."""
     best, within = pooled.best, pooled.best_within
     lines: list[str] = []
     if best is None:
@@ -258,7 +258,7 @@ def _standing(variant: Variant) -> str:
 
 
 def _still_missing(results: SweepResults) -> str:
-    """What a report of a running sweep still lacks."""
+    """The stages that are not finished."""
     return f"; not finished: {', '.join(results.missing)}" if results.missing else ""
 
 
@@ -281,7 +281,7 @@ def _why_no_best(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison, pooled: Pooled) -> Sequence[str]:
-    """The untrained policy and the grid points, in grid order or, of many, the best ones."""
+    """The untrained policy and the grid points, in grid order; of many, the best ones by reward."""
     shown, left_out = pooled.variants, max(0, len(pooled.variants) - MAX_ROWS)
     if left_out:
         shown = sorted(shown, key=lambda v: -1e300 if v.reward is None else v.reward)[-MAX_ROWS:]
@@ -296,7 +296,7 @@ def _table(comparison: Comparison, pooled: Pooled) -> Sequence[str]:
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
     if left_out:
-        lines += ["", f"{left_out} more with lower rewards, or without, are in trials.csv."]
+        lines += ["", f"{left_out} more with lower rewards or no reward are in trials.csv."]
     return lines
 
 

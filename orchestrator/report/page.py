@@ -1,7 +1,7 @@
-"""index.html: one page with everything in it, that asks nothing of the network.
+"""Renders index.html: one self-contained page that makes no network requests.
 
-Text goes through Jinja's autoescape or, as JSON, through `embedded_json`; the scripts put it into
-the page as text, never as markup. A content security policy in the page forbids all requests.
+All text is escaped by Jinja or, as JSON, by `embedded_json`; scripts insert it as text, never as
+markup. A content security policy in the page forbids all requests.
 """
 
 import json
@@ -39,14 +39,14 @@ from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import SweepResults
 
 SCRIPTS = ("page", "plots", "curves", "chosen", "budget", "table", "samples", "start")
-"""The page's scripts, in the order in which they run as one."""
+"""The page's scripts in the order in which they are concatenated."""
 PLOTLY = "plotly-cartesian.min.js"
 MAX_LEGEND_TRIALS = 60
-"""Trials that get a button each beside the training curves; of more, losses alone have one."""
+"""With more trials, training curves have one button per loss instead of one per trial."""
 
 
 def page_html(results: SweepResults, pooled: Pooled | None = None) -> str:
-    """The whole page as text; `pooled` are its variants, if they are known already."""
+    """Render the page; `pooled` are the pooled results, if already computed."""
     comparison = compare(results)
     pooled = pooled or pool(comparison)
     groups = families(comparison.trials)
@@ -93,7 +93,7 @@ def page_html(results: SweepResults, pooled: Pooled | None = None) -> str:
 
 
 def embedded_json(value: object) -> Markup:
-    """Compact JSON that cannot end the script element it stands in."""
+    """Compact JSON that cannot close the script element around it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -101,7 +101,7 @@ def embedded_json(value: object) -> Markup:
 
 
 def asset(name: str) -> str:
-    """A file of the page's folder `web`."""
+    """Text of a file in the folder `web`."""
     folder = resources.files("prefsweep.orchestrator.report").joinpath("web")
     return folder.joinpath(name).read_text(encoding="utf-8")
 
@@ -115,7 +115,7 @@ def _template() -> Any:
 
 
 def _script() -> Markup:
-    """The page's scripts as one, whose names nobody else sees."""
+    """The page's scripts in one function scope."""
     parts = "\n".join(asset(f"{name}.js") for name in SCRIPTS)
     return Markup('(() => {\n"use strict";\n' + parts + "})();")
 
@@ -134,8 +134,7 @@ def _box_panel(family: Family, plot: Plot) -> dict[str, Any]:
 
 
 def _legend(groups: Sequence[Family]) -> list[dict[str, Any]]:
-    """The legend buttons of all families; trials with a training curve have one each, or the
-    family has one for all of them."""
+    """The legend buttons: one per family, and one per trial unless there are too many."""
     hidden, num = hidden_at_first(groups), sum(len(family.members) for family in groups)
     return [_legend_of(family, hidden, each=num <= MAX_LEGEND_TRIALS) for family in groups]
 
@@ -168,7 +167,7 @@ def _legend_of(family: Family, hidden: set[str], *, each: bool) -> dict[str, Any
 
 
 def _short_names(family: Family) -> list[str]:
-    """What tells a trial from its family: its beta, and its seed where there are several."""
+    """Names of trials within their family: the beta and, with several seeds, the seed."""
     trials = [member.trial for member in family.members if member.trial is not None]
     with_seed = len({trial.seed for trial in trials}) > 1
     return [number(t.beta) + (f" seed {t.seed}" if with_seed else "") for t in trials]

@@ -1,4 +1,8 @@
-"""The points of one loss with their intervals, and box plots of its sample rewards."""
+"""Points of one loss with their intervals, and box plots of sample rewards.
+
+Only succeeded trials are drawn. Box plots get quartiles, whiskers and outliers instead of samples,
+so that the size of the page does not grow with the number of samples.
+"""
 
 import math
 import statistics
@@ -36,7 +40,7 @@ def with_metrics(family: Family, *names: str) -> list[TrialResult]:
 def family_traces(
     family: Family, members: Sequence[TrialResult], x: Sequence[float], *, label: bool
 ) -> list[Trace]:
-    """A line along beta through the means over seeds, and a point with its interval per trial."""
+    """A line through the means over seeds by beta, and one point with interval per trial."""
     if not members:
         return []
     means = _means_by_beta(members, x)
@@ -57,9 +61,9 @@ def family_traces(
 def family_points(
     family: Family, members: Sequence[TrialResult], x: Sequence[float], *, label: bool
 ) -> list[Trace]:
-    """Reward at x with its interval, one point a trial, marked with its beta where labels fit.
+    """Rewards at x with intervals, one point per trial, labelled with its beta if `label`.
 
-    Where trials differ in their seed alone their points are small, and their mean has the label.
+    With several seeds per beta, their points are small and their mean is a large labelled point.
     """
     means = _means_by_beta(members, x)
     replicated = len(means) < len(members)
@@ -73,7 +77,7 @@ def family_points(
     if not replicated:
         return [points | _labels(family, means) if label else points]
     points["marker"] |= {"size": 6, "opacity": 0.65}
-    del points["error_y"]  # the mean has the interval of all seeds
+    del points["error_y"]  # the mean has the interval over all seeds
     pooled = _markers(family) | {
         "x": rounded([mean.x for mean in means]),
         "y": rounded([mean.reward for mean in means]),
@@ -104,7 +108,7 @@ def _labels(family: Family, means: Sequence["Mean"]) -> Trace:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """Mean x and reward over the trials of one beta, which differ in their seeds."""
+    """Means of x and reward over the seeds of one beta."""
 
     beta: float
     x: float
@@ -129,7 +133,7 @@ def _means_by_beta(members: Sequence[TrialResult], x: Sequence[float]) -> list[M
 
 
 def error_bars(members: Sequence[TrialResult], rewards: Sequence[float], colour: str) -> Trace:
-    """The intervals of trials' mean rewards as bars around their points."""
+    """The 95% intervals of mean rewards as error bars."""
     return interval_bars([interval(member) for member in members], rewards, colour)
 
 
@@ -154,14 +158,14 @@ def interval_bars(
 
 
 MAX_BOXES = 16
-"""Betas of a panel; of more, they are thinned evenly."""
+"""Maximum betas of a panel; more are thinned evenly."""
 MAX_OUTLIERS = 30
-"""Points outside a box's whiskers that are drawn; of more, they are thinned evenly."""
+"""Maximum outliers drawn per box; more are thinned evenly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Five numbers of a distribution (Tukey's box plot) and what lies outside them."""
+    """A Tukey box plot of a distribution: five numbers and the outliers."""
 
     low: float
     """The lowest value at most 1.5 interquartile ranges below the box."""
@@ -178,7 +182,7 @@ def are_thinned(families: Sequence[Family]) -> bool:
 
 
 def box_plots(comparison: Comparison, families: Sequence[Family]) -> list[tuple[Family, Plot]]:
-    """The families that have samples with rewards, each with its panel, all on one reward axis."""
+    """One panel per family that has sample rewards; all share one reward axis."""
     start = box(_rewards([comparison.untrained] if comparison.untrained else []))
     boxes = {family.key: _boxes_by_beta(family) for family in families}
     drawn = [each for row in boxes.values() for each in row.values()]
@@ -193,7 +197,7 @@ def box_plots(comparison: Comparison, families: Sequence[Family]) -> list[tuple[
 
 
 def box(values: Sequence[float]) -> Box | None:
-    """The box of some values, quartiles interpolated linearly; None for no value."""
+    """The box of some values, with linearly interpolated quartiles; None without values."""
     if not values:
         return None
     q1, median, q3 = (float(q) for q in np.percentile(values, (25, 50, 75)))
@@ -204,7 +208,7 @@ def box(values: Sequence[float]) -> Box | None:
 
 
 def _boxes_by_beta(family: Family) -> dict[float, Box]:
-    """beta -> the box of its samples, of all seeds together."""
+    """beta -> the box of the samples of all its seeds."""
     members: dict[float, list[TrialResult]] = {}
     for member in family.members:
         if member.status is Status.SUCCEEDED:
@@ -224,7 +228,7 @@ def _rewards(results: Iterable[TrialResult]) -> list[float]:
 
 
 def _limits(boxes: Sequence[Box]) -> list[float]:
-    """The ends of the reward axis, with a little room."""
+    """The range of the reward axis, with a margin."""
     low = min(min((each.low, *each.outliers)) for each in boxes)
     high = max(max((each.high, *each.outliers)) for each in boxes)
     room = 0.05 * (high - low) or 0.5
@@ -250,7 +254,7 @@ def _panel(
 
 
 def _means(family: Family, betas: Iterable[float]) -> Trace:
-    """The mean reward of every trial with a box, which may lie far from the median."""
+    """The mean reward of every trial that has a box."""
     members = [m for m in with_metrics(family, "reward_mean") if beta_of(m) in set(betas)]
     return {
         "type": "scatter",
@@ -279,7 +283,7 @@ def _trace(name: str, colour: str, boxes: dict[str, Box]) -> Trace:
         "median": rounded([each.median for each in drawn]),
         "q3": rounded([each.q3 for each in drawn]),
         "upperfence": rounded([each.high for each in drawn]),
-        # The median is no outlier and is not drawn: Plotly wants a point of every box.
+        # Plotly needs a point per box; the median is one that is not drawn.
         "y": [rounded([each.median, *each.outliers]) for each in drawn],
         "boxpoints": "outliers",
         "width": 0.6,

@@ -1,6 +1,6 @@
-"""What the page's scripts know of each policy: name, look, numbers as text, sample completions.
+"""Data on each policy for the page's scripts: name, look, numbers as text, sample completions.
 
-Plots, table, slider, chosen trials and samples look them up by trial id.
+Plots, table, slider and samples look it up by trial id.
 """
 
 import math
@@ -20,18 +20,18 @@ _HOVER = {
     "entropy": ("entropy", " nats"),
     "win_rate": ("win rate", ""),
 }
-"""Metric -> what a point's box calls it, and its unit."""
+"""Metric -> its name and unit in the tooltip of a point."""
 
 
 def policy_facts(comparison: Comparison, groups: Sequence[Family]) -> list[dict[str, Any]]:
-    """The untrained policy, then all trials in grid order."""
+    """Facts of the untrained policy, then of all trials in grid order."""
     family_of = {member.trial_id: family for family in groups for member in family.members}
     results = [*([comparison.untrained] if comparison.untrained else []), *comparison.trials]
     return [_policy(result, family_of.get(result.trial_id)) for result in results]
 
 
 def competing_facts(comparison: Comparison, pooled: Pooled) -> list[dict[str, Any]]:
-    """What the slider chooses from: the untrained policy at KL 0, and all grid points."""
+    """The choices of the slider: the untrained policy at KL 0 and all grid points."""
     facts: list[dict[str, Any]] = []
     start = metric(comparison.untrained, "reward_mean")
     if comparison.untrained is not None and start is not None:
@@ -46,17 +46,17 @@ def competing_facts(comparison: Comparison, pooled: Pooled) -> list[dict[str, An
 
 
 def ids_of(variant: Variant) -> str:
-    """The trials of a grid point that have finished, as the page's scripts take them."""
+    """Ids of the finished trials of a grid point, separated by spaces."""
     return " ".join(result.trial_id for result in variant.finished)
 
 
 def untrained_lines(untrained: TrialResult) -> list[str]:
-    """What belongs to the untrained policy's reward."""
+    """Details of the untrained policy's reward."""
     return _interval_lines(interval(untrained), num_seeds=1)
 
 
 def variant_lines(variant: Variant) -> list[str]:
-    """What belongs to a reward that is quoted: interval, KL, gain and win rate."""
+    """Details of a grid point's reward: interval, KL, gain and win rate."""
     lines = _interval_lines(variant.reward_interval, variant.num_seeds)
     lines.append(f"KL {show(variant.mean('kl'))} nats")
     if variant.gain is not None:
@@ -93,7 +93,7 @@ def _policy(result: TrialResult, family: Family | None) -> dict[str, Any]:
 
 
 def _hover(result: TrialResult) -> list[str]:
-    """The lines of the box beside a point, after the name."""
+    """Lines of the tooltip of a point, after the name."""
     bounds = interval(result)
     around = f" [{show(bounds[0])}, {show(bounds[1])}]" if bounds else ""
     return [
@@ -107,9 +107,9 @@ def _hover(result: TrialResult) -> list[str]:
 
 MAX_PROMPTS = 20
 MAX_SAMPLES = 2
-"""Completions a prompt and policy."""
+"""Maximum completions per prompt and policy."""
 MAX_CHARACTERS = 1_500_000
-"""Of all completions together; prompts are left out beyond it, but never the first one."""
+"""Maximum characters of all completions; further prompts are omitted, but never the first."""
 
 
 def sample_data(comparison: Comparison, pooled: Pooled) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def sample_data(comparison: Comparison, pooled: Pooled) -> dict[str, Any]:
         if shown and num_characters > MAX_CHARACTERS:
             break
         shown.append({"text": prompt, "rows": rows})
-    # Of a grid point with several seeds the first one stands for all.
+    # The first seed represents a grid point.
     standouts = {v.finished[0].trial_id for v in (*pooled.pareto, pooled.best) if v and v.finished}
     return {
         "policies": [_sampled_policy(result, standouts) for result in policies],

@@ -1,7 +1,7 @@
-"""The report of a sweep in the store: drawn from its results, not again while they are the same.
+"""Writes the report of a sweep into the store; skips it if it is up to date.
 
-Beside the report lies the identity of what it shows: spec, artefacts, trials and the code that
-draws. It is made of small files as they are, so that a thousand trials take a moment.
+The store also holds a hash of the report's inputs: spec, artefacts, trials and the code of the
+report. Only small files are hashed, so that this is fast for a thousand trials.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from prefsweep.sweeps.identity import canonical_json
 FILES = ("index.html", "trials.csv", "summary.md", "samples.parquet")
 _ORCHESTRATOR = Path(__file__).parents[1]
 CODE = tuple(_ORCHESTRATOR / name for name in ("report", "results", "text.py"))
-"""Code that makes the report; read as files, because importing it takes a second."""
+"""Code of the report; hashed as files, because importing it takes a second."""
 SHOWN = "shown.sha256"
-"""File with the identity of what the report shows."""
+"""File with the hash of the report's inputs."""
 
 
 def is_drawn(sweep: Sweep) -> bool:
-    """Whether the sweep's folder has the report of what there is now."""
+    """Whether the stored report is up to date."""
     name = sweep.spec.name
     there = set(sweep.store.names(sweep.store.sweep(name, "report")))
     if not there.issuperset(FILES):
@@ -30,10 +30,10 @@ def is_drawn(sweep: Sweep) -> bool:
 
 
 def publish_report(sweep: Sweep) -> None:
-    """Draw the report of what there is now, and put it into the sweep's folder."""
+    """Write the report of the current results into the sweep's folder."""
     from prefsweep.orchestrator.report.write import write_report
 
-    identity = _identity(sweep)  # what changes while it is drawn makes it out of date
+    identity = _identity(sweep)  # taken before: a change while drawing makes it out of date
     with sweep.store.staging() as folder:
         write_report(read_results(sweep), folder)
         for file in sorted(folder.iterdir()):
@@ -47,7 +47,7 @@ def report_path(sweep: Sweep) -> str:
 
 
 def _identity(sweep: Sweep) -> bytes:
-    """SHA-256, in hex, of everything that a report is drawn from."""
+    """SHA-256, in hex, of all inputs of the report."""
     store, digest = sweep.store, hashlib.sha256()
     paths = [f"{sweep.path(stage)}/{MANIFEST}" for stage in sweep.stages]
     paths.append(f"{sweep.evaluation_path(UNTRAINED)}/{MANIFEST}")

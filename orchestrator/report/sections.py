@@ -1,4 +1,4 @@
-"""Sections of the page without trials to compare: data, failures, cost and provenance."""
+"""Data for four sections of the page: data, failures, cost and provenance."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ SERIES = {
 
 
 def data_plots(results: SweepResults) -> list[Plot]:
-    """Histograms of what there is."""
+    """Histograms of the scores, margins and lengths that exist."""
     data = results.data
     drawn = (
         ("data-scores", "Rewards of the completions", "reward", data.scores),
@@ -67,8 +67,7 @@ def stage_rows(results: SweepResults) -> list[dict[str, Any]]:
 
 
 def dropped(results: SweepResults) -> dict[str, Any]:
-    """{"rows": [{"stage", "reason", "count", "share"}] of everything left out, "none": the reasons
-    that struck nothing}."""
+    """{"rows": [{"stage", "reason", "count", "share"}] of dropped items, "none": other reasons}."""
     rows: list[dict[str, Any]] = []
     none: list[str] = []
     for stage in results.stages:
@@ -89,7 +88,7 @@ def dropped(results: SweepResults) -> dict[str, Any]:
 
 
 def count(value: float) -> str:
-    """A count as it is read; other numbers as everywhere."""
+    """A whole number with thousands separators; other numbers as in `show`."""
     return f"{int(value):,}" if math.isfinite(value) and value == int(value) else show(value)
 
 
@@ -98,7 +97,7 @@ def _is(name: str) -> bool:
 
 
 def _other_notes(stage: StageResult) -> list[tuple[str, float]]:
-    """Those that are neither what was left out nor the time, which the page has elsewhere."""
+    """Notes other than dropped counts and the time, which the page shows elsewhere."""
     return [
         (name, value) for name, value in stage.notes.items() if not _is(name) and name != "seconds"
     ]
@@ -153,13 +152,13 @@ UNFINISHED = (Status.RUNNING, Status.PENDING, Status.INTERRUPTED)
 
 
 def failures(results: SweepResults) -> list[dict[str, Any]]:
-    """Failures with the trials they struck; the same failure of many trials is told once."""
+    """Failures with their trials; equal failures of several trials are grouped."""
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for result in results.results:
         if result.failure is None and result.status is not Status.FAILED:
             continue
         failure = result.failure or Failure("transient", "No reason was recorded.")
-        told = groups.setdefault(
+        group = groups.setdefault(
             (failure.kind, failure.message, failure.advice),
             {
                 "trials": [],
@@ -170,14 +169,14 @@ def failures(results: SweepResults) -> list[dict[str, Any]]:
                 "logs": [],
             },
         )
-        told["trials"].append({"id": result.trial_id, "name": result.name})
+        group["trials"].append({"id": result.trial_id, "name": result.name})
         if failure.log_path:
-            told["logs"].append(failure.log_path)
+            group["logs"].append(failure.log_path)
     return list(groups.values())
 
 
 def unfinished(comparison: Comparison) -> list[dict[str, Any]]:
-    """[{"status", "names"}] of the trials whose result is still to come."""
+    """[{"status", "names"}] of the unfinished trials."""
     groups = {
         status: [result.name for result in comparison.trials if result.status is status]
         for status in UNFINISHED
@@ -189,12 +188,12 @@ def unfinished(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 MAX_BARS = 24
-"""Trials whose bars are open at once; more are folded away."""
+"""With more trials, their bars are folded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Seconds of work of one stage or trial: of the stage or training, and of evaluation."""
+    """Seconds of one stage or trial: the stage or training, and evaluation."""
 
     name: str
     seconds: float
@@ -207,7 +206,7 @@ class Spent:
 
 
 def cost(results: SweepResults) -> dict[str, Any]:
-    """Totals, and bars whose lengths are percentages of the longest of their kind."""
+    """Totals, and bars with lengths in percent of the longest bar of their group."""
     stages = [_stage(stage) for stage in results.stages]
     stages += [
         Spent(result.name, result.evaluate_seconds or 0.0, 0.0, result.found)
@@ -229,7 +228,7 @@ def cost(results: SweepResults) -> dict[str, Any]:
 
 
 def gpu_hours(results: SweepResults) -> float | None:
-    """GPU-hours of the trials: their seconds times their share of a GPU; None without a GPU."""
+    """GPU-hours of the trials: seconds times share of a GPU; None without a GPU."""
     on_gpu = [result for result in results.results if result.metrics.get("gpu_memory_gib")]
     if not on_gpu:
         return None
@@ -251,7 +250,7 @@ def _totals(
         totals.append(("GPU-hours of the trials", f"{hours:.2f}", share))
     found = [spent for spent in everything if spent.found]
     saved = duration(sum(spent.total for spent in found)) if found else "nothing"
-    totals.append(("Saved: found in the store", saved, _what_was_found(stages, trials)))
+    totals.append(("Saved by reuse", saved, _reused(stages, trials)))
     return [{"label": label, "value": value, "detail": detail} for label, value, detail in totals]
 
 
@@ -260,13 +259,17 @@ def _each(trials: list[Spent]) -> str:
     return f"{duration(sum(times) / len(times))} a trial on average" if times else ""
 
 
-def _what_was_found(stages: list[Spent], trials: list[Spent]) -> str:
+def _reused(stages: list[Spent], trials: list[Spent]) -> str:
     found = [
         counted(sum(spent.found for spent in each), noun)
         for each, noun in ((stages, "stage"), (trials, "trial"))
         if any(spent.found for spent in each)
     ]
-    return f"{' and '.join(found)} made by other sweeps" if found else "all of it was made here"
+    return (
+        f"{' and '.join(found)} reused from other sweeps"
+        if found
+        else "everything was computed for this sweep"
+    )
 
 
 def _stage(stage: StageResult) -> Spent:
@@ -293,7 +296,7 @@ def _bars(spent: list[Spent]) -> list[dict[str, Any]]:
 
 
 def _share(spec: Mapping[str, object]) -> float:
-    """GPUs of a trial; auto is a whole one."""
+    """GPUs per trial; 1 for auto."""
     resources = spec.get("resources")
     share = resources.get("gpus_per_trial") if isinstance(resources, Mapping) else None
     return float(share) if isinstance(share, int | float) else 1.0
@@ -303,7 +306,7 @@ def _share(spec: Mapping[str, object]) -> float:
 
 
 def provenance(results: SweepResults) -> dict[str, Any]:
-    """What the template's last section needs."""
+    """Spec, changed defaults, seeds, versions and fingerprints."""
     return {
         "commands": results.commands,
         "spec": json.dumps(results.spec, indent=2, ensure_ascii=False, default=str),
@@ -325,7 +328,7 @@ def provenance(results: SweepResults) -> dict[str, Any]:
 
 
 def _without_defaults(spec: Mapping[str, object]) -> dict[str, object]:
-    """The fields of a spec that differ from their defaults; all of what is no whole spec."""
+    """The fields of a spec that differ from their defaults; all fields if it is incomplete."""
     try:
         whole = SweepSpec.model_validate(spec)
     except ValidationError:

@@ -1,8 +1,8 @@
 """How plots look: colours and symbols of losses, the common layout, and places of labels.
 
 A family is the trials that differ only in beta and seed: one colour, one symbol, one line. Colours
-have a contrast of at least 3 to 1 to white and to the page's dark ground; symbols tell families
-apart without colour. Colours of text and grid are left to the page's scripts, which know whether
+have a contrast of at least 3 to 1 to white and to the page's dark ground; symbols distinguish
+families without colour. Colours of text and grid are left to the page's scripts, which know whether
 the page is light or dark.
 """
 
@@ -28,7 +28,7 @@ COLOURS = (
     "#5f7d2e",
 )
 NEUTRAL = "#7d8590"
-"""The untrained policy."""
+"""Colour of the untrained policy."""
 SYMBOLS = {
     "circle": "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z",
     "square": "M-4.5,-4.5h9v9h-9z",
@@ -38,12 +38,12 @@ SYMBOLS = {
     "cross": "M-2,-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
     "hexagon": "M-5,-3L0,-6L5,-3L5,3L0,6L-5,3z",
 }
-"""Plotly's name of a symbol -> its SVG path around (0, 0), for the legends."""
+"""Plotly symbol -> SVG path around (0, 0), for the legends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One loss with its divergence (and learning rate, where several are swept)."""
+    """The trials of one loss and divergence (and learning rate, if several are swept)."""
 
     key: str
     label: str
@@ -54,7 +54,7 @@ class Family:
 
 
 def families(trials: Sequence[TrialResult]) -> list[Family]:
-    """The families of all trials, in grid order; a trial keeps its colour whatever has finished."""
+    """Group all trials, finished or not, into families in grid order; so colours do not change."""
     groups: dict[TrialSpec, list[TrialResult]] = {}
     for result in trials:
         if result.trial is not None:
@@ -74,7 +74,7 @@ def families(trials: Sequence[TrialResult]) -> list[Family]:
 
 
 def beta_of(result: TrialResult) -> float:
-    """The beta of a trial; not for the untrained policy, which has none."""
+    """The beta of a trial (the untrained policy has none)."""
     assert result.trial is not None
     return result.trial.beta
 
@@ -106,6 +106,7 @@ class Plot:
 
 
 def plot_layout(x_title: str, *, y_title: str = "Reward (mean)", height: int = 380) -> Trace:
+    """The layout that all plots start from; `height` in pixels."""
     return {
         "height": height,
         "showlegend": False,
@@ -117,7 +118,7 @@ def plot_layout(x_title: str, *, y_title: str = "Reward (mean)", height: int = 3
 
 
 def rounded(values: Sequence[float]) -> list[float | None]:
-    """Six significant digits are more than a plot shows; NaN and infinity are gaps."""
+    """Round to six significant digits; NaN and infinity become gaps."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
 
 
@@ -130,7 +131,7 @@ def thinned(values: list[T], most: int) -> list[T]:
 
 
 def plain(text: str) -> str:
-    """Plotly reads a little HTML in its texts; names are not HTML, and no template either."""
+    """Escape HTML and Plotly templates in a text."""
     return html.escape(text, quote=False).replace("%{", "%\u200b{")
 
 
@@ -147,16 +148,16 @@ PLACES = {
     "middle right": (1.3, 0),
     "middle left": (-1.3, 0),
 }
-"""Plotly's name of a place -> its direction from the point, by preference."""
+"""Plotly text position -> direction from the point, in order of preference."""
 OFFSET, LINE_HEIGHT, CHARACTER_WIDTH, POINT = 9.0, 13.0, 7.0, 11.0
-"""Pixels: from a point to the near edge of its label, of text, and of a point."""
+"""Sizes in pixels: distance of a label from its point, line height, character, point."""
 MARGIN = 24.0
-"""Pixels beside the outermost points that a label may fill."""
+"""Pixels beyond the outermost points that a label may use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A point with its label, "" for none; x and y in pixels, upwards."""
+    """A point with its label ("" for none); x and y in pixels, y upwards."""
 
     x: float
     y: float
@@ -177,9 +178,10 @@ class _Rectangle:
 
 
 def place_labels(points: Sequence[Labelled], width: float) -> list[str]:
-    """A place of PLACES for every point's label, chosen one after the other from left to right.
+    """Choose a position of PLACES for each label, from left to right, with the least overlap.
 
-    `width` is that of the plot: a label does not run out of it where it can help it.
+    Labels avoid the outside of the plot, which is `width` pixels wide. Sizes are approximate,
+    because the browser decides the size of the plot.
     """
     outside = [
         _Rectangle(width + MARGIN, width + 1e4, -1e4, 1e4),
@@ -197,7 +199,7 @@ def place_labels(points: Sequence[Labelled], width: float) -> list[str]:
 
 
 def in_pixels(values: Sequence[float], size: float) -> list[float]:
-    """Values spread over `size` pixels, as an axis without a fixed range spreads them."""
+    """Scale values linearly to 0..`size` pixels, as an axis with automatic range does."""
     low, high = min(values), max(values)
     return [size * (value - low) / ((high - low) or 1.0) for value in values]
 

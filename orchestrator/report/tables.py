@@ -59,12 +59,12 @@ COLUMNS = (
     *("grid_point_ci_low", "grid_point_ci_high"),
     *("p_versus_best", "indistinguishable_from_best"),
 )
-"""The last two compare the grid point with the best one, as results/analysis.py says."""
+"""The last two compare the grid point with the best one (results/analysis.py)."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def trials_csv(results: SweepResults, pooled: Pooled | None = None) -> str:
-    """One row per policy, the untrained one first (pending where it is not evaluated yet)."""
+    """The text of trials.csv: one row per policy, the untrained one first, even if pending."""
     comparison = compare(results)
     pooled = pooled or pool(comparison)
     variants = pooled.by_trial
@@ -95,7 +95,7 @@ def _csv_row(result: TrialResult) -> list[str]:
 
 
 def _grid_point(variant: Variant | None) -> list[str]:
-    """The numbers of a trial's grid point, over all its seeds."""
+    """Cells of a trial's grid point, over all its seeds."""
     if variant is None:
         return [""] * 5
     low, high = variant.reward_interval or (None, None)
@@ -113,7 +113,7 @@ def _against_best(standing: Standing | None) -> list[str]:
 
 
 def _csv_cell(value: float | str | None) -> str:
-    """Exact: the shortest text that reads back as the same float; empty for None."""
+    """The shortest text that parses to the same float; empty for None."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -122,12 +122,12 @@ def _csv_cell(value: float | str | None) -> str:
 
 
 def _safe(text: str) -> str:
-    """A quote in front of what a spreadsheet would run as a formula."""
+    """Prefix text that a spreadsheet would run as a formula with a quote."""
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
 def status_counts(comparison: Comparison) -> str:
-    """10 succeeded, 1 failed, 1 not run (of 12); running and interrupted ones only if there are."""
+    """10 succeeded, 1 failed, 1 not run (of 12); running and interrupted if not 0."""
     counts = Counter(result.status for result in comparison.trials)
     parts = [f"{counts[Status.SUCCEEDED]} succeeded", f"{counts[Status.FAILED]} failed"]
     parts += [
@@ -160,7 +160,7 @@ def evaluation_size(results: SweepResults) -> str:
 
 
 def time_spent(results: SweepResults) -> str:
-    """Seconds summed over workers, which is more than the time on the clock."""
+    """Time summed over workers, which may exceed elapsed time."""
     stages = sum(stage.seconds for stage in results.stages)
     training = sum(result.train_seconds or 0.0 for result in results.results)
     return f"{duration(stages)} in the stages before training, {duration(training)} in training"
@@ -175,7 +175,7 @@ GRID_COLUMNS = {
     "learning_rate": "Learning rate",
     "seed": "Seed",
 }
-"""Field of a trial -> heading; drawn where trials differ in it."""
+"""Field of a trial -> heading; shown if trials differ in it."""
 METRICS = {
     "reward_mean": (
         "Reward",
@@ -197,7 +197,7 @@ METRICS = {
     "entropy": ("Entropy", "of the pooled unigram tokens of all completions (Shannon), nats"),
     "entropy_full": (
         "Entropy, full",
-        "the same of prompt + completion with the reward model's tokenizer, nats",
+        "the same for prompt + completion with the reward model's tokenizer, nats",
     ),
     "predictive_entropy": (
         "Predictive entropy",
@@ -214,14 +214,14 @@ METRICS = {
         "Margin, test",
         "mean on the test pairs of beta x (chosen - rejected log-ratio)",
     ),
-    "accuracy_test": ("Accuracy, test", "how often that margin is above 0"),
+    "accuracy_test": ("Accuracy, test", "share of test pairs with a margin above 0"),
     "gpu_memory_gib": ("GPU memory", "peak of the training, GiB"),
 }
-"""Metric -> heading and definition, in the order of the table."""
+"""Metric -> heading and definition, in table order."""
 
 
 def trial_table(comparison: Comparison, groups: Sequence[Family], pooled: Pooled) -> dict[str, Any]:
-    """Headings and rows; columns that are empty for all are left out."""
+    """Headings and rows; empty columns are omitted."""
     results = [*([comparison.untrained] if comparison.untrained else []), *comparison.trials]
     columns = {
         name: heading
@@ -253,17 +253,20 @@ def trial_table(comparison: Comparison, groups: Sequence[Family], pooled: Pooled
 
 
 def _marks(variant: Variant | None, pooled: Pooled) -> list[dict[str, str]]:
-    """[{"text", "about"}] of what stands out; of all seeds of a grid point alike."""
+    """[{"text", "about"}], the same for all seeds of a grid point."""
     if variant is None or variant.reward is None:
         return []
     marks: list[dict[str, str]] = []
     if variant is pooled.best:
-        marks.append({"text": "best", "about": "the highest reward, over all seeds"})
+        marks.append({"text": "best", "about": "highest mean reward over all seeds"})
     elif variant.indistinguishable and variant.standing is not None:
-        about = f"not distinguishable from the best, p = {variant.standing.p_value:.2g}; {METHOD}"
+        p_value = f"p = {variant.standing.p_value:.2g}"
+        about = f"not significantly different from the best, {p_value}; {METHOD}"
         marks.append({"text": "\u2248 best", "about": about})
     if any(variant is each for each in pooled.pareto):
-        marks.append({"text": "Pareto", "about": "no other has more reward at less KL"})
+        marks.append(
+            {"text": "Pareto", "about": "no other grid point has a higher reward at a lower KL"}
+        )
     return marks
 
 
@@ -301,13 +304,13 @@ def _bounds(result: TrialResult, name: str) -> str | None:
 TITLES = {"reward_mean": "Reward by loss and beta", "entropy": "Entropy by loss and beta"}
 """Metric -> title of its table."""
 Bounds = Mapping[str, tuple[float, float] | None]
-"""trial_id -> the interval of its grid point's mean reward, of all its seeds."""
+"""trial_id -> the interval of its grid point's mean reward over all seeds."""
 
 
 def pivot_tables(
     comparison: Comparison, families: Sequence[Family], pooled: Pooled
 ) -> list[dict[str, Any]]:
-    """A table of each metric that a succeeded trial has: one row a loss, one column a beta."""
+    """One table per metric that a trial has: a row per loss, a column per beta."""
     betas = sorted({beta_of(result) for result in comparison.trials})
     bounds = {trial_id: v.reward_interval for trial_id, v in pooled.by_trial.items()}
     if comparison.untrained is not None:
@@ -328,7 +331,7 @@ def pivot_tables(
 
 
 def _pivot_caption(name: str, comparison: Comparison) -> str:
-    """What the cells hold."""
+    """Explains the cells."""
     seeds = {result.trial.seed for result in comparison.trials if result.trial is not None}
     over_seeds = " Means over the seeds." if len(seeds) > 1 else ""
     if name == "reward_mean":
@@ -353,9 +356,9 @@ def _pivot_row(name: str, family: Family, betas: Sequence[float], bounds: Bounds
 
 
 def _pivot_cell(name: str, results: Sequence[TrialResult], bounds: Bounds) -> dict[str, str | None]:
-    """The mean over the trials of a grid point, which differ in their seeds, and what follows it.
+    """The mean over the seeds of a grid point, with its interval.
 
-    A grid point without a result says why: it failed, or is still to come.
+    Without a result, the status of the grid point.
     """
     value = _mean(name, results)
     if value is None:

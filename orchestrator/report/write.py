@@ -1,8 +1,8 @@
-"""The report of a sweep: `SweepResults` in, a folder with four files out.
+"""Writes the report of a sweep: `SweepResults` in, a folder with four files out.
 
-`index.html` is one page that loads nothing from anywhere, `trials.csv` one row per trial,
-`samples.parquet` one row per completion, `summary.md` ten lines to paste. Equal results give equal
-bytes: no clock, no chance. Does not read the store, train, evaluate or know Ray and W&B.
+`index.html` is a self-contained page, `trials.csv` has one row per trial, `samples.parquet` one row
+per completion, and `summary.md` is a short text to paste. Equal results give equal bytes. Does not
+read the store.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from prefsweep.workers import tables
 
 
 def write_report(results: SweepResults, folder: Path) -> None:
-    """Write the report's files into `folder`, which is made if it is missing."""
+    """Write the report's files into `folder`, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     pooled = pool(compare(results))
     _write(folder / "trials.csv", trials_csv(results, pooled))
@@ -27,7 +27,7 @@ def write_report(results: SweepResults, folder: Path) -> None:
 
 
 def _write_samples(results: SweepResults, path: Path) -> None:
-    """All completions of all policies, in the order of the results, with whose they are."""
+    """Write all completions with their trial id and name, in the order of the results."""
     owners = {
         "trial_id": [result.trial_id for result in results.results for _ in result.samples],
         "name": [result.name for result in results.results for _ in result.samples],
@@ -39,7 +39,7 @@ def _write_samples(results: SweepResults, path: Path) -> None:
 
 
 def _storable(sample: EvaluationSample) -> EvaluationSample:
-    """The sample as UTF-8 can hold it: a lone surrogate becomes a question mark."""
+    """Replace lone surrogates, which UTF-8 cannot encode, by question marks."""
     try:
         sample.text.encode()
     except UnicodeEncodeError:
@@ -48,10 +48,7 @@ def _storable(sample: EvaluationSample) -> EvaluationSample:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write beside the target, then rename: a reader never sees half a page.
-
-    A lone surrogate, which UTF-8 cannot hold, becomes a question mark.
-    """
+    """Write atomically, by a rename. Lone surrogates become question marks."""
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_bytes(text.encode("utf-8", errors="replace"))
     unfinished.replace(path)

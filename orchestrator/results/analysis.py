@@ -1,4 +1,9 @@
-"""The results of a sweep compared: seeds pooled, the best grid point, the Pareto set."""
+"""Compares the policies of a sweep: pools seeds, finds the best grid point and the Pareto set.
+
+Only grid points with a finite reward and KL compete. The untrained policy competes for the Pareto
+set with its reward at KL 0. Whether a grid point differs significantly from the best one is tested
+for all of them at once (workers/comparisons.py), the untrained policy included.
+"""
 
 import math
 import statistics
@@ -22,7 +27,7 @@ from prefsweep.workers.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A policy as the comparison sees it: reward up, KL (nats) down."""
+    """Reward and KL (nats) of a policy."""
 
     trial_id: str
     reward: float
@@ -31,7 +36,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The policies of a sweep."""
+    """The results of a sweep, by kind."""
 
     untrained: TrialResult | None
     trials: list[TrialResult]
@@ -41,7 +46,7 @@ class Comparison:
 
 
 def compare(results: SweepResults) -> Comparison:
-    """Sort a sweep's results into what the report is about."""
+    """Separate the untrained policy, the trials and the trials that succeeded."""
     trials = [result for result in results.results if result.trial is not None]
     untrained = next((result for result in results.results if result.trial is None), None)
     finished = [result for result in trials if result.status is Status.SUCCEEDED]
@@ -49,7 +54,7 @@ def compare(results: SweepResults) -> Comparison:
 
 
 def best(points: Sequence[Point]) -> Point | None:
-    """The highest reward; of equal ones that with the lower KL, then the first."""
+    """The point with the highest reward; among equal ones, the lowest KL, then the first."""
     return max(points, key=lambda point: (point.reward, -point.kl), default=None)
 
 
@@ -61,8 +66,8 @@ def best_within(points: Sequence[Point], budget: float) -> Point | None:
 def pareto(points: Sequence[Point]) -> list[Point]:
     """Points that no other dominates, by KL ascending.
 
-    One dominates another if its reward is no lower and its KL no higher, and one of the two is
-    better; equal points do not dominate each other.
+    A point dominates another if its reward is at least as high, its KL at least as low, and one of
+    the two is strictly better. Equal points do not dominate each other.
     """
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.kl, -point.reward)):
@@ -102,33 +107,37 @@ __all__ = ["INTERVAL_METHOD", "METHOD", "Pooled", "Variant", "pool"]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A grid point with what its finished seeds say together; None where they say nothing."""
+    """A grid point, which is all trials that differ only in their seed, with its pooled numbers.
+
+    With one seed the numbers are the trial's own; with several, the interval covers the variation
+    over prompts and seeds. None means that there is no finished seed with that number.
+    """
 
     name: str
     members: tuple[TrialResult, ...]
-    """Its trials, finished or not, in the order of the grid."""
+    """Its trials in grid order, finished or not."""
     finished: tuple[TrialResult, ...]
-    """Those that succeeded."""
+    """The members that succeeded."""
     reward: float | None = None
     reward_interval: Interval | None = None
     gain: float | None = None
     """Reward minus the untrained policy's, paired by prompt."""
     gain_interval: Interval | None = None
     standing: Standing | None = None
-    """Against the best variant."""
+    """The test against the best variant."""
 
     @property
     def num_seeds(self) -> int:
-        """Finished seeds."""
+        """Number of finished seeds."""
         return len(self.finished)
 
     @property
     def indistinguishable(self) -> bool:
-        """Whether it is not distinguishable from the best (which it may be itself)."""
+        """Whether it is not significantly different from the best; true for the best itself."""
         return self.standing is not None and not self.standing.distinguishable
 
     def mean(self, name: str) -> float | None:
-        """A metric's mean over the finished seeds that have it."""
+        """Mean of a metric over the finished seeds that have it."""
         values = [metric(result, name) for result in self.finished]
         there = [value for value in values if value is not None]
         return float(np.mean(there)) if there else None
@@ -140,23 +149,23 @@ class Pooled:
 
     variants: list[Variant]
     best: Variant | None
-    """The one with the highest reward."""
+    """The variant with the highest reward."""
     budget: float | None
     """Median KL of the variants with a reward, nats; None for fewer than two."""
     best_within: Variant | None
-    """The one with the highest reward at a KL of at most `budget`."""
+    """The variant with the highest reward at a KL of at most `budget`."""
     pareto: list[Variant]
-    """Variants that neither another one nor the untrained policy dominates, by KL ascending."""
+    """Variants that no other variant and not the untrained policy dominates, by KL ascending."""
     untrained: Standing | None
-    """The untrained policy against the best variant."""
+    """The test of the untrained policy against the best variant."""
     num_prompts: int
-    """Held-out prompts that all of them answered and that have a reward."""
+    """Held-out prompts with a reward from every policy."""
     num_seeds: int
-    """Most seeds that a variant has, finished or not."""
+    """Largest number of seeds of a variant, finished or not."""
 
     @property
     def peers(self) -> list[Variant]:
-        """Variants other than the best that are not distinguishable from it."""
+        """The other variants that are not significantly different from the best."""
         return [v for v in self.variants if v.indistinguishable and v is not self.best]
 
     @property
@@ -201,7 +210,7 @@ def pool(comparison: Comparison) -> Pooled:
 
 
 def _point(variant: Variant) -> Point | None:
-    """The variant among those that compete; its name stands for the trial."""
+    """The variant as a point named after it; None if it lacks a reward or KL."""
     kl = variant.mean("kl")
     return None if variant.reward is None or kl is None else Point(variant.name, variant.reward, kl)
 
@@ -209,9 +218,9 @@ def _point(variant: Variant) -> Point | None:
 def _by_prompt(
     variants: Sequence[Variant], untrained: TrialResult | None
 ) -> tuple[dict[str, Floats], Floats | None, int]:
-    """Variant -> (seeds, prompts) rewards, the untrained policy's (1, prompts), and how many.
+    """Rewards (seeds, prompts) by variant, the untrained policy's (1, prompts), number of prompts.
 
-    Prompts are those that every policy with rewards has.
+    Only prompts that every policy with rewards has are used.
     """
     found = {
         v.name: [rewards for m in v.finished if (rewards := prompt_rewards(m.samples))]
@@ -228,13 +237,14 @@ def _by_prompt(
 
 
 def reward_table(policies: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> Floats:
+    """Rewards of some policies on some prompts, (policies, prompts)."""
     return np.array([[rewards[prompt] for prompt in prompts] for rewards in policies])
 
 
 def _with_rewards(
     variants: Sequence[Variant], rewards: Mapping[str, Floats], start: Floats | None
 ) -> list[Variant]:
-    """Pooled over seeds; where seeds make no difference, one seed's are those of its evaluation."""
+    """Add pooled rewards; a single seed keeps its own unless other variants show seed variance."""
     seeds, pooled = seed_variance(rewards.values()), list[Variant]()
     for variant in variants:
         x_SP = rewards.get(variant.name)
@@ -265,7 +275,7 @@ def _with_rewards(
 def _with_standings(
     variants: Sequence[Variant], rewards: Mapping[str, Floats], start: Floats | None, highest: str
 ) -> tuple[list[Variant], Standing | None]:
-    """The variants with their standings, and that of the untrained policy."""
+    """Add each variant's test against the best; also returns the untrained policy's."""
     names = list(rewards)
     policies = [*rewards.values(), *([] if start is None else [start])]
     untrained = None if start is None else len(names)

@@ -1,8 +1,8 @@
-"""Two sweeps of a store (or of two) in, what differs between them and their matching trials out.
+"""Compares two sweeps of one or two stores: their settings, and the grid points that match.
 
-Grid points match by their parameters, seeds pooled. Rewards are compared only where both sweeps
-were scored alike, prompt by prompt over the held-out prompts that both have; where they cannot be
-compared the notes say why, and no difference is given. Reads stores, writes nothing.
+Grid points match if their parameters are equal; seeds are pooled. Rewards are compared prompt by
+prompt, over the held-out prompts of both sweeps, if the same reward model scored both. Otherwise a
+note gives the reason and there is no difference. Reads stores, writes nothing.
 """
 
 import math
@@ -21,7 +21,7 @@ from prefsweep.orchestrator.results.analysis import (
     pool,
     reward_table,
 )
-from prefsweep.orchestrator.results.analysis import compare as sort_out
+from prefsweep.orchestrator.results.analysis import compare as group_results
 from prefsweep.orchestrator.results.results import read_results
 from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep
 from prefsweep.sweeps.grid import TrialSpec
@@ -40,17 +40,17 @@ STAGES = (
     *("pairs", "reference", "eval_prompts"),
 )
 METRICS = ("win_rate", "kl", "entropy", "accuracy_test")
-"""Shown of both sides, beside the reward."""
+"""Metrics shown for both sweeps, in addition to the reward."""
 _NOT_RESULTS = ("name", "resources", "tracking", "grid", "seeds")
-"""Sections of a spec in which two sweeps may differ without being unlike."""
+"""Sections of the spec that are not listed as differences."""
 
 _NOT_SCORES = {"batch_size", "train", "trust_remote_code"}
-"""Fields of a reward that do not change what it scores (its weights are looked at apart)."""
+"""Fields of a reward that do not change its scores (weights are compared separately)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One sweep's numbers of a grid point (or of the untrained policy)."""
+    """One sweep's numbers for a grid point or for the untrained policy."""
 
     name: str
     num_seeds: int
@@ -61,40 +61,40 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A grid point that both sweeps have finished."""
+    """A grid point that is finished in both sweeps."""
 
     name: str
     one: Side
     other: Side
     same_trials: bool
-    """Whether both share the very trials (the same weights)."""
+    """Whether both sweeps refer to the same trials, with the same weights."""
     difference: float | None = None
-    """Reward of the other minus the one's, paired by prompt."""
+    """Reward of `other` minus reward of `one`, paired by prompt."""
     difference_interval: Interval | None = None
     num_prompts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class SideBySide:
-    """Two sweeps beside each other."""
+class SweepComparison:
+    """Two sweeps compared."""
 
     one: str
     other: str
     notes: list[str]
-    """What to know before reading the differences."""
+    """Remarks on how far the differences can be trusted."""
     stages: dict[str, bool]
-    """Stage -> whether both sweeps use the same artefact."""
+    """Stage -> whether both sweeps have the same artefact."""
     spec: dict[str, tuple[object, object]]
-    """Dotted field -> its two values, where they differ."""
+    """Dotted field name -> its two values, for fields that differ."""
     matches: list[Match]
-    """The untrained policies first, then the best of each, then grid points."""
+    """The untrained policies, then the best of each sweep, then matching grid points."""
     only_one: list[str] = field(default_factory=list[str])
     only_other: list[str] = field(default_factory=list[str])
 
 
-def side_by_side(one: Sweep, other: Sweep) -> SideBySide:
-    """Compare two sweeps as they stand now."""
-    results = [sort_out(read_results(sweep)) for sweep in (one, other)]
+def compare_sweeps(one: Sweep, other: Sweep) -> SweepComparison:
+    """Compare two sweeps by their current results."""
+    results = [group_results(read_results(sweep)) for sweep in (one, other)]
     pools = [pool(comparison) for comparison in results]
     why_not = list(_unlike_rewards(one, other))
     paired = not why_not
@@ -105,7 +105,7 @@ def side_by_side(one: Sweep, other: Sweep) -> SideBySide:
     matches += [
         _match(points[0][key].name, points[0][key], points[1][key], paired) for key in shared
     ]
-    return SideBySide(
+    return SweepComparison(
         one=one.spec.name,
         other=other.spec.name,
         notes=[*why_not, *_caveats(one, other), *_about_pairs(matches, paired)],
@@ -121,23 +121,23 @@ def side_by_side(one: Sweep, other: Sweep) -> SideBySide:
 
 
 def _unlike_rewards(one: Sweep, other: Sweep) -> Iterator[str]:
-    """Why rewards are not compared."""
+    """The reasons why rewards are not compared, if any."""
     rewards = [sweep.spec.reward for sweep in (one, other)]
     if None in rewards:
-        yield "rewards are not compared: not both sweeps have one"
+        yield "rewards are not compared: at least one sweep has no reward"
         return
     fields = [r.model_dump(exclude=_NOT_SCORES) for r in rewards if r is not None]
     unlike = sorted(k for k in {**fields[0], **fields[1]} if fields[0].get(k) != fields[1].get(k))
     unlike = ["type"] if "type" in unlike else unlike
     if unlike:
-        told = ", ".join(f"{k}: {fields[0].get(k)} and {fields[1].get(k)}" for k in unlike)
-        yield f"rewards are not compared: they are of different reward models ({told})"
+        listed = ", ".join(f"{k}: {fields[0].get(k)} and {fields[1].get(k)}" for k in unlike)
+        yield f"rewards are not compared: the reward models differ ({listed})"
     elif one.fingerprints.reward != other.fingerprints.reward:
         yield "rewards are not compared: the reward models have different weights"
 
 
 def _caveats(one: Sweep, other: Sweep) -> Iterator[str]:
-    """What differences are also due to."""
+    """Differences in settings that affect the rewards, besides training."""
     if not _same(one, other, "policy"):
         yield "the policies before training differ: KL and win rate have different references"
     evaluations = [
@@ -146,8 +146,8 @@ def _caveats(one: Sweep, other: Sweep) -> Iterator[str]:
     ]
     unlike = [name for name in evaluations[0] if evaluations[0][name] != evaluations[1][name]]
     if unlike:
-        told = ", ".join(f"{k}: {evaluations[0][k]} and {evaluations[1][k]}" for k in unlike)
-        yield f"evaluations differ ({told}): so do their rewards, whatever was trained"
+        listed = ", ".join(f"{k}: {evaluations[0][k]} and {evaluations[1][k]}" for k in unlike)
+        yield f"evaluation settings differ ({listed}); this alone changes the rewards"
 
 
 def _about_pairs(matches: Sequence[Match], paired: bool) -> Iterator[str]:
@@ -155,11 +155,11 @@ def _about_pairs(matches: Sequence[Match], paired: bool) -> Iterator[str]:
     if sizes:
         num = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
         yield (
-            f"differences are paired over {num} held-out prompts; each 95% interval stands by "
-            "itself and is not adjusted for the others"
+            f"differences are paired over {num} held-out prompts; 95% intervals are not adjusted "
+            "for multiple comparisons"
         )
     elif paired and matches:
-        yield "no held-out prompt is in both sweeps, so there are no paired differences"
+        yield "the sweeps share no held-out prompt, so there are no paired differences"
 
 
 def _same(one: Sweep, other: Sweep, stage: str) -> bool:
@@ -177,7 +177,7 @@ def _spec_differences(one: Sweep, other: Sweep) -> Iterator[tuple[str, tuple[obj
 
 
 def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted name, value) of everything that is no mapping; lists are values."""
+    """Flatten nested mappings to (dotted name, value); lists count as values."""
     if isinstance(value, Mapping) and value:
         for name, inner in cast("Mapping[str, object]", value).items():
             yield from leaves(inner, f"{path}.{name}" if path else str(name))
@@ -209,7 +209,7 @@ def _untrained_side(policy: TrialResult) -> Side:
 
 
 def _best(pools: Sequence[Pooled], paired: bool) -> Iterator[Match]:
-    """The best of each sweep, whichever grid points they are."""
+    """The best of each sweep, if they are different grid points."""
     best = [found.best for found in pools]
     if best[0] is not None and best[1] is not None and _key(best[0]) != _key(best[1]):
         yield _match("best of each", best[0], best[1], paired)
@@ -238,7 +238,7 @@ def _metrics(results: Sequence[TrialResult]) -> Metrics:
 def _difference(
     one: Sequence[TrialResult], other: Sequence[TrialResult], paired: bool
 ) -> tuple[float | None, Interval | None, int]:
-    """Mean paired difference of the rewards, its 95% interval over prompts and seeds, prompts."""
+    """Mean paired reward difference, its 95% interval over prompts and seeds, number of prompts."""
     ours, theirs = ([prompt_rewards(r.samples) for r in side] for side in (one, other))
     every = [*ours, *theirs]
     prompts = [p for p in every[0] if all(p in rewards for rewards in every)]
@@ -250,7 +250,7 @@ def _difference(
 
 
 def _with_seeds(gains: Floats, sides: Sequence[Floats]) -> Interval | None:
-    """The interval over prompts and, in quadrature, that of the seeds of both sides."""
+    """Intervals over prompts and over the seeds of both sides, added in quadrature."""
     found, seeds = mean_interval(gains), seed_variance(sides)
     variance = sum(seeds.variance / len(side) for side in sides)
     if found is None or not variance:

@@ -1,4 +1,4 @@
-"""The stored artefacts of one sweep -> SweepResults, which reports and tables are made of."""
+"""Reads the stored artefacts of one sweep into SweepResults, the input of reports and tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +25,9 @@ from prefsweep.workers import tables
 
 
 def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
-    """All results of a sweep as they are now, the untrained policy first.
+    """Read the current results of a sweep, the untrained policy first.
 
-    Without `details` they lack curves, samples and distributions, which take the time to read.
+    With `details=False`, curves, samples and distributions, which are slow to read, are left empty.
     """
     state = read_state(sweep.store, sweep.spec.name)
     began = state.first_started
@@ -50,7 +50,7 @@ def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
 
 
 def _quarantined(sweep: Sweep) -> dict[str, dict[str, str]]:
-    """The prompts that the sweep leaves out, with their texts where it has them."""
+    """Stage -> quarantined prompt id -> its text, "" if unknown."""
     left_out, texts = sweep.inputs.quarantined, dict[str, str]()
     for stage in ("prompts", "eval_prompts") if left_out else ():
         if stage in sweep.stages and sweep.store.manifest(sweep.path(stage)):
@@ -64,7 +64,7 @@ def _quarantined(sweep: Sweep) -> dict[str, dict[str, str]]:
 
 
 def _stage_names(sweep: Sweep) -> list[str]:
-    """The sweep's stages; the stage of the prompts makes two artefacts."""
+    """Names of the sweep's artefacts; the prompts stage makes two."""
     names = list(sweep.stages)
     if "eval_prompts" not in names:
         names.insert(names.index("prompts") + 1, "eval_prompts")
@@ -74,9 +74,9 @@ def _stage_names(sweep: Sweep) -> list[str]:
 def read_result(
     sweep: Sweep, trial: Trial, began: float = 0.0, *, details: bool = True
 ) -> TrialResult:
-    """One trial's row, with its curves and samples if `details` are wanted.
+    """Read the result of one trial, with its curves and samples if `details`.
 
-    `began` is when the sweep did, 0 if that is not known.
+    `began` is the time when the sweep was first started, 0 if unknown.
     """
     store, status = sweep.store, trial_status(sweep, trial)
     evaluation = _Evaluation()
@@ -156,16 +156,19 @@ def _stages(made: Mapping[str, Manifest | None], began: float) -> list[StageResu
 
 
 def _is_older(manifest: Manifest | None, began: float) -> bool:
-    """Whether an artefact was there before the first run of the sweep began (0: unknown)."""
+    """Whether an artefact was made before the sweep was first started (`began`; 0: unknown)."""
     return manifest is not None and 0 < manifest.made_at < int(began)
 
 
 def _environments(manifests: Iterable[Manifest]) -> dict[str, str]:
-    """What made the stages, or would make them here; several where they differ."""
+    """Versions and machine that made the stages, comma-separated if they differ.
+
+    Without any stage, those of this process.
+    """
     values: dict[str, list[str]] = {}
     for recorded in [manifest.environment for manifest in manifests] or [environment()]:
         for name, value in recorded.items():
-            if name == "node":  # tells nobody anything after the cluster's end
+            if name == "node":  # means nothing once the cluster has ended
                 continue
             known = values.setdefault(name, [])
             if value not in known:
@@ -180,7 +183,7 @@ NUM_BINS = 40
 
 
 def read_data_facts(sweep: Sweep) -> DataFacts:
-    """Distributions of what is finished."""
+    """Read the distributions of the finished stages."""
     scored = _columns(sweep, "scores", ("score",))
     pairs = _columns(sweep, "pairs", ("chosen_score", "rejected_score"))
     tokens = _columns(sweep, "reference", ("chosen_ids", "rejected_ids"))
@@ -205,9 +208,9 @@ def read_data_facts(sweep: Sweep) -> DataFacts:
 
 
 def histogram(series: Mapping[str, np.ndarray], *, whole: bool = False) -> Histogram | None:
-    """At most NUM_BINS bins of equal width over all finite values of all series; None for none.
+    """Count values in at most NUM_BINS bins of equal width; None if no value is finite.
 
-    `whole` keeps the edges halfway between whole numbers, so that no bin holds more of them.
+    With `whole`, edges lie halfway between integers, so every bin covers the same number of them.
     """
     finite = {name: values[np.isfinite(values)] for name, values in series.items()}
     drawn = {name: values for name, values in finite.items() if len(values)}
@@ -239,7 +242,7 @@ def _columns(sweep: Sweep, stage: str, names: Sequence[str]) -> pa.Table | None:
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """Floats; null, which stands for no score, is NaN."""
+    """The column as floats; null, which means no score, becomes NaN."""
     return pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy()
 
 

@@ -1,4 +1,4 @@
-"""How a sweep stands, read from the store alone: by the live view, `status`, and the pipeline."""
+"""Reads the status of a sweep from the store, for the live view, `status` and the tracker."""
 
 import math
 import time
@@ -32,25 +32,25 @@ from prefsweep.sweeps.records import (
 
 
 def read_status(sweep: Sweep) -> SweepStatus:
-    """Stages and trials as the store shows them now."""
+    """Read the current status of a sweep."""
     return StatusReader(sweep).read()
 
 
 class StatusReader:
-    """Reads a sweep's status again and again, and from the store only what may have changed."""
+    """Reads a sweep's status repeatedly; caches what cannot have changed."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._trials: dict[str, tuple[object, TrialStatus]] = {}
-        """Trial -> the stamps of its files when it was read, and what was read."""
+        """Trial -> the versions of its files when they were read, and the status read."""
         self._stages: dict[str, StageStatus] = {}
         """Finished stages."""
         self._shards: dict[str, Manifest] = {}
-        """Finished shards of stages that are not."""
+        """Finished shards of unfinished stages."""
 
     def read(self) -> SweepStatus:
-        """Stages and trials as they are now. Raises StoreError or OSError if the store is away."""
-        self._follow()
+        """Read the current status. Raises StoreError or OSError if the store cannot be reached."""
+        self._switch_if_quarantined()
         sweep, driver, elapsed = self._sweep, driver_status(self._sweep), None
         stages = [self._stage(name, driver) for name in (*sweep.stages, UNTRAINED)]
         trials = self.trials(sweep.trials)
@@ -70,24 +70,26 @@ class StatusReader:
             sweep.storage,
         )
 
-    def _follow(self) -> None:
-        """Look at other artefacts once prompts were quarantined."""
+    def _switch_if_quarantined(self) -> None:
+        """Switch to the new artefacts once prompts are quarantined."""
         recorded = as_recorded(self._sweep)
         if recorded.inputs != self._sweep.inputs:
             self._sweep = recorded
             self._trials, self._stages, self._shards = {}, {}, {}
 
     def trials(self, trials: Sequence[Trial]) -> list[TrialStatus]:
-        """Where these trials stand; what has ended and has not been touched since is not read."""
+        """Read the status of trials; those that ended are only read again if their files change."""
         store, folder = self._sweep.store, self._sweep.store.trial
         names = ("status.json", "metrics.jsonl")
-        stamps = store.stamps([folder(t.trial_id, name) for t in trials for name in names])
+        versions = store.stamps([folder(t.trial_id, name) for t in trials for name in names])
         found: list[TrialStatus] = []
-        for trial, stamp in zip(trials, zip(stamps[::2], stamps[1::2], strict=True), strict=True):
+        for trial, version in zip(
+            trials, zip(versions[::2], versions[1::2], strict=True), strict=True
+        ):
             before, status = self._trials.get(trial.trial_id, (None, None))
-            if status is None or before != stamp or status.status == Status.RUNNING:
+            if status is None or before != version or status.status == Status.RUNNING:
                 status = trial_status(self._sweep, trial)
-                self._trials[trial.trial_id] = stamp, status
+                self._trials[trial.trial_id] = version, status
             found.append(status)
         return found
 
@@ -100,7 +102,7 @@ class StatusReader:
         return self._stages[name]
 
     def _with_rate(self, stage: StageStatus, driver: DriverStatus | None) -> StageStatus:
-        """The stage with the rows of its finished shards, and how fast they come."""
+        """Add the rows of a stage's finished shards, rows per second and time left."""
         if not stage.num_done:
             return stage
         shards = self._manifests(stage)
@@ -130,7 +132,7 @@ class StatusReader:
 
 
 def driver_status(sweep: Sweep) -> DriverStatus | None:
-    """Who runs the sweep, as far as one look at its lease tells."""
+    """The driver that holds the sweep's lease; None without one."""
     holder = read_holder(sweep.store, sweep.spec.name)
     if holder is None:
         return None
@@ -140,7 +142,7 @@ def driver_status(sweep: Sweep) -> DriverStatus | None:
 
 
 def status_document(status: SweepStatus) -> dict[str, Any]:
-    """What `status --json` prints."""
+    """The document that `status --json` prints."""
     document = asdict(status)
     keys = ("sweep", "stages", "trials", "elapsed_s", "eta_s", "driver", "quarantined")
     return {key: document[key] for key in keys}
@@ -172,7 +174,7 @@ def _untrained(sweep: Sweep) -> StageStatus:
 
 
 def _mark_running(stages: list[StageStatus]) -> None:
-    """The first unfinished stage of a running sweep is running, and all that run beside it."""
+    """Mark the first unfinished stage, and those that run at the same time, as running."""
     beside = ({"policy", "reward", "prompts", "eval_prompts"}, {"completions", "scores"})
     first = next((s.name for s in stages if s.status == Status.PENDING), None)
     together = next((group for group in beside if first in group), {first})
@@ -182,16 +184,17 @@ def _mark_running(stages: list[StageStatus]) -> None:
 
 
 def _without_driver(trial: TrialStatus) -> TrialStatus:
-    """A trial that was running when its driver died."""
+    """A trial that was running when its driver died counts as interrupted."""
     if trial.status != Status.RUNNING:
         return trial
     return replace(trial, status=Status.INTERRUPTED)
 
 
 def eta(trials: list[TrialStatus]) -> float | None:
-    """Seconds until the trials are done, by what finished ones took and how many run at once.
+    """Estimated seconds until all trials are done, None if unknown.
 
-    Before any has finished, by what the running ones will take at their pace.
+    Based on the mean time of finished trials or, if there is none, on the pace of running ones, and
+    on the number of trials that run at once.
     """
     running = [t for t in trials if t.status == Status.RUNNING]
     paces = [t.step_seconds * t.max_steps for t in running if t.step_seconds and t.max_steps]
@@ -209,7 +212,7 @@ def eta(trials: list[TrialStatus]) -> float | None:
 
 @dataclass(frozen=True)
 class ListedSweep:
-    """A sweep as its last driver left it."""
+    """A sweep in the list of a store's sweeps."""
 
     sweep: str
     status: str

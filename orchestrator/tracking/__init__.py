@@ -1,1 +1,1 @@
-"""Mirrors of metrics in other services."""
+"""Copies of the metrics in other services."""

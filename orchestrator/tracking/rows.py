@@ -1,7 +1,4 @@
-"""What Weights & Biases is given, made from what the sweep knows: rows, tables, figures, configs.
-
-Nothing here talks to W&B; secrets are blotted out before they leave.
-"""
+"""Converts results to what W&B logs: rows, tables, figures and configs, without secrets."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +14,12 @@ STEP = "train/global_step"
 
 
 def trial_config(trial: Trial, sweep: str) -> dict[str, object]:
-    """A trial's config, flat: W&B's grouping, filters and parallel coordinates take columns."""
+    """A trial's config as a flat mapping, because W&B groups and filters by columns."""
     return {"sweep": sweep, "trial_id": trial.trial_id, **trial.spec.model_dump(mode="json")}
 
 
 def history_row(record: Mapping[str, float | None]) -> dict[str, float]:
-    """A record of metrics.jsonl by W&B's names: step is the x-axis, the rest is train/ or eval/."""
+    """A record of metrics.jsonl with W&B names: STEP, and a prefix train/ or eval/ for others."""
     row: dict[str, float] = {}
     for key, value in record.items():
         if value is None:
@@ -33,7 +30,7 @@ def history_row(record: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def summary(result: TrialResult) -> dict[str, float | str]:
-    """Final metrics, the training time and, for a failed trial, why it failed."""
+    """Final metrics, training time and, for a failed trial, the error."""
     summary: dict[str, float | str] = {
         key: value for key, value in result.metrics.items() if value is not None
     }
@@ -55,7 +52,7 @@ def sample_table(samples: Sequence[EvaluationSample]) -> Table:
 
 
 def result_table(results: Sequence[TrialResult]) -> Table:
-    """One row for every result, the untrained policy included; all metrics that any of them has."""
+    """One row per result, including the untrained policy, with all metrics of any result."""
     from prefsweep.orchestrator.report.tables import TRIAL_COLUMNS
 
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
@@ -77,7 +74,7 @@ _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def without_secrets(value: object) -> Any:
-    """`value`, JSON-like, with the values of secret keys and the logins in URLs blotted out."""
+    """JSON-like `value` with secrets replaced by ***: values of secret keys, logins in URLs."""
     if isinstance(value, Mapping):
         return {
             key: "***" if _SECRET_KEY.search(str(key)) and item else without_secrets(item)
@@ -89,7 +86,7 @@ def without_secrets(value: object) -> Any:
 
 
 def grid_point_table(results: SweepResults) -> Table:
-    """One row for every grid point, its seeds pooled, with how it stands to the best."""
+    """One row per grid point, seeds pooled, with its test against the best."""
     from prefsweep.orchestrator.results.analysis import compare, pool
 
     rows = [
@@ -109,7 +106,7 @@ def grid_point_table(results: SweepResults) -> Table:
 
 
 def figures(results: SweepResults) -> Iterator[tuple[str, "Figure"]]:
-    """The report's plots, by the names W&B shows them under."""
+    """The report's plots and their names in W&B."""
     import plotly.graph_objects as go
 
     from prefsweep.orchestrator.report.figures import comparison_plots, training_plots

@@ -1,9 +1,8 @@
-"""Metrics of the trials in, Weights & Biases runs out: the driver's mirror.
+"""Mirrors the metrics of trials to Weights & Biases: one run per trial and one for the sweep.
 
-The truth is every trial's metrics.jsonl; this module only copies what it is told, one W&B run for
-each trial and one for the sweep. Everything W&B does happens on one daemon thread behind a queue:
-it cannot raise into the sweep, block it or ask questions. It reads nothing back and retries
-nothing; where W&B fails, the mirror goes online -> offline -> disabled, each step with one warning.
+The metrics.jsonl of each trial is the source of truth. All calls to W&B run on one daemon thread
+behind a queue, so W&B cannot raise into the sweep, block it or prompt. Nothing is retried: when W&B
+fails, the mirror switches from online to offline, then to disabled, with one warning each.
 """
 
 import configparser
@@ -44,30 +43,30 @@ logger = logging.getLogger(__name__)
 Mode = Literal["online", "offline", "disabled"]
 
 INIT_TIMEOUT_S = 20.0
-"""Longest wait for the server when a run starts; then the mirror goes offline."""
+"""Timeout for the server when a run starts; after it, the mirror switches to offline."""
 UPLOAD_TIMEOUT_S = 20.0
-"""Longest wait for a run's upload when it ends; what is left stays on disk for `wandb sync`."""
+"""Timeout for the upload when a run ends; the rest stays on disk for `wandb sync`."""
 FINISH_TIMEOUT_S = 60.0
-"""Longest wait of `WandbMirror.finish`."""
+"""Timeout of `WandbMirror.finish`."""
 MAX_QUEUED = 20_000
-"""Jobs waiting for W&B beyond which metric records are dropped from the mirror."""
+"""Maximum queued jobs; beyond it, metric records are dropped from the mirror."""
 
 ARTIFACTS_TIMEOUT_S = 900.0
-"""The same two waits where artifacts were asked for, which may be large."""
+"""Replaces the last two timeouts if artifacts, which may be large, are uploaded."""
 
 Folder = Callable[[], Path]
-"""Fetches a folder that is asked for; called on the mirror's thread."""
+"""Fetches a folder; called on the mirror's thread."""
 _ARTIFACT_NAME = re.compile(r"[^A-Za-z0-9._-]+")
-"""What W&B does not take in an artifact's name: a combination of losses has a plus."""
+"""Characters that W&B forbids in artifact names, such as the plus of combined losses."""
 _EXIT_CODES = {Status.SUCCEEDED: 0, Status.INTERRUPTED: 255}
-"""What W&B shows as finished and killed; every other status is shown as failed (1)."""
+"""Exit codes that W&B shows as finished and killed; any other status is 1, failed."""
 
 
 def wandb_mode(spec: WandbSpec, environ: Mapping[str, str]) -> Mode:
     """The mode to start in, without importing wandb.
 
-    `auto` follows WANDB_MODE, else is online where an API key is found. Without a key nothing is
-    online, because W&B would prompt for one.
+    `auto` follows WANDB_MODE or, if unset, is online if there is an API key. Without a key the mode
+    is never online, because W&B would prompt for one.
     """
     mode = spec.mode
     if mode == "auto":
@@ -79,7 +78,7 @@ def wandb_mode(spec: WandbSpec, environ: Mapping[str, str]) -> Mode:
 
 
 def _has_key(environ: Mapping[str, str]) -> bool:
-    """Whether W&B would find credentials: in the environment or in the netrc file of its host."""
+    """Whether W&B has credentials in the environment or in the netrc file."""
     if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     home = Path(environ.get("HOME", "~")).expanduser()
@@ -95,7 +94,7 @@ def _has_key(environ: Mapping[str, str]) -> bool:
 
 
 def server_url(environ: Mapping[str, str]) -> str:
-    """Address of the W&B server: from the environment, W&B's settings file, or the public one."""
+    """URL of the W&B server, from the environment, W&B's settings file, or the public default."""
     if url := environ.get("WANDB_BASE_URL"):
         return url
     home = Path(environ.get("HOME", "~")).expanduser()
@@ -109,7 +108,7 @@ def server_url(environ: Mapping[str, str]) -> str:
 
 
 class WandbMirror:
-    """What the driver calls. No method raises, and none but `finish` waits."""
+    """The interface for the driver. No method raises; only `finish` blocks."""
 
     def __init__(
         self, spec: WandbSpec, sweep: str, config: dict[str, object], folder: Path
@@ -127,7 +126,7 @@ class WandbMirror:
         self._closed = False
 
     def trial_started(self, trial_id: str, name: str, config: dict[str, object]) -> None:
-        """Open the run of a trial that runs now; a trial that was mirrored before is continued."""
+        """Start the W&B run of a trial, or continue it if there is one."""
         self._send(lambda writer: writer.start_trial(trial_id, name, config))
 
     def log(self, trial_id: str, record: Mapping[str, float | None]) -> None:
@@ -139,14 +138,14 @@ class WandbMirror:
         self._send(lambda writer: writer.log(trial_id, row))
 
     def trial_finished(self, result: TrialResult, weights: Folder | None = None) -> None:
-        """Close the run of a trial with its final metrics, samples and, where wanted, weights."""
+        """End the run of a trial with its final metrics, its samples and, if given, its weights."""
         self._send(lambda writer: writer.finish_trial(result, weights))
 
     def finish(self, results: SweepResults, pairs: Folder | None = None) -> None:
-        """Write the sweep's own run with tables and plots, and close W&B; a minute at most.
+        """Write the sweep's own run with tables and plots, and close W&B.
 
-        Longer only for artifacts that were asked for. A sweep in which no trial ran has nothing to
-        mirror, and leaves the earlier runs alone.
+        Takes at most FINISH_TIMEOUT_S, or ARTIFACTS_TIMEOUT_S with artifacts. Does nothing if no
+        trial has run.
         """
         if self._thread is None or self._closed:
             return
@@ -156,10 +155,10 @@ class WandbMirror:
         timeout_s = ARTIFACTS_TIMEOUT_S if self._spec.log_artifacts else FINISH_TIMEOUT_S
         self._thread.join(timeout_s)
         if self._num_dropped:
-            message = "W&B was too slow for %d metric records; metrics.jsonl has them all"
+            message = "W&B was too slow and missed %d metric records; metrics.jsonl has all of them"
             logger.warning(message, self._num_dropped)
         if self._thread.is_alive():
-            message = "W&B did not finish within %.0f s; metrics.jsonl has all it may be missing"
+            message = "W&B did not finish within %.0f s; metrics.jsonl has what it may miss"
             logger.warning(message, timeout_s)
 
     def _send(self, job: "_Job") -> None:
@@ -177,7 +176,7 @@ class WandbMirror:
 
 
 class _Writer:
-    """The side of the mirror that talks to W&B; it lives on the mirror's thread."""
+    """Makes all calls to W&B, on the mirror's thread."""
 
     def __init__(
         self, spec: WandbSpec, sweep: str, config: dict[str, object], folder: Path, mode: Mode
@@ -189,17 +188,17 @@ class _Writer:
         self._mode: Mode = mode
         self._runs: dict[str, wandb.Run] = {}
         self._known: dict[str, float] = {}
-        """Trial -> the step up to which the server has it from an earlier driver."""
+        """Trial -> the last step that the server has from an earlier driver."""
         self._lost_table = False
 
     def do(self, job: "_Job") -> None:
-        """Run a job; the border that no exception of W&B's crosses."""
+        """Run a job. Catches every exception of W&B and disables the mirror."""
         try:
             if self._mode != "disabled":
                 job(self)
         except (Exception, SystemExit) as error:
             self._mode = "disabled"
-            message = "W&B failed (%s) and is off from here on; metrics.jsonl has every metric"
+            message = "W&B failed (%s) and is disabled for this run; metrics.jsonl has every metric"
             logger.warning(message, _reason(error))
 
     def start_trial(self, trial_id: str, name: str, config: dict[str, object]) -> None:
@@ -241,7 +240,7 @@ class _Writer:
         self._close_run(run, 0 if set(statuses) <= {Status.SUCCEEDED} else 1)
 
     def close(self) -> None:
-        """End what is still open (trials that were interrupted), then W&B's own process."""
+        """End the runs that are still open, of interrupted trials, and W&B's own process."""
         try:
             import wandb
 
@@ -252,10 +251,10 @@ class _Writer:
     def _open(
         self, identity: str, name: str, job_type: str, config: dict[str, object]
     ) -> "wandb.Run | None":
-        """A new W&B run. Online falls back to offline here; offline, what W&B raises is raised.
+        """Open a W&B run. If the server fails, switch to offline; raises if that fails too.
 
-        None where the server is lost while other runs are open: until W&B's process has ended,
-        and those runs with it, the failed run's id stays taken.
+        Returns None if the server fails while other runs are open: W&B keeps the id of the failed
+        run reserved until its process, and the open runs with it, has ended.
         """
         # Its error telemetry goes to the same server, and holds up the exit when that is dead.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -292,7 +291,7 @@ class _Writer:
                 wandb.teardown()
 
     def _log_table(self, run: "wandb.Run", key: str, table: Table) -> None:
-        """Online, W&B asks its server about a table at once; without an answer it is left out."""
+        """Log a table. Online, W&B contacts its server; if that fails, the table is skipped."""
         import wandb
 
         columns, *rows = table
@@ -307,7 +306,7 @@ class _Writer:
             self._lost_table = True
 
     def _log_figures(self, run: "wandb.Run", results: SweepResults) -> None:
-        """The report's plots; one that cannot be logged costs the plots only."""
+        """Log the report's plots; if one fails, all plots are skipped."""
         import wandb
 
         try:
@@ -315,10 +314,10 @@ class _Writer:
             if plots:
                 run.log(plots)
         except Exception as error:
-            logger.warning("W&B has no plots of the sweep (%s)", _reason(error))
+            logger.warning("the plots were not logged to W&B (%s)", _reason(error))
 
     def _log_artifact(self, run: "wandb.Run", name: str, kind: str, folder: Folder) -> None:
-        """A folder as a W&B artifact; where it fails, the run goes on without it."""
+        """Log a folder as a W&B artifact; if it fails, it is skipped."""
         import wandb
 
         try:
@@ -326,7 +325,7 @@ class _Writer:
             artifact.add_dir(str(folder()))
             run.log_artifact(artifact)
         except Exception as error:
-            logger.warning("W&B has no artifact %s (%s)", name, _reason(error))
+            logger.warning("artifact %s was not logged to W&B (%s)", name, _reason(error))
 
     def _close_run(self, run: "wandb.Run", exit_code: int) -> None:
         try:
@@ -345,7 +344,7 @@ _Job = Callable[[_Writer], None]
 
 
 def _quiet(known: Mapping[str, object], upload_s: float) -> dict[str, Any]:
-    """Settings, of those W&B knows, of a run that prints, asks, measures and copies nothing."""
+    """Settings of a run that prints, prompts, measures and copies nothing, if W&B knows them."""
     wanted = {
         "silent": True,
         "console": "off",
@@ -367,7 +366,7 @@ def _quiet(known: Mapping[str, object], upload_s: float) -> dict[str, Any]:
 
 @contextmanager
 def _exit_hooks_kept() -> Iterator[None]:
-    """W&B puts its own sys.exit and sys.excepthook in place; the process keeps those it had."""
+    """Restore sys.exit and sys.excepthook, which W&B replaces."""
     kept = sys.exit, sys.excepthook
     try:
         yield
@@ -376,18 +375,18 @@ def _exit_hooks_kept() -> Iterator[None]:
 
 
 def _project(spec: WandbSpec, environ: Mapping[str, str]) -> str:
-    """The project of the spec; WANDB_PROJECT replaces the default one."""
+    """The project of the spec; WANDB_PROJECT overrides the default."""
     default = WandbSpec.model_fields["project"].default
     return environ.get("WANDB_PROJECT", default) if spec.project == default else spec.project
 
 
 def _known_step(run: "wandb.Run") -> float:
-    """The newest step of a run that is continued online; an offline one has nothing from before."""
+    """The last step of a run that is continued online; -inf for a new or offline run."""
     step = run.summary.get(STEP) if run.resumed else None
     return float(step) if isinstance(step, int | float) else -math.inf
 
 
 def _reason(error: BaseException) -> str:
-    """An error as a short line, for a warning."""
+    """An error as one short line."""
     text = one_line(str(error))
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

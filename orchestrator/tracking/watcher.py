@@ -1,7 +1,7 @@
-"""Follows running trials through the store: log lines for people, a mirror for W&B.
+"""Polls the stored records of running trials; logs their results and mirrors their metrics to W&B.
 
-One thread polls status.json and metrics.jsonl; it works alike for any cluster, and nothing it does
-can stop a trial.
+One thread polls status.json and metrics.jsonl, the same way for every cluster. Its errors cannot
+stop a trial.
 """
 
 import logging
@@ -26,8 +26,8 @@ ENDED = (Status.SUCCEEDED, Status.FAILED, Status.INTERRUPTED)
 
 
 class TrialWatch:
-    """Watches trials for the length of a `with` block; one that is interrupted is left at once,
-    with what W&B has by then."""
+    """Watches trials while the `with` block runs. On KeyboardInterrupt it returns at once and W&B
+    keeps what it has received."""
 
     def __init__(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         self._sweep, self._open = sweep, list(trials)
@@ -50,7 +50,7 @@ class TrialWatch:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._stop.set()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            return  # a dead server, or storage that fails, would hold it up
+            return  # do not wait for a dead server or failing storage
         self._thread.join()
         self._poll()
         if self._mirror.mode != "disabled":
@@ -64,14 +64,14 @@ class TrialWatch:
     def _poll(self) -> None:
         try:
             statuses = self._reader.trials(self._open)
-        except (SweepError, OSError) as error:  # the next poll may see it whole
-            log.debug("watching the trials: %s", error)
+        except (SweepError, OSError) as error:  # retried by the next poll
+            log.debug("could not read the trials: %s", error)
             return
         for trial, status in zip(list(self._open), statuses, strict=True):
             try:
                 self._poll_trial(trial, status.status)
             except (SweepError, OSError) as error:
-                log.debug("watching trial %s: %s", trial.name, error)
+                log.debug("could not read trial %s: %s", trial.name, error)
 
     def _poll_trial(self, trial: Trial, status: Status) -> None:
         sweep, trial_id = self._sweep, trial.trial_id
@@ -86,7 +86,7 @@ class TrialWatch:
         num_logged = self._num_logged[trial_id]
         for record in records[num_logged:]:
             self._mirror.log(trial_id, dict(record))
-        # a trial that goes on from a checkpoint writes lines again that were logged already
+        # a resumed trial repeats lines after its checkpoint that were logged before
         self._num_logged[trial_id] = max(num_logged, len(records))
         if status in ENDED:
             result = read_result(sweep, trial)
@@ -97,7 +97,7 @@ class TrialWatch:
             log.info("trial %d/%d %s", self._num_ended, self._num_trials, describe(result))
 
     def _artifact(self, kind: str, path: str) -> Callable[[], Path] | None:
-        """How the mirror gets an artefact, where W&B is to have it."""
+        """A function that fetches an artefact for W&B; None if W&B is not to have it."""
         if kind not in self._sweep.spec.tracking.wandb.log_artifacts:
             return None
         return lambda: self._sweep.store.fetch(path)

@@ -15,7 +15,7 @@ from prefsweep.orchestrator.display.compare import markdown
 from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.results import compare
-from prefsweep.orchestrator.results.compare import side_by_side
+from prefsweep.orchestrator.results.compare import compare_sweeps
 from prefsweep.orchestrator.results.results import read_results
 from prefsweep.orchestrator.state.sweep import Sweep
 
@@ -47,7 +47,7 @@ def rewards(sweep: Sweep, name: str) -> np.ndarray:
 
 
 def test_matching_grid_points_differ_by_prompt(sweeps: dict[str, Sweep]) -> None:
-    found = side_by_side(sweeps["one"], sweeps["longer"])
+    found = compare_sweeps(sweeps["one"], sweeps["longer"])
     match = next(match for match in found.matches if match.name == "sigmoid-beta0.1")
     ours, theirs = (rewards(sweeps[name], match.name) for name in ("one", "longer"))
     expected = stats.ttest_rel(theirs, ours)
@@ -61,7 +61,7 @@ def test_matching_grid_points_differ_by_prompt(sweeps: dict[str, Sweep]) -> None
 
 
 def test_rewards_of_different_reward_models_are_not_compared(sweeps: dict[str, Sweep]) -> None:
-    found = side_by_side(sweeps["one"], sweeps["vader"])
+    found = compare_sweeps(sweeps["one"], sweeps["vader"])
     assert "rewards are not compared" in found.notes[0] and "vader" in found.notes[0]
     assert all(match.difference is None for match in found.matches)
     assert found.matches[0].one.reward is not None  # each is shown, beside its own name
@@ -69,8 +69,8 @@ def test_rewards_of_different_reward_models_are_not_compared(sweeps: dict[str, S
 
 
 def test_unlike_evaluations_are_compared_with_a_word_of_caution(sweeps: dict[str, Sweep]) -> None:
-    found = side_by_side(sweeps["one"], sweeps["wordy"])
-    assert "evaluations differ (max_new_tokens: 8 and 6)" in found.notes[0]
+    found = compare_sweeps(sweeps["one"], sweeps["wordy"])
+    assert "evaluation settings differ (max_new_tokens: 8 and 6)" in found.notes[0]
     match = next(match for match in found.matches if match.name == "hinge-beta0.1")
     assert match.same_trials and match.difference is not None
 
@@ -89,8 +89,8 @@ def test_without_common_prompts_there_is_no_difference(
         return replace(found, results=rows)
 
     monkeypatch.setattr(compare, "read_results", elsewhere)
-    found = side_by_side(sweeps["one"], sweeps["longer"])
-    assert "no held-out prompt is in both sweeps, so there are no paired differences" in found.notes
+    found = compare_sweeps(sweeps["one"], sweeps["longer"])
+    assert "the sweeps share no held-out prompt, so there are no paired differences" in found.notes
     assert all(match.difference is None for match in found.matches)
 
 
@@ -110,5 +110,5 @@ def test_the_command_prints_tables_json_and_markdown(
     assert document["matches"][0]["name"] == "untrained"
     assert run("--to", str(tmp_path / "both.md")).strip() == str(tmp_path / "both.md")
     text = (tmp_path / "both.md").read_text()
-    assert text == markdown(side_by_side(sweeps["one"], sweeps["longer"]))
+    assert text == markdown(compare_sweeps(sweeps["one"], sweeps["longer"]))
     assert "| grid point | reward of small | reward of longer | difference |" in text

@@ -194,7 +194,7 @@ def test_stages_before_the_entry_are_neither_planned_nor_run(tmp_path: Path) -> 
     with console.capture() as capture:
         console.print(render_plan(sweep))
     text = capture.get()
-    assert "enters with pairs from" in text and "at most 3 held-out prompts" in text
+    assert "starts with pairs from" in text and "at most 3 held-out prompts" in text
     assert not any(
         line.startswith(("scores", "completions", "reward")) for line in text.split("\n")
     )

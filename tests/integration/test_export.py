@@ -17,7 +17,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefsweep.orchestrator.execution.cluster import InlineCluster
-from prefsweep.orchestrator.export.export import MARK, Wanted, export
+from prefsweep.orchestrator.export.export import MARK, ExportRequest, export
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.sweeps.errors import SweepError, UsageError
@@ -98,7 +98,7 @@ def header(folder: Path) -> dict[str, Any]:
 def test_an_adapter_with_its_base_gives_the_log_probabilities_of_the_checkpoint(
     lora: Sweep, tmp_path: Path
 ) -> None:
-    folder = export(lora, Wanted(NAME), tmp_path / "adapter").folder
+    folder = export(lora, ExportRequest(NAME), tmp_path / "adapter").folder
     expected = of_the_trial(lora)
     assert (expected - untrained(lora)).abs().max() > 1e-2
     assert_equal(logps(AutoPeftModelForCausalLM.from_pretrained(folder), token_ids()), expected)
@@ -118,7 +118,7 @@ def test_an_adapter_with_its_base_gives_the_log_probabilities_of_the_checkpoint(
 def test_a_merged_adapter_is_a_whole_model_of_the_same_log_probabilities(
     lora: Sweep, tmp_path: Path
 ) -> None:
-    folder = export(lora, Wanted(NAME, merge=True), tmp_path / "merged").folder
+    folder = export(lora, ExportRequest(NAME, merge=True), tmp_path / "merged").folder
     assert not list(folder.glob("adapter*")) and not (folder / "base").exists()
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert_equal(logps(model, token_ids()), of_the_trial(lora))
@@ -130,12 +130,12 @@ def test_a_fully_trained_model_gives_the_same_log_probabilities(
     full: Sweep, tmp_path: Path
 ) -> None:
     trial_id = full.trials[0].trial_id
-    folder = export(full, Wanted(trial_id[:6]), tmp_path / "new" / "full").folder
+    folder = export(full, ExportRequest(trial_id[:6]), tmp_path / "new" / "full").folder
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert_equal(logps(model, token_ids()), of_the_trial(full))
     assert AutoTokenizer.from_pretrained(folder)("This film").input_ids
     with pytest.raises(UsageError, match="no adapter to merge"):
-        export(full, Wanted(trial_id, merge=True), tmp_path / "merged")
+        export(full, ExportRequest(trial_id, merge=True), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -144,7 +144,7 @@ def test_the_card_has_the_metrics_of_the_evaluation_beside_the_untrained_policys
 ) -> None:
     from prefsweep.orchestrator.text import show
 
-    card = (export(full, Wanted(NAME), tmp_path / "out").folder / "README.md").read_text()
+    card = (export(full, ExportRequest(NAME), tmp_path / "out").folder / "README.md").read_text()
     rows = []
     for trial_id in (full.trials[0].trial_id, "untrained"):
         metrics = full.store.read_json(f"{full.evaluation_path(trial_id)}/metrics.json")
@@ -159,12 +159,12 @@ def test_an_export_again_replaces_its_folder_and_one_of_another_form_does_not(
     lora: Sweep, tmp_path: Path
 ) -> None:
     target = tmp_path / "out"
-    export(lora, Wanted(NAME, merge=True), target)
+    export(lora, ExportRequest(NAME, merge=True), target)
     (target / "config.json").write_text("edited")
-    export(lora, Wanted(NAME, merge=True), target)
+    export(lora, ExportRequest(NAME, merge=True), target)
     assert json.loads((target / "config.json").read_text())["model_type"] == "gpt2"
     with pytest.raises(UsageError, match=r"holds another export \(export model.*form merged"):
-        export(lora, Wanted(NAME), target)
+        export(lora, ExportRequest(NAME), target)
     assert sorted(tmp_path.iterdir()) == [target]
 
 
@@ -182,8 +182,8 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from tests.integration.test_export import *
 sweep = run_small(Path("store"), LORA, "policy.model=owner/tiny")
-export(sweep, Wanted(NAME), Path("out"))
-export(sweep, Wanted(NAME, merge=True), Path("merged"))
+export(sweep, ExportRequest(NAME), Path("out"))
+export(sweep, ExportRequest(NAME, merge=True), Path("merged"))
 loaded = AutoPeftModelForCausalLM.from_pretrained("out", dtype="float32")
 assert_equal(logps(loaded, token_ids()), of_the_trial(sweep))
 merged = AutoModelForCausalLM.from_pretrained("merged")
@@ -209,7 +209,7 @@ assert_equal(logps(merged, token_ids()), of_the_trial(sweep))
 def test_a_pushed_adapter_has_every_file_and_no_path_of_this_machine(
     lora: Sweep, tmp_path: Path, hub: FakeHub
 ) -> None:
-    exported = export(lora, Wanted(NAME, repo="me/adapter", private=True), tmp_path / "out")
+    exported = export(lora, ExportRequest(NAME, repo="me/adapter", private=True), tmp_path / "out")
     assert exported.url == f"{hub.endpoint}/me/adapter"
     repo = hub.repos["model", "me/adapter"]
     assert repo.private
@@ -229,10 +229,12 @@ def test_a_pushed_adapter_has_every_file_and_no_path_of_this_machine(
 def test_a_merged_push_removes_the_adapter_pushed_before_and_keeps_other_files(
     lora: Sweep, tmp_path: Path, hub: FakeHub
 ) -> None:
-    export(lora, Wanted(NAME, repo="me/model"), tmp_path / "adapter")
+    export(lora, ExportRequest(NAME, repo="me/model"), tmp_path / "adapter")
     repo = hub.repos["model", "me/model"]
     repo.files["LICENSE"] = b"mine"
-    merged = export(lora, Wanted(NAME, merge=True, repo="me/model"), tmp_path / "merged").folder
+    merged = export(
+        lora, ExportRequest(NAME, merge=True, repo="me/model"), tmp_path / "merged"
+    ).folder
     assert repo.files.keys() == {file.name for file in merged.iterdir()} | {"LICENSE"}
 
 
@@ -240,21 +242,21 @@ def test_what_the_hub_refuses_or_fails_at_is_told_and_the_folder_stays(
     full: Sweep, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match=r"others/model.*rights.*The export is in") as refused:
-        export(full, Wanted(NAME, repo="others/model"), tmp_path / "a")
+        export(full, ExportRequest(NAME, repo="others/model"), tmp_path / "a")
     assert (tmp_path / "a/model.safetensors").is_file()
     assert isinstance(refused.value, UsageError)
     hub.failing = "/commit/"
     with pytest.raises(SweepError, match=r"me/model.*The export is in") as failed:
-        export(full, Wanted(NAME, repo="me/model"), tmp_path / "b")
+        export(full, ExportRequest(NAME, repo="me/model"), tmp_path / "b")
     assert not isinstance(failed.value, UsageError)
     assert (tmp_path / "b/model.safetensors").is_file()
     hub.failing = ""
     with pytest.raises(UsageError, match="me/model exists and is public: nothing was pushed"):
-        export(full, Wanted(NAME, repo="me/model", private=True), tmp_path / "c")
+        export(full, ExportRequest(NAME, repo="me/model", private=True), tmp_path / "c")
     assert hub.repos["model", "me/model"].num_commits == 0
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UsageError, match="me/model"):
-        export(full, Wanted(NAME, repo="me/model"), tmp_path / "d")
+        export(full, ExportRequest(NAME, repo="me/model"), tmp_path / "d")
 
 
 def test_a_hub_that_is_not_there_is_told(
@@ -262,14 +264,14 @@ def test_a_hub_that_is_not_there_is_told(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SweepError, match=r"me/model.*The export is in"):
-        export(full, Wanted(NAME, repo="me/model"), tmp_path / "out")
+        export(full, ExportRequest(NAME, repo="me/model"), tmp_path / "out")
     assert (tmp_path / "out/model.safetensors").is_file()
 
 
 def test_a_pushed_dataset_is_a_dataset_repository(
     full: Sweep, tmp_path: Path, hub: FakeHub
 ) -> None:
-    exported = export(full, Wanted(dataset=True, repo="me/pairs"), tmp_path / "out")
+    exported = export(full, ExportRequest(dataset=True, repo="me/pairs"), tmp_path / "out")
     assert exported.url == f"{hub.endpoint}/datasets/me/pairs"
     files = hub.repos["dataset", "me/pairs"].files
     assert {"README.md", "data/train-00000.parquet", "data/test-00000.parquet"} <= files.keys()
@@ -292,5 +294,5 @@ def test_a_damaged_artefact_is_not_exported(full: Sweep, tmp_path: Path) -> None
     (weights / "model.safetensors").write_bytes(bytes(data))
     fresh = replace(copy)
     with pytest.raises(SweepError, match="is damaged"):
-        export(fresh, Wanted(NAME), tmp_path / "out")
+        export(fresh, ExportRequest(NAME), tmp_path / "out")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["store"]

@@ -62,18 +62,18 @@ def test_more_points_seeds_and_held_out_prompts_run_only_what_is_new(
 
     longer = small_sweep(tmp_path, GRID.format(losses="[sigmoid, hinge]", betas="[0.1, 0.5]"))
     assert sorted(run(longer)) == ["hinge-beta0.5", "sigmoid-beta0.5"]
-    assert "grid: 2 points are new: sigmoid-beta0.5, hinge-beta0.5" in caplog.text
+    assert "grid: 2 new points: sigmoid-beta0.5, hinge-beta0.5" in caplog.text
 
     seeds = small_sweep(tmp_path, "seeds=[0, 1]")
     assert sorted(run(seeds)) == ["hinge-beta0.1-seed1", "sigmoid-beta0.1-seed1"]
-    assert "grid: 2 points are no longer in it: sigmoid-beta0.5, hinge-beta0.5" in caplog.text
+    assert "grid: 2 points removed: sigmoid-beta0.5, hinge-beta0.5" in caplog.text
     assert len(table(seeds)) == 5
 
     prompts = small_sweep(tmp_path, "prompts.num_eval=6")
     caplog.clear()
     asked = run(prompts)
     assert asked == ["untrained", "sigmoid-beta0.1", "hinge-beta0.1"]  # evaluated, not trained
-    assert "evaluation: evaluated again, because eval_prompts changed" in caplog.text
+    assert "evaluation: will be repeated, because eval_prompts changed" in caplog.text
     after = weight_files(first)
     assert {file: after[file] for file in before} == before
     assert len(after) == 3 * len(before)  # two more points and two more seeds

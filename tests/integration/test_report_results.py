@@ -51,5 +51,5 @@ def test_results_have_distributions_times_and_what_other_sweeps_had_made(tmp_pat
         "ipo-beta0.1": False,
     }
     page = tmp_path / "sweeps/other/report/index.html"
-    assert "made by other sweeps" in page.read_text(encoding="utf-8")
+    assert "reused from other sweeps" in page.read_text(encoding="utf-8")
     assert not any(stage.found for stage in read_results(first).stages), "it made them itself"

@@ -74,7 +74,7 @@ def test_doctor_looks_at_every_node_as_a_run_does(three_nodes: RayNodes, tmp_pat
     found = {line["check"]: line["found"] for line in lines}
     assert found["cluster"].endswith(": 3 nodes")
     assert [line["level"] for line in lines if line["check"] == "node"] == ["ok"] * 3
-    assert found["storage"].endswith("is written and read by all 3 nodes")
+    assert found["storage"].endswith("is writable and readable on all 3 nodes")
     assert not list((tmp_path / "store").rglob("*.json")), "nothing is left behind"
 
 

@@ -37,35 +37,35 @@ def test_without_a_last_run_and_without_a_change_there_is_nothing_to_tell(tmp_pa
         (
             "generation.temperature=0.5",
             [
-                "completions: others than before, because generation.temperature is 0.5, it was",
-                "scores: others than before, because completions changed",
-                "pairs: others than before, because scores changed",
-                "reference: others than before, because pairs changed",
-                "trials: others than before, because reference changed",
+                "completions: will be rebuilt, because generation.temperature is 0.5, it was",
+                "scores: will be rebuilt, because completions changed",
+                "pairs: will be rebuilt, because scores changed",
+                "reference: will be rebuilt, because pairs changed",
+                "trials: will be rebuilt, because reference changed",
             ],
         ),
         (
             "pairs.min_margin=0.25",
             [
-                "pairs: others than before, because pairs.min_margin is 0.25, it was 0.0",
-                "reference: others than before, because pairs changed",
-                "trials: others than before, because reference changed",
+                "pairs: will be rebuilt, because pairs.min_margin is 0.25, it was 0.0",
+                "reference: will be rebuilt, because pairs changed",
+                "trials: will be rebuilt, because reference changed",
             ],
         ),
         (
             "training.max_steps=6",
-            ["trials: others than before, because training.max_steps is 6, it was 4"],
+            ["trials: will be rebuilt, because training.max_steps is 6, it was 4"],
         ),
         (
             "prompts.num_eval=5",
             [
-                "eval_prompts: others than before, because prompts.num_eval is 5, it was 4",
-                "evaluation: evaluated again, because eval_prompts changed",
+                "eval_prompts: will be rebuilt, because prompts.num_eval is 5, it was 4",
+                "evaluation: will be repeated, because eval_prompts changed",
             ],
         ),
         (
             "evaluation.num_samples=2",
-            ["evaluation: evaluated again, because evaluation.num_samples is 2, it was 1"],
+            ["evaluation: will be repeated, because evaluation.num_samples is 2, it was 1"],
         ),
     ],
 )
@@ -81,12 +81,12 @@ def test_the_field_that_changed_is_named_and_what_follows_from_it(
 @pytest.mark.parametrize(
     ("inputs", "line"),
     [
-        ({"policy": "other"}, "policy: others than before, because the model's weights are others"),
-        ({"reward": "other"}, "reward: others than before, because the model's weights are others"),
-        ({"prompts": "other"}, "prompts: others than before, because the content of its file or"),
+        ({"policy": "other"}, "policy: will be rebuilt, because the model's weights changed"),
+        ({"reward": "other"}, "reward: will be rebuilt, because the model's weights changed"),
+        ({"prompts": "other"}, "prompts: will be rebuilt, because the content of its file or"),
         (
             {"quarantined": {"scores": ["p"]}},
-            "scores: others than before, because other prompts are quarantined",
+            "scores: will be rebuilt, because the quarantined prompts changed",
         ),
     ],
 )
@@ -102,15 +102,15 @@ def test_new_code_is_named(before: Sweep, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(identity, "STAGE_VERSIONS", versions)
     monkeypatch.setattr("prefsweep.orchestrator.planning.changes.STAGE_VERSIONS", versions)
     now = Sweep(before.spec, before.inputs, before.storage)
-    assert "pairs: others than before, because its code is version 99, it was 1" in changes(now)
+    assert "pairs: will be rebuilt, because its code is version 99, it was 1" in changes(now)
 
 
 def test_points_of_the_grid_that_come_and_go_are_named(tmp_path: Path) -> None:
     recorded(small_sweep(tmp_path, GRID.format(losses="[sigmoid, hinge]", betas="[0.1]")))
     now = small_sweep(tmp_path, GRID.format(losses="[sigmoid]", betas="[0.1, 0.5]"))
     added, gone = changes(now)
-    assert added == "grid: 1 points are new: sigmoid-beta0.5"
-    assert gone.startswith("grid: 1 points are no longer in it: hinge-beta0.1; their results stay")
+    assert added == "grid: 1 new points: sigmoid-beta0.5"
+    assert gone.startswith("grid: 1 points removed: hinge-beta0.1; their results stay")
     many = small_sweep(tmp_path, GRID.format(losses="[sigmoid, hinge]", betas="[1, 2, 3, 4]"))
     assert "and 3 more" in changes(many)[0]
 

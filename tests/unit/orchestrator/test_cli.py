@@ -11,7 +11,7 @@ from prefsweep.orchestrator import pipeline
 from prefsweep.orchestrator.commands import cli
 from prefsweep.orchestrator.driver.run import AFTER_DATA, DATA_STAGES
 from prefsweep.orchestrator.planning.checks import Level, Line
-from prefsweep.orchestrator.planning.doctor import Examination
+from prefsweep.orchestrator.planning.doctor import DoctorReport
 from prefsweep.orchestrator.state.lease import Lease
 from prefsweep.orchestrator.state.sweep import spec_document
 from prefsweep.orchestrator.state.sweep_record import record_state
@@ -137,7 +137,7 @@ def test_a_sweep_runs_is_shown_and_is_found_again(
     storage = ["--storage", str(tmp_path)]
     words = ["run", "quickstart", *OVERRIDES, "--inline", *storage]
     assert prefsweep(monkeypatch, *words, "--dry-run") == 0
-    assert "2 trials: 0 in the store, 2 to run" in capsys.readouterr().out
+    assert "2 trials: 0 cached, 2 to run" in capsys.readouterr().out
     assert prefsweep(monkeypatch, *words) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == f"{tmp_path}/sweeps/small/report/index.html"
@@ -312,7 +312,7 @@ def test_what_doctor_says_in_a_pipe_is_not_broken_either(
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     found = f"/shared/{'folder/' * 15}runs is written and read"
-    told = Examination([Line("storage", Level.OK, found)], hangs=False)
-    monkeypatch.setattr("prefsweep.orchestrator.planning.doctor.examine", lambda *_: told)
+    told = DoctorReport([Line("storage", Level.OK, found)], hangs=False)
+    monkeypatch.setattr("prefsweep.orchestrator.planning.doctor.run_checks", lambda *_: told)
     assert prefsweep(monkeypatch, "doctor") == 0
     assert found in capsys.readouterr().out

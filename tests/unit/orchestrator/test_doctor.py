@@ -24,7 +24,7 @@ from prefsweep.orchestrator.planning.checks import (
     storage_here,
     storage_lines,
 )
-from prefsweep.orchestrator.planning.doctor import document, examine
+from prefsweep.orchestrator.planning.doctor import document, run_checks
 from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import ClusterError
 from prefsweep.sweeps.load import load_spec
@@ -68,7 +68,7 @@ def test_without_a_spec_it_looks_at_the_machine(
     code, lines = doctor(monkeypatch, capsys, "--storage", str(tmp_path / "new"))
     assert code == 0
     assert {"python", "packages", "cuda", "machine", "storage", "W&B"} == set(lines)
-    assert "is made at the first run" in lines["storage"][0].found
+    assert "will be created by the first run" in lines["storage"][0].found
     assert not (tmp_path / "new").exists()
 
 
@@ -79,7 +79,7 @@ def test_with_a_spec_that_can_run_it_says_what_it_will_take(
     code, lines = doctor(monkeypatch, capsys, *words)
     assert code == 0
     assert lines["spec"][0].found == "small, 2 trials"
-    assert lines["trials"][0].found == "2 to run, 0 found in the store"
+    assert lines["trials"][0].found == "2 to run, 0 cached"
     assert {"policy", "reward", "prompts", "time", "disk"} <= set(lines)
     assert list((tmp_path / "tmp").iterdir()) == []  # what was written to try is gone
 
@@ -149,7 +149,7 @@ def test_a_disk_that_is_too_small_is_an_error(
     words = ["quickstart", *OVERRIDES, f"policy.model={tmp_path / 'model'}"]
     code, lines = doctor(monkeypatch, capsys, *words, "--storage", str(tmp_path))
     assert (code, one_error(lines).check) == (2, "disk")
-    assert "make room" in lines["disk"][0].remedy
+    assert "free space" in lines["disk"][0].remedy
 
 
 def test_a_missing_extra_is_named(
@@ -186,7 +186,7 @@ def test_wandb_is_online_where_its_server_answers(
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", server)
     _, lines = doctor(monkeypatch, capsys)
-    assert (lines["W&B"][0].level, "answers" in lines["W&B"][0].found) == (Level.OK, True)
+    assert (lines["W&B"][0].level, "responds" in lines["W&B"][0].found) == (Level.OK, True)
 
 
 def test_wandb_out_of_reach_is_a_warning_and_stops_nothing(
@@ -222,14 +222,14 @@ def test_a_check_that_hangs_is_told_and_the_others_are_heard(
     monkeypatch.setattr(
         "prefsweep.orchestrator.planning.doctor.all_checks", lambda *words: [hanging, fine]
     )
-    found = examine(None, [], "runs", None, limit_s=2.0)
+    found = run_checks(None, [], "runs", None, limit_s=2.0)
     never.set()
     assert found.hangs
     assert [(line.check, line.level) for line in found.lines] == [
         ("hangs", Level.WARNING),
         ("fine", Level.OK),
     ]
-    assert found.lines[0].found == "no answer within 2 s"
+    assert found.lines[0].found == "no response within 2 s"
 
 
 def test_a_check_that_fails_is_a_line_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_a_check_that_fails_is_a_line_like_others(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         "prefsweep.orchestrator.planning.doctor.all_checks", lambda *words: [Check("broken", fail)]
     )
-    found = examine(None, [], "runs", None)
+    found = run_checks(None, [], "runs", None)
     assert found.lines == [
         Line("broken", Level.WARNING, "the check failed: ZeroDivisionError: by nothing")
     ]
@@ -278,7 +278,7 @@ def test_nodes_that_differ_are_named_with_the_difference() -> None:
     assert f"torch 2.1.0 (driver {ours['torch']})" in lines[2].found
     assert f"trl is missing (driver {ours['trl']})" in lines[3].found
     assert "it did not answer" in lines[4].found
-    assert "it takes no work" in lines[5].found
+    assert "it runs no work" in lines[5].found
 
 
 def test_a_node_that_does_not_share_the_storage_is_named(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_node_that_does_not_share_the_storage_is_named(tmp_path: Path) -> None
     assert f"--storage {tmp_path} does not work on node far: what the driver wrote" in line.found
     assert "a folder that all nodes share" in line.remedy
     [line] = storage_lines([nodes[0], *nodes[2:]], store)
-    assert (line.level, "by all 1 nodes" in line.found) == (Level.OK, True)
+    assert (line.level, "on all 1 nodes" in line.found) == (Level.OK, True)
 
 
 @pytest.mark.parametrize(
@@ -334,4 +334,4 @@ def test_nodes_that_a_run_waits_for_are_no_error() -> None:
 
 def test_a_store_that_only_fsspec_knows_is_as_good_for_doctor_as_for_a_run() -> None:
     [line] = storage_here("memory://bucket/runs")
-    assert (line.level, line.found) == (Level.OK, "memory://bucket/runs is written and read")
+    assert (line.level, line.found) == (Level.OK, "memory://bucket/runs is writable and readable")

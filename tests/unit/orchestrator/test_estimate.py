@@ -139,7 +139,7 @@ def test_what_no_trial_tells_is_not_known(override: str, tmp_path: Path) -> None
     finish(other, other.trials[0], 10.0, 1.0, gpu=True)
     found = of_rest(small_sweep(tmp_path, override))
     assert (found.time, found.trial_hours, found.gpu_hours, found.cost) == (None,) * 4
-    assert "not known, because no trial of this policy" in "".join(estimate_lines(found))
+    assert "unknown, because no trial of this policy" in "".join(estimate_lines(found))
 
 
 def test_disk_is_told_by_the_shapes_of_the_policy(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_disk_is_told_by_the_shapes_of_the_policy(tmp_path: Path) -> None:
 def test_a_policy_that_is_still_to_be_made_has_no_size_yet(tmp_path: Path) -> None:
     found = of_rest(small_sweep(tmp_path))
     assert found.weights_bytes is None
-    assert "disk: not known, because the policy is not on this machine" in "".join(
+    assert "disk: unknown, because the policy is not on this machine" in "".join(
         estimate_lines(found)
     )
 
@@ -175,5 +175,5 @@ def test_each_model_is_said_to_be_here_or_to_be_downloaded(tmp_path: Path) -> No
         f"policy {tmp_path / 'policy'}: {size / 1000:.3g} kB on this machine"
     ]
     (tmp_path / "policy" / "model.safetensors").unlink()
-    assert "is downloaded" in next(model_lines(sweep))
+    assert "will be downloaded" in next(model_lines(sweep))
     assert list(model_lines(small_sweep(tmp_path / "store"))) == []  # built in: nothing to fetch

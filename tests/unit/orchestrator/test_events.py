@@ -51,6 +51,6 @@ def test_the_drivers_death_and_leaving_are_told() -> None:
     assert list(changes(BEFORE, dead)) == ["its driver, pid 7 on a-host, has died"]
     stopped = replace(BEFORE, driver=replace(DRIVER, responding=False))
     (line,) = changes(BEFORE, stopped)
-    assert line == "its driver, pid 7 on a-host, does not respond: it is stopped"
+    assert line == "its driver, pid 7 on a-host, does not respond: its process is stopped"
     assert list(changes(stopped, BEFORE)) == ["run by pid 7 on a-host"]
-    assert list(changes(BEFORE, replace(BEFORE, driver=None))) == ["nobody runs the sweep any more"]
+    assert list(changes(BEFORE, replace(BEFORE, driver=None))) == ["the sweep is no longer running"]

@@ -13,7 +13,7 @@ from datasets import load_dataset
 from prefsweep.orchestrator.export.cards import ModelFacts, PairFacts, dataset_card, model_card
 from prefsweep.orchestrator.export.export import (
     MARK,
-    Wanted,
+    ExportRequest,
     export,
     export_dataset,
     find_trial,
@@ -96,7 +96,7 @@ def facts(spec: SweepSpec, **changes: Any) -> ModelFacts:
 
 def test_the_dataset_loads_with_both_splits_and_no_prompt_in_both(tmp_path: Path) -> None:
     sweep = sweep_with_pairs(tmp_path / "store")
-    folder = export(sweep, Wanted(dataset=True), tmp_path / "out").folder
+    folder = export(sweep, ExportRequest(dataset=True), tmp_path / "out").folder
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert set(loaded) == {"train", "test"}
     prompts = {split: set(loaded[split]["prompt_id"]) for split in loaded}
@@ -123,14 +123,14 @@ def test_the_dataset_loads_with_both_splits_and_no_prompt_in_both(tmp_path: Path
 def test_a_dataset_without_test_pairs_has_one_split(tmp_path: Path) -> None:
     train = [pair for pair in PAIRS if pair.split == "train"]
     sweep = sweep_with_pairs(tmp_path / "store", train)
-    folder = export(sweep, Wanted(dataset=True), tmp_path / "out").folder
+    folder = export(sweep, ExportRequest(dataset=True), tmp_path / "out").folder
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert {split: loaded[split].num_rows for split in loaded} == {"train": 6}
 
 
 def test_pairs_that_are_not_made_yet_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"pending; `prefsweep resume small --storage /\S+` makes"):
-        export(small_sweep(tmp_path / "store"), Wanted(dataset=True), tmp_path / "out")
+        export(small_sweep(tmp_path / "store"), ExportRequest(dataset=True), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -147,7 +147,7 @@ def test_a_trial_is_named_by_id_beginning_of_id_or_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["nothing", "", "sigmoid"])
 def test_an_unknown_trial_is_answered_with_the_known_ones(word: str, tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path)
-    with pytest.raises(UsageError, match="is no trial of the sweep small") as refused:
+    with pytest.raises(UsageError, match="is not a trial of small") as refused:
         find_trial(sweep, word)
     assert all(f"{trial.trial_id} {trial.name}" in str(refused.value) for trial in sweep.trials)
 
@@ -157,7 +157,7 @@ def test_the_beginning_of_several_ids_is_refused(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, f"grid=[{{beta: [{betas}]}}]")
     firsts = [trial.trial_id[0] for trial in sweep.trials]
     word = max(firsts, key=firsts.count)
-    with pytest.raises(UsageError, match=f"{word!r} is the beginning of several ids"):
+    with pytest.raises(UsageError, match=f"{word!r} is the prefix of several ids"):
         find_trial(sweep, word)
 
 
@@ -167,7 +167,7 @@ def test_an_unfinished_trial_is_refused_with_its_status(tmp_path: Path) -> None:
     TrialLog(sweep, second).write(Status.FAILED, Failure("deterministic", "the loss is nan"))
     for trial, said in ((first, "is pending"), (second, r"is failed \(the loss is nan\)")):
         with pytest.raises(UsageError, match=f"trial {trial.name} {said}"):
-            export(sweep, Wanted(trial.name), tmp_path / "out")
+            export(sweep, ExportRequest(trial.name), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -180,19 +180,19 @@ def test_a_folder_with_other_content_is_refused_and_left_alone(tmp_path: Path) -
         target = tmp_path / "taken"
         target.mkdir(exist_ok=True)
         (target / name).write_text(content)
-        with pytest.raises(UsageError, match="is not empty; name a new or empty folder"):
-            export(sweep, Wanted(dataset=True), target)
+        with pytest.raises(UsageError, match="is not empty; choose a new or empty folder"):
+            export(sweep, ExportRequest(dataset=True), target)
         assert [item.read_text() for item in target.iterdir()] == [content]
         (target / name).unlink()
     (target / "folder").mkdir()
     with pytest.raises(UsageError, match="is not empty"):
-        export(sweep, Wanted(dataset=True), target)
+        export(sweep, ExportRequest(dataset=True), target)
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(UsageError, match="is a file"):
-        export(sweep, Wanted(dataset=True), file)
+        export(sweep, ExportRequest(dataset=True), file)
     with pytest.raises(UsageError, match="cannot be written"):
-        export(sweep, Wanted(dataset=True), file / "below")
+        export(sweep, ExportRequest(dataset=True), file / "below")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "store", "taken"]
 
 
@@ -201,25 +201,25 @@ def test_an_empty_folder_and_an_earlier_export_of_the_same_are_replaced_whole(
 ) -> None:
     sweep, target = sweep_with_pairs(tmp_path / "store"), tmp_path / "out"
     target.mkdir()
-    export(sweep, Wanted(dataset=True), target)
+    export(sweep, ExportRequest(dataset=True), target)
     before = {file: file.read_bytes() for file in target.rglob("*.*")}
     (target / "data" / "test-00000.parquet").unlink()
     (target / "README.md").write_text("changed")
-    export(sweep, Wanted(dataset=True), target)
+    export(sweep, ExportRequest(dataset=True), target)
     assert {file: file.read_bytes() for file in target.rglob("*.*")} == before
     (target / "data" / "mine.parquet").touch()
-    with pytest.raises(UsageError, match=r"did not come with it \(data/mine.parquet\)"):
-        export(sweep, Wanted(dataset=True), target)
+    with pytest.raises(UsageError, match=r"has other files in it \(data/mine.parquet\)"):
+        export(sweep, ExportRequest(dataset=True), target)
     assert (target / "data" / "mine.parquet").exists()
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "store"]
 
 
 def test_an_export_of_another_sweep_is_not_replaced(tmp_path: Path) -> None:
     sweep, target = sweep_with_pairs(tmp_path / "store"), tmp_path / "out"
-    export(sweep, Wanted(dataset=True), target)
+    export(sweep, ExportRequest(dataset=True), target)
     (target / MARK).write_text((target / MARK).read_text().replace('"small"', '"large"'))
     with pytest.raises(UsageError, match=r"holds another export .*sweep large"):
-        export(sweep, Wanted(dataset=True), target)
+        export(sweep, ExportRequest(dataset=True), target)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -231,11 +231,11 @@ def test_an_export_of_another_sweep_is_not_replaced(tmp_path: Path) -> None:
         ([], "name either a trial or --dataset"),
         (["sigmoid-beta0.1", "--dataset"], "name either a trial or --dataset"),
         (["--dataset", "--merge"], "--merge is for models"),
-        (["--dataset", "--private"], "--private is for --push-to-hub"),
+        (["--dataset", "--private"], "--private needs --push-to-hub"),
         (["--dataset", "--push-to-hub", "a/b/c"], "--push-to-hub a/b/c"),
         (["--dataset", "--push-to-hub", "name"], "write it as OWNER/name"),
         (["--dataset", "--push-to-hub", "me/name"], "HF_HUB_OFFLINE"),
-        (["nothing"], "'nothing' is no trial of the sweep small"),
+        (["nothing"], "'nothing' is not a trial of small"),
     ],
 )
 def test_a_wrong_command_is_one_message_and_exit_code_2(

@@ -121,8 +121,8 @@ def test_found_trials_are_what_the_store_saved() -> None:
     totals = {
         each["label"]: each for each in cost(timed((60.0, 3.0, True), (5.0, 1.0, False)))["totals"]
     }
-    saved = totals["Saved: found in the store"]
-    assert (saved["value"], saved["detail"]) == ("1 min 03 s", "1 trial made by other sweeps")
+    saved = totals["Saved by reuse"]
+    assert (saved["value"], saved["detail"]) == ("1 min 03 s", "1 trial reused from other sweeps")
 
 
 @pytest.mark.parametrize(("share", "hours"), [("auto", 2.0), (0.5, 1.0)])

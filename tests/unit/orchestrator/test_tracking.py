@@ -98,7 +98,7 @@ def test_the_sweeps_run_has_the_reports_plots_and_its_grid_points(
     media = run.folder / "files" / "media"
     (plot,) = (media / "plotly" / "plots").glob("reward-kl_*.json")
     figure = json.loads(plot.read_text())
-    assert figure["layout"]["title"]["text"] == "Reward against drift"
+    assert figure["layout"]["title"]["text"] == "Reward against KL"
     assert any("hinge" in trace.get("name", "") for trace in figure["data"])
     names = {path.name.rsplit("_", 2)[0] for path in (media / "plotly" / "plots").iterdir()}
     assert {"reward-kl", "reward-entropy", "reward-beta", "reward-box-f0"} <= names

@@ -9,7 +9,7 @@ Shapes: L tokens of the row, H heads, D values a head; G prompts of at most P to
 last one, which heads each completion's segment); C completions of at most S tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,9 +53,13 @@ class Segments:
         return num_keys - num_queries, num_queries
 
 
+Attend = Callable[..., torch.Tensor]
+"""Another way to attend over packed batches: (query, key, value, scale) -> (K, L, H, D)."""
 _RUNNING: list[Segments] = []
 """The segments of the batch that is running: of its forward, and of its backward where activations
 are recomputed. transformers hands its attention functions nothing of ours but the mask."""
+_INSTEAD: list[Attend] = []
+"""What attends in place of this module's two calls, where the running batch brings something."""
 
 
 @contextmanager
@@ -69,12 +73,17 @@ def segmented(model: Any) -> Iterator[None]:
         yield
     finally:
         _RUNNING.clear()
+        _INSTEAD.clear()
         model.set_attn_implementation(before)
 
 
-def announce(segments: Segments) -> torch.Tensor:
-    """The attention mask (C, 1, S, P + S) by which `packed_attention` knows the packed batch."""
+def announce(segments: Segments, instead: Attend | None = None) -> torch.Tensor:
+    """The attention mask (C, 1, S, P + S) by which `packed_attention` knows the packed batch.
+
+    `instead` attends where there are prompts and no sliding window.
+    """
     _RUNNING[:] = [segments]
+    _INSTEAD[:] = [] if instead is None else [instead]
     return segments.mask
 
 
@@ -86,9 +95,10 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: (1, H, L, D) queries in, (1, L, H, D) outputs out.
+    """transformers' attention function: (K, H, L, D) queries in, (K, L, H, D) outputs out.
 
-    Raises UnpackableError for a packed batch of a model with one of UNSUPPORTED.
+    K rows of one layout are run as one row of K x H heads. Raises UnpackableError for a packed
+    batch of a model with one of UNSUPPORTED.
     """
     segments = _announced(attention_mask)
     if segments is None:
@@ -99,14 +109,17 @@ def packed_attention(
     kwargs.pop("is_causal", None)
     window = kwargs.pop("sliding_window", None)
     size_P, size_S = segments.sizes
+    if _INSTEAD and size_P and window is None and not kwargs.get("dropout"):
+        return _INSTEAD[0](query, key, value, kwargs.get("scaling")), None
     cut = len(segments.num_prompt) * size_P
 
     def attend(parts: list[torch.Tensor], mask: torch.Tensor | None, *, causal: bool) -> Any:
         q, k, v = (part.transpose(1, 2) for part in parts)
         return sdpa_attention_forward(module, q, k, v, mask, is_causal=causal, **kwargs)[0]
 
+    num_rows, num_heads = query.shape[:2]
     spread = [
-        _Spread.apply(part[0].transpose(0, 1), segments.index, segments.slots)
+        _Spread.apply(_as_heads(part), segments.index, segments.slots)
         for part in (query, key, value)
     ]
     own = [part[cut:].unflatten(0, (-1, size_S)) for part in spread]
@@ -123,7 +136,17 @@ def packed_attention(
         out_GPHD = attend(prompts, mask_PP, causal=mask_PP is None)
         out_CSHD = attend([own[0], *past[1:]], mask_CSK, causal=False)
         out_MHD = torch.cat([out_GPHD.flatten(0, 1), out_CSHD.flatten(0, 1)])
-    return _Collect.apply(out_MHD, segments.index, segments.slots)[None], None
+    out_LHD = _Collect.apply(out_MHD, segments.index, segments.slots)
+    if num_rows == 1:
+        return out_LHD[None], None
+    return out_LHD.unflatten(1, (num_rows, num_heads)).transpose(0, 1), None
+
+
+def _as_heads(part_KHLD: torch.Tensor) -> torch.Tensor:
+    """(L, K x H, D)"""
+    if len(part_KHLD) == 1:
+        return part_KHLD[0].transpose(0, 1)
+    return part_KHLD.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _announced(mask: torch.Tensor | None) -> Segments | None:

@@ -39,6 +39,13 @@ EPOCHS_LOOKED_AT = 3
 def preference_dataset(
     pairs: Sequence[TokenizedPair], ld_alpha: float | None, *, by_prompt: bool = False
 ) -> Dataset:
+    """`preference_rows` for TRL's trainer."""
+    return Dataset.from_list(preference_rows(pairs, ld_alpha, by_prompt=by_prompt))
+
+
+def preference_rows(
+    pairs: Sequence[TokenizedPair], ld_alpha: float | None, *, by_prompt: bool = False
+) -> list[dict[str, Any]]:
     """The train split for collator and sampler: a row a pair, or `by_prompt` a row a prompt.
 
     Raises DataError if it is empty.
@@ -51,11 +58,16 @@ def preference_dataset(
         )
     rows = [_row(pair, ld_alpha) for pair in train]
     if not by_prompt:
-        return Dataset.from_list(rows)
+        return rows
     prompts: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         prompts.setdefault(row["prompt_id"], []).append(row)
-    return Dataset.from_list([{"prompt_id": name, PAIRS: own} for name, own in prompts.items()])
+    return [{"prompt_id": name, PAIRS: own} for name, own in prompts.items()]
+
+
+def flat(rows: Sequence[Example]) -> list[Example]:
+    """The pairs of rows, in order."""
+    return [pair for row in rows for pair in row.get(PAIRS, [row])]
 
 
 def some_sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[Ids, Ids]]:
@@ -182,7 +194,7 @@ class BatchCollator:
         self._pad_token_id, self._max_tokens, self.packed = pad_token_id, max_tokens, packed
 
     def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
-        pairs = [pair for row in rows for pair in row.get(PAIRS, [row])]
+        pairs = flat(rows)
         parts = [self._collate(part) for part in cut(pairs, self._max_tokens, packed=self.packed)]
         if len(parts) == 1:
             return parts[0]

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from trl.kernels.chunked_logprob import _use_triton
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction, _use_triton
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 CHUNK_VALUES = 2**21
 """Logits in a chunk of positions: 8 MiB in fp32, which a CPU's cache holds."""
@@ -59,25 +60,64 @@ def runs_here(model: Any) -> bool:
     return is_plain_head(model) and not _use_triton(model.get_output_embeddings().weight.device)
 
 
-def token_outputs(hidden_NE: torch.Tensor, head: Any, labels_N: torch.Tensor) -> TokenOutputs:
+@dataclass(frozen=True)
+class FrozenHead:
+    """What can be made once of a head that is not trained."""
+
+    weight_VE: torch.Tensor
+    """The weight in the precision of the products."""
+    mean_E: torch.Tensor
+    """Its mean over the tokens, fp32."""
+    chunk_values: int
+
+    @classmethod
+    def of(cls, head: Any, half: torch.dtype | None, num_rows: int) -> "FrozenHead":
+        """Of a plain head; positions are scored in chunks as many as one of `num_rows` rows has."""
+        weight = head.weight.detach()
+        low = weight if half is None else weight.to(half)
+        return cls(low, weight.float().mean(0), CHUNK_VALUES * num_rows)
+
+
+def token_outputs(
+    hidden_NE: torch.Tensor, head: Any, labels_N: torch.Tensor, frozen: FrozenHead | None = None
+) -> TokenOutputs:
     """Outputs of the positions whose hidden states are given, for the token that each predicts."""
-    outputs = _TokenOutputs.apply(hidden_NE, head.weight, head.bias, labels_N)
+    if frozen is not None and _use_triton(hidden_NE.device):
+        return _trl_outputs(hidden_NE, frozen.weight_VE, head.bias, labels_N)
+    outputs = _TokenOutputs.apply(hidden_NE, head.weight, head.bias, labels_N, frozen)
     return TokenOutputs(*outputs)
+
+
+def _trl_outputs(
+    hidden_NE: torch.Tensor, weight_VE: torch.Tensor, bias_V: Any, labels_N: torch.Tensor
+) -> TokenOutputs:
+    """TRL's kernel on positions that are known, so that nobody waits for how many there are."""
+    names = ("entropy", "mean_logits", "is_top1")
+    arguments = (1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, names)
+    log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
+        hidden_NE, weight_VE, bias_V, labels_N, *arguments
+    )
+    return TokenOutputs(log_probs, entropy, mean_logits, is_top1)
 
 
 class _TokenOutputs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NE: Any, weight_VE: Any, bias_V: Any, labels_N: Any) -> Any:
+    def forward(
+        ctx: Any, hidden_NE: Any, weight_VE: Any, bias_V: Any, labels_N: Any, frozen: Any
+    ) -> Any:
         # of the head's parameters, a trainable bias without a trainable weight does not exist
         trains_hidden, trains_head = ctx.needs_input_grad[:2]
-        rows = max(1, CHUNK_VALUES // len(weight_VE))
+        chunk_values = CHUNK_VALUES if frozen is None else frozen.chunk_values
+        product_VE = weight_VE if frozen is None else frozen.weight_VE
+        rows = max(1, chunk_values // len(weight_VE))
         keeps = trains_head and len(hidden_NE) * len(weight_VE) <= KEPT_VALUES
         parts = [
-            _chunk(hidden, weight_VE, bias_V, labels, keeps)
+            _chunk(hidden, weight_VE, product_VE, bias_V, labels, keeps)
             for hidden, labels in zip(hidden_NE.split(rows), labels_N.split(rows), strict=True)
         ]
         logps_N, entropy_N, top1_N = (torch.cat([part[i] for part in parts]) for i in range(3))
-        mean_N = hidden_NE.float() @ weight_VE.float().mean(0)
+        mean_E = weight_VE.float().mean(0) if frozen is None else frozen.mean_E
+        mean_N = hidden_NE.float() @ mean_E
         if bias_V is not None:
             mean_N = mean_N + bias_V.float().mean()
         slope_NE = torch.cat([part[3] for part in parts]) if trains_hidden else None
@@ -105,24 +145,25 @@ class _TokenOutputs(torch.autograd.Function):
             )
             grad_weight = grad_weight.to(weight_VE.dtype)
             grad_bias = None if bias_V is None else grad_bias.to(bias_V.dtype)
-        return grad_hidden, grad_weight, grad_bias, None
+        return grad_hidden, grad_weight, grad_bias, None, None
 
 
 def _chunk(
     hidden_NE: torch.Tensor,
     weight_VE: torch.Tensor,
+    product_VE: torch.Tensor,
     bias_V: torch.Tensor | None,
     labels_N: torch.Tensor,
     keep: bool,
 ) -> tuple[torch.Tensor, ...]:
     """log_probs, entropy, is_top1, the slope W[y] - E_p[W] and, if kept, p, of some positions."""
-    logits_NV = functional.linear(hidden_NE, weight_VE, bias_V).float()
+    logits_NV = functional.linear(hidden_NE, product_VE, bias_V).float()
     chosen_N = logits_NV.gather(1, labels_N[:, None])[:, 0]
     logp_NV = logits_NV.log_softmax(-1)
     logps_N = logp_NV.gather(1, labels_N[:, None])[:, 0]
     top1_N = logps_N >= logp_NV.amax(-1)
     p_NV = logp_NV.exp_()
-    expected_NE = (p_NV.to(weight_VE.dtype) @ weight_VE).float()
+    expected_NE = (p_NV.to(product_VE.dtype) @ product_VE).float()
     mean_logit_N = (hidden_NE.float() * expected_NE).sum(-1)
     if bias_V is not None:
         mean_logit_N = mean_logit_N + p_NV @ bias_V.float()

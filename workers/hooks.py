@@ -38,6 +38,9 @@ class Hooks:
     """Folder of a checkpoint to continue from."""
     should_stop: Callable[[], bool] | None = None
     """Asked after every step; then a checkpoint is published and training ends early."""
+    reads_model: Callable[[int], bool] | None = None
+    """Whether `on_step` of a step reads the model; None: always. A trial in a group is given its
+    own model only then."""
     halvings: int = 0
     """How often to halve the tokens of a forward pass, because they did not fit the memory. The
     batch stays what it is: it is cut, and its parts weigh their share of the pairs."""
@@ -49,22 +52,37 @@ def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
+class SaveClock:
+    """When a checkpoint is due: every `save_steps` steps, never (None), or by time (auto)."""
+
+    def __init__(self, save_steps: int | Literal["auto"] | None) -> None:
+        self._save_steps = save_steps
+        self._began_s = self._saved_s = time.monotonic()
+        self._saving_s = 0.0
+        """When the last checkpoint was begun, when it was done, and what it took."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step."""
+        if isinstance(self._save_steps, int):
+            return step % self._save_steps == 0
+        interval_s = max(SAVE_INTERVAL_S, self._saving_s / SAVE_SHARE)
+        return self._save_steps == "auto" and time.monotonic() - self._saved_s >= interval_s
+
+    def begin(self) -> None:
+        """Called where saving would begin."""
+        self._began_s = time.monotonic()
+
+    def saved(self) -> None:
+        """Called once a checkpoint is published."""
+        self._saved_s = time.monotonic()
+        self._saving_s = self._saved_s - self._began_s
+
+
 class HooksCallback(TrainerCallback):
     """Passes the trainer's events on to the trial's hooks, and says when to save."""
 
     def __init__(self, hooks: Hooks, save_steps: int | Literal["auto"] | None) -> None:
-        self._hooks, self._save_steps = hooks, save_steps
-        self._began_s = self._saved_s = self._saving_s = 0.0
-        """When the last checkpoint was begun, when it was done, and what it took."""
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        self._saved_s = time.monotonic()
+        self._hooks, self._clock = hooks, SaveClock(save_steps)
 
     def on_log(
         self,
@@ -96,8 +114,10 @@ class HooksCallback(TrainerCallback):
         if hooks.should_stop is not None and hooks.should_stop():
             control.should_training_stop = True
         if hooks.publish is not None:
-            control.should_save = control.should_training_stop or self._is_due(state.global_step)
-        self._began_s = time.monotonic()
+            control.should_save = control.should_training_stop or self._clock.is_due(
+                state.global_step
+            )
+        self._clock.begin()
 
     def on_save(
         self,
@@ -108,11 +128,4 @@ class HooksCallback(TrainerCallback):
     ) -> None:
         if self._hooks.publish is not None:
             self._hooks.publish(state.global_step, checkpoint_folder(args, state))
-        self._saved_s = time.monotonic()
-        self._saving_s = self._saved_s - self._began_s
-
-    def _is_due(self, step: int) -> bool:
-        if isinstance(self._save_steps, int):
-            return step % self._save_steps == 0
-        interval_s = max(SAVE_INTERVAL_S, self._saving_s / SAVE_SHARE)
-        return self._save_steps == "auto" and time.monotonic() - self._saved_s >= interval_s
+        self._clock.saved()

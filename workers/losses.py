@@ -34,10 +34,8 @@ ld_alpha weights the log-probabilities of the tokens beyond the shorter completi
 
 from typing import TypedDict
 
+from prefsweep.sweeps.fusing import ROW_MIXING_LOSSES
 from prefsweep.sweeps.grid import TrialSpec, split_loss
-
-ROW_MIXING_LOSSES = frozenset({"aot", "aot_unpaired", "sft"})
-"""Losses whose value over a batch is not the mean over its pairs: their batches are never cut."""
 
 
 class _Given(TypedDict, total=False):

@@ -199,8 +199,11 @@ class PackedModel:
 
 
 def unpack(values_N: torch.Tensor, gather_BT: torch.Tensor) -> torch.Tensor:
-    """Per-token values in TRL's layout, 0 outside completions; gradients flow through."""
-    return values_N[gather_BT.clamp(min=0)].masked_fill(gather_BT < 0, 0)
+    """Per-token values in TRL's layout, 0 outside completions; gradients flow through.
+
+    (N,) gives (B, T), and (K, N) gives (K, B, T).
+    """
+    return values_N[..., gather_BT.clamp(min=0)].masked_fill(gather_BT < 0, 0)
 
 
 def take_plan(inputs: dict[str, Any]) -> PackedBatch | None:

@@ -26,6 +26,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from prefsweep.sweeps.errors import OutOfMemory, StopRequested, TrialError
+from prefsweep.sweeps.fusing import why_not_fused
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import TokenizedPair
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
@@ -49,7 +50,7 @@ from prefsweep.workers.hooks import HooksCallback, checkpoint_folder
 from prefsweep.workers.losses import mixes_rows, trl_arguments
 from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.packing import PackedModel, add_packed_head, take_plan
-from prefsweep.workers.window import LogWindow
+from prefsweep.workers.window import LogWindow, is_of_group
 
 
 def train(
@@ -68,12 +69,23 @@ def train(
     gpu_memory_gib (peak). Raises TrialError if a loss or gradient is not finite, at the next log
     step (fp16 may skip steps, but not all), OutOfMemory, and StopRequested if it ended early.
     """
+    if _runs_as_group(spec, model, hooks.resume_from):
+        from prefsweep.workers.fused import UnfusableError, train_group  # which imports this module
+
+        try:
+            (outcome,) = train_group([trial], spec, model, tokenizer, pairs, [output_dir], [hooks])
+        except UnfusableError:
+            pass  # it has been logged; TRL's trainer runs it
+        else:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     work_dir = output_dir.parent / f"{output_dir.name}-work"
     trainer = PreparedDPOTrainer(
         model=model,
-        args=_arguments(trial, spec, work_dir),
+        args=training_arguments(trial, spec, work_dir),
         train_dataset=preference_dataset(
             pairs, trial.ld_alpha, by_prompt=spec.prompts_per_batch is not None
         ),
@@ -117,6 +129,18 @@ def train(
     if torch.cuda.is_available():
         metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return metrics
+
+
+def _runs_as_group(spec: TrainingSpec, model: PreTrainedModel, resume_from: Path | None) -> bool:
+    """Whether a trial is run as a group of one, which takes half the launches.
+
+    On the CPU in fp32 it is not, so that its numbers stay what they are to the last bit; a resumed
+    one is run as its checkpoint was.
+    """
+    if resume_from is not None:
+        return is_of_group(resume_from)
+    can = why_not_fused(spec, str(model.dtype).removeprefix("torch.")) is None
+    return can and (spec.bf16 or model.device.type != "cpu")
 
 
 class PreparedDPOTrainer(DPOTrainer):
@@ -278,7 +302,8 @@ def _check_finite(model: torch.nn.Module) -> None:
             )
 
 
-def _arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path) -> DPOConfig:
+def training_arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path) -> DPOConfig:
+    """A trial as TRL's and transformers' arguments."""
     return DPOConfig(
         output_dir=str(work_dir),
         learning_rate=trial.learning_rate,

@@ -16,6 +16,13 @@ from prefsweep.workers.deferred import read_metrics
 
 WINDOW_FILE = "window.json"
 """File of a checkpoint that holds it."""
+STATE_FILE = "trainer_state.json"
+"""File of a checkpoint that holds the number of its step."""
+
+
+def is_of_group(checkpoint: Path) -> bool:
+    """Whether a checkpoint was made by a group of trials (solo.py)."""
+    return bool(json.loads((checkpoint / STATE_FILE).read_text()).get("group"))
 
 
 class LogWindow(TrainerCallback):

@@ -280,10 +280,13 @@ def _hooks(
         output.note(f"checkpoint of step {step} published")
         output.upload()
 
+    def is_evaluated(step: int) -> bool:
+        every = sweep.spec.evaluation.eval_steps
+        return every is not None and step % every == 0
+
     def on_step(step: int, model: Any) -> None:
         state.has_stepped = True
-        every = sweep.spec.evaluation.eval_steps
-        if every is not None and step % every == 0:
+        if is_evaluated(step):
             numbers = {
                 f"eval/{k}": v for k, v in _evaluate_now(kept, model).items() if v is not None
             }
@@ -293,6 +296,7 @@ def _hooks(
         report=state.report,
         publish=publish,
         on_step=on_step,
+        reads_model=is_evaluated,
         resume_from=resume_from,
         should_stop=lambda: should_stop() or is_trained(),
         halvings=state.halvings,

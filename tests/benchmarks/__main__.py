@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from prefsweep.orchestrator.tasks.worker import set_up_worker
-from tests.benchmarks import chaos, generation, grid, overhead, profile, scale, trial
+from tests.benchmarks import chaos, generation, grid, launches, overhead, profile, scale, trial
 
 BENCHMARKS = {
     "trial": trial.run,
     "profile": profile.run,
+    "launches": launches.run,
     "grid": grid.run,
     "generation": generation.run,
     "overhead": overhead.run,
@@ -58,7 +59,7 @@ def main(names: list[str], num_seeds: int = chaos.NUM_SEEDS) -> None:
     console = Console(width=140)
     console.print(table)
     for row in rows:
-        if "shares" in row:
+        if "shares" in row or "operators a step" in row:
             console.print(row)
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
     OUTPUT.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2))

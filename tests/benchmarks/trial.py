@@ -109,7 +109,11 @@ def time_ours(
     model, tokenizer = load_policy(policy), load_tokenizer(policy)
     records: list[dict[str, float]] = []
     times: list[float] = []
-    hooks = Hooks(records.append, on_step=lambda step, model: times.append(time.perf_counter()))
+    hooks = Hooks(
+        records.append,
+        on_step=lambda step, model: times.append(time.perf_counter()),
+        reads_model=lambda step: False,
+    )
     started = time.perf_counter()
     train(TRIAL, spec, model, tokenizer, pairs, folder, hooks)
     return Timed(time.perf_counter() - started, _mean_step(times), records)

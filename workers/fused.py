@@ -1,0 +1,300 @@
+"""Trials that share model, pairs and order, trained as one: K LoRA trials in one set of launches.
+
+Each trial keeps what is its own: loss (TRL's code on its rows), beta, learning rate and schedule,
+clipping, optimizer, metrics, checkpoints and failure. A trial whose loss or gradient is not finite
+leaves; its row goes on as the bare model, so the others' numbers stay what they were to the last
+bit. Nothing is read from the device between two log steps. A group of one is a single trial with as
+few launches as that needs.
+
+Shapes: K trials, N positions that predict something, E values of a hidden state.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import disable_dropout_in_model
+
+from prefsweep.sweeps.errors import OutOfMemory, StopRequested
+from prefsweep.sweeps.grid import TrialSpec
+from prefsweep.sweeps.records import TokenizedPair
+from prefsweep.sweeps.spec import TrainingSpec
+from prefsweep.workers.attention import announce, segmented
+from prefsweep.workers.batches import (
+    MICRO_BATCHES,
+    REFERENCE_SUMS,
+    BatchCollator,
+    PromptSampler,
+    batch_size,
+    flat,
+    halved_tokens,
+    max_steps,
+    max_tokens,
+    preference_rows,
+    some_sequences,
+)
+from prefsweep.workers.forward import packs_exactly
+from prefsweep.workers.group_attention import attend, gathers
+from prefsweep.workers.group_loss import GroupLoss
+from prefsweep.workers.head import FrozenHead, is_plain_head, token_outputs
+from prefsweep.workers.hooks import Hooks, SaveClock
+from prefsweep.workers.lora_stack import AdapterStack
+from prefsweep.workers.losses import mixes_rows
+from prefsweep.workers.memory import is_out_of_memory
+from prefsweep.workers.packing import OUTPUTS, take_plan, unpack
+from prefsweep.workers.row_optim import RowOptimizer
+from prefsweep.workers.solo import Solo
+from prefsweep.workers.train import lora_config, training_arguments
+
+Outcome = dict[str, float] | Exception
+"""A trial's metrics, or what ended it: TrialError or StopRequested."""
+
+
+class UnfusableError(Exception):
+    """The model cannot be run in this way."""
+
+
+def train_group(
+    trials: Sequence[TrialSpec],
+    spec: TrainingSpec,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[TokenizedPair],
+    output_dirs: Sequence[Path],
+    hooks: Sequence[Hooks],
+) -> list[Outcome]:
+    """Train LoRA trials of one seed as one; each adapter is saved in its folder, as `train` does.
+
+    All resume from checkpoints of one step, or none does. Raises OutOfMemory for all of them, and
+    UnfusableError before anything is trained where the model's attention cannot be packed.
+    """
+    if not packs_exactly(model, some_sequences(pairs)) or not is_plain_head(model):
+        raise UnfusableError(f"{type(model).__name__} cannot be run packed")
+    group = _Group(trials, spec, model, tokenizer, pairs, output_dirs, hooks)
+    try:
+        with segmented(model):
+            group.run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        shortage = OutOfMemory(
+            f"step {group.step + 1} of the training of {len(trials)} trials does not fit the "
+            f"memory: {error}"
+        )
+        shortage.can_halve = len(trials) > 1 or group.can_halve()
+        raise shortage from error
+    return group.outcomes
+
+
+class _Group:
+    def __init__(
+        self,
+        trials: Sequence[TrialSpec],
+        spec: TrainingSpec,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Sequence[TokenizedPair],
+        output_dirs: Sequence[Path],
+        hooks: Sequence[Hooks],
+    ) -> None:
+        assert spec.lora is not None and len({trial.seed for trial in trials}) == 1
+        self._trials, self._spec, self._model, self._pairs = trials, spec, model, pairs
+        self._device = torch.device(model.device)
+        self._half = torch.bfloat16 if spec.bf16 else None
+        disable_dropout_in_model(model)
+        config = lora_config(spec.lora, model)
+        seed = trials[0].seed
+        self._stack = AdapterStack(model, config, len(trials), seed=seed, half=self._half)
+        if spec.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.total = max_steps(spec, pairs)
+        arguments = [training_arguments(trial, spec, output_dirs[0]) for trial in trials]
+        stack = self._stack
+        self._optimizer = RowOptimizer(stack.values_KP, stack.grads_KP, arguments, self.total)
+        self._solos = [
+            Solo(stack, self._optimizer, index, output_dir, own)
+            for index, (output_dir, own) in enumerate(zip(output_dirs, hooks, strict=True))
+        ]
+        self.outcomes: list[Outcome] = []
+        steps = {solo.resume() for solo in self._solos}
+        assert len(steps) == 1, "a group resumes at one step"
+        (self.step,) = steps
+        self._rows = {
+            trial.ld_alpha: preference_rows(
+                pairs, trial.ld_alpha, by_prompt=spec.prompts_per_batch is not None
+            )
+            for trial in trials
+        }
+        self._loss = GroupLoss(trials, self._device)
+        head = model.get_output_embeddings()
+        self._head = FrozenHead.of(head, self._half, num_rows=len(trials))
+        self._clock = SaveClock(spec.save_steps)
+        self._halvings = max(own.halvings for own in hooks)
+        self._limit = self._token_limit()
+        pad = tokenizer.pad_token_id
+        assert isinstance(pad, int), "load_tokenizer sees to it"
+        self._collator = BatchCollator(pad, self._limit, packed=True)
+
+    def run(self) -> None:
+        """All steps that are left, and what each trial ends with."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._model.train()
+        started = time.monotonic()
+        for batch in self._batches():
+            self._train_step(batch)
+            self.step += 1
+            seconds, started = time.monotonic() - started, time.monotonic()
+            running = [solo for solo in self._solos if solo.is_running]
+            for solo in running:
+                solo.seconds += seconds / len(running)
+            self._after_step(running)
+            if not any(solo.is_running for solo in self._solos):
+                break
+        self.outcomes = [solo.finish(self.total) for solo in self._solos]
+
+    def can_halve(self) -> bool:
+        """Whether half the tokens in a forward pass would be less."""
+        return self._limit is not None and self._halved(self._halvings)[1]
+
+    def _train_step(self, batch: dict[str, Any]) -> None:
+        parts = batch.get(MICRO_BATCHES, [batch])
+        sizes = [len(part[REFERENCE_SUMS[0]]) for part in parts]
+        self._stack.grads_KP.zero_()
+        losses_K, numbers = torch.zeros(len(self._trials), device=self._device), []
+        with self._stack.applied():  # in the backward pass too: it may recompute
+            for part, size in zip(parts, sizes, strict=True):
+                share = size / sum(sizes)
+                part_losses_K, part_numbers = self._losses(self._moved(part))
+                part_losses_K = part_losses_K * share if share < 1 else part_losses_K
+                self._stack.backward(part_losses_K.sum())
+                losses_K += part_losses_K.detach()
+                numbers += [(share, each) for each in part_numbers]
+        norms_K = self._clip()
+        self._optimizer.step(self.step)
+        for solo in self._solos:
+            solo.take(self.step + 1, losses_K, norms_K, numbers)
+        self._stack.refresh()
+
+    def _losses(self, part: dict[str, Any]) -> Any:
+        plan = take_plan(part)
+        references = {
+            a: {name: part[f"{name}{_suffix(a)}"] for name in REFERENCE_SUMS} for a in self._rows
+        }
+        if plan is None:  # all completions are empty: a loss, and no gradient
+            rows, length = part["input_ids"].shape
+            shape = (len(self._trials), rows, length - 1)
+            none = torch.zeros(shape, device=self._device, requires_grad=True)
+            return self._loss(dict.fromkeys(OUTPUTS, none), part, references)
+        body, head = self._model.base_model, self._model.get_output_embeddings()
+        at = gathers(plan.segments)
+        with self._autocast():
+            hidden_KLE = body(
+                input_ids=plan.input_ids.expand(len(self._trials), -1),
+                attention_mask=announce(plan.segments, partial(attend, at)),
+                position_ids=plan.position_ids,
+                use_cache=False,
+            ).last_hidden_state
+            hidden_NE = hidden_KLE.index_select(1, plan.predicting).flatten(0, 1)
+            labels_N = plan.labels.repeat(len(self._trials))
+            tokens = token_outputs(hidden_NE, head, labels_N, self._head)
+        outputs = {
+            name: unpack(getattr(tokens, name).view(len(self._trials), -1), plan.gather)
+            for name in OUTPUTS
+        }
+        return self._loss(outputs, part, references)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._half is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=self._half)
+
+    def _clip(self) -> torch.Tensor:
+        """Clip each trial's gradient to its own norm; the norms (K,) before."""
+        grads_KP, limit = self._stack.grads_KP, self._spec.max_grad_norm
+        norms_K = torch.linalg.vector_norm(grads_KP, dim=1)
+        if limit > 0:
+            grads_KP.mul_((limit / (norms_K + 1e-6)).clamp(max=1.0)[:, None])
+        return norms_K
+
+    def _after_step(self, running: Sequence[Solo]) -> None:
+        logs = self.step % self._spec.logging_steps == 0
+        for solo in running:
+            if logs:
+                solo.check()
+            solo.look(self.step)
+            if logs:
+                solo.log(self.step, self._epoch())
+        if self.step >= self.total:
+            return
+        stopping = [solo for solo in running if solo.wants_to_stop()]
+        due = self._clock.is_due(self.step)
+        for solo in running if due else stopping:
+            solo.save(self.step)
+        if due or stopping:
+            self._clock.saved()
+        for solo in stopping:
+            solo.end(StopRequested(f"training was asked to stop after step {self.step}"))
+        self._clock.begin()
+
+    def _epoch(self) -> float:
+        epoch, step = divmod(self.step - 1, self._steps_per_epoch())
+        return epoch + (step + 1) / self._steps_per_epoch()
+
+    def _steps_per_epoch(self) -> int:
+        num_rows = len(next(iter(self._rows.values())))
+        return -(-num_rows // batch_size(self._spec))
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """The batches of the steps that are left, on the CPU."""
+        rows, size = next(iter(self._rows.values())), batch_size(self._spec)
+        sampler = PromptSampler([row["prompt_id"] for row in rows], self._trials[0].seed)
+        per_epoch = self._steps_per_epoch()
+        for step in range(self.step, self.total):
+            sampler.set_epoch(step // per_epoch)
+            order = list(sampler)
+            begin = step % per_epoch * size
+            yield self._collated(order[begin : begin + size])
+
+    def _collated(self, indices: Sequence[int]) -> dict[str, Any]:
+        """A batch with each ld_alpha's reference sums beside."""
+        own = {a: flat([rows[i] for i in indices]) for a, rows in self._rows.items()}
+        first = next(iter(self._rows.values()))
+        batch = self._collator([first[i] for i in indices])
+        begin = 0
+        for part in batch.get(MICRO_BATCHES, [batch]):
+            end = begin + len(part[REFERENCE_SUMS[0]])
+            for a, pairs in own.items():
+                for name in REFERENCE_SUMS:
+                    sums = [pair[name] for pair in pairs[begin:end]]
+                    part[f"{name}{_suffix(a)}"] = torch.tensor(sums)
+            begin = end
+        return batch
+
+    def _moved(self, part: dict[str, Any]) -> dict[str, Any]:
+        if self._device.type != "cuda":
+            return dict(part)
+        return {
+            name: value.pin_memory().to(self._device, non_blocking=True)
+            for name, value in part.items()
+        }
+
+    def _token_limit(self) -> int | None:
+        if any(map(mixes_rows, self._trials)):
+            return None
+        if not self._halvings:
+            return max_tokens(self._spec, self._pairs)
+        return self._halved(self._halvings)[0]
+
+    def _halved(self, halvings: int) -> tuple[int, bool]:
+        seed = self._trials[0].seed
+        return halved_tokens(self._spec, self._pairs, halvings, seed=seed, packed=True)
+
+
+def _suffix(ld_alpha: float | None) -> str:
+    return f"@{ld_alpha}"

@@ -1,0 +1,202 @@
+"""What is one trial's own in a group: optimizer, schedule, log lines, checkpoints, its end.
+
+A checkpoint has the same files as that of a trial alone, but what is in them is for a group:
+window.py's `is_of_group` tells. A trial is resumed in the way in which it was begun.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from prefsweep.sweeps.errors import TrialError
+from prefsweep.workers.group_loss import Numbers
+from prefsweep.workers.hooks import Hooks
+from prefsweep.workers.lora_stack import AdapterStack
+from prefsweep.workers.row_optim import RowOptimizer
+from prefsweep.workers.window import STATE_FILE, WINDOW_FILE
+
+OPTIMIZER = "optimizer.pt"
+"""File of a checkpoint that holds the optimizer's moments."""
+UNUSED = ("scheduler.pt", "rng_state.pth")
+"""Files that a checkpoint must have, and that say nothing here: the step gives the learning rate,
+and nothing is drawn."""
+
+Step = tuple[int, torch.Tensor, torch.Tensor, list[tuple[float, Numbers]]]
+"""A step, its losses (K,) and gradient norms (K,), its parts' shares of the pairs and metrics."""
+
+
+class Solo:
+    """Trial number `index` of a group."""
+
+    def __init__(
+        self,
+        stack: AdapterStack,
+        optimizer: RowOptimizer,
+        index: int,
+        output_dir: Path,
+        hooks: Hooks,
+    ) -> None:
+        self._stack, self._index, self._hooks, self._output_dir = stack, index, hooks, output_dir
+        self._work_dir = output_dir.parent / f"{output_dir.name}-work"
+        self._optimizer = optimizer
+        self._window: list[Step] = []
+        self._logged: dict[str, list[float]] = {}
+        """Metrics of the open window that were read already, a number a step; with "loss"."""
+        self._norm = 0.0
+        self._total_loss, self._num_steps = 0.0, 0
+        self.seconds = 0.0
+        """Its share of the group's seconds of training."""
+        self._end: Exception | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is still trained."""
+        return self._end is None
+
+    def end(self, error: Exception) -> None:
+        """It leaves the group; its row goes on as an adapter that adds nothing."""
+        self._end = error
+        self._stack.clear(self._index)
+        for moment_KP in self._optimizer.state:
+            moment_KP[self._index] = 0
+
+    def take(
+        self,
+        step: int,
+        losses_K: torch.Tensor,
+        norms_K: torch.Tensor,
+        numbers: Sequence[tuple[float, Numbers]],
+    ) -> None:
+        """Keep the numbers of a step, to be read later."""
+        if self.is_running:
+            own = [(share, each) for share, each in numbers if self._index in each.positions]
+            self._window.append((step, losses_K, norms_K, own))
+
+    def check(self) -> bool:
+        """Read the steps since the last time; False if the trial has ended, by them or before."""
+        window, self._window = self._window, []
+        if not self.is_running or not window:
+            return self.is_running
+        numbers = iter(self._transfer(window))
+        for step, _, _, parts in window:
+            loss, norm = next(numbers), next(numbers)
+            for what, value in (("loss", loss), ("gradient norm", norm)):
+                if not math.isfinite(value):
+                    self.end(
+                        TrialError(
+                            f"the {what} is {value} at step {step}; "
+                            "lower the learning rate, raise beta, or use bf16 instead of fp16"
+                        )
+                    )
+                    return False
+            self._norm, values = norm, {"loss": loss}
+            for share, each in parts:
+                for name, tensors in each.tensors.items():
+                    value = each.of[name](*(next(numbers) for _ in tensors))
+                    values[name] = values.get(name, 0.0) + value * share
+            for name, value in values.items():
+                self._logged.setdefault(name, []).append(value)
+        return True
+
+    def log(self, step: int, epoch: float) -> None:
+        """Report the window's line, unless the trial has ended."""
+        if not self.check():
+            return
+        window, self._logged = self._logged, {}
+        self._total_loss += sum(window["loss"])
+        means = {name: sum(values) / len(values) for name, values in window.items()}
+        line = {"loss": means.pop("loss"), "grad_norm": self._norm}
+        line |= {
+            "learning_rate": self._optimizer.rates[self._index][step - 1],
+            **means,
+            "epoch": epoch,
+        }
+        self._hooks.report({"step": float(step), **line})
+
+    def look(self, step: int) -> None:
+        """Let whoever runs the trial look at the model; a TrialError there ends this trial."""
+        hooks = self._hooks
+        if not self.is_running or hooks.on_step is None:
+            return
+        reads = hooks.reads_model is None or hooks.reads_model(step)
+        try:
+            hooks.on_step(step, self._stack.show(self._index) if reads else self._stack.shell)
+        except TrialError as error:
+            if self.check():  # else what was not finite before is why
+                self.end(error)
+
+    def wants_to_stop(self) -> bool:
+        """Whether it is to end early."""
+        return self.is_running and self._hooks.should_stop is not None and self._hooks.should_stop()
+
+    def save(self, step: int) -> None:
+        """Publish a checkpoint."""
+        if self._hooks.publish is None or not self.check():
+            return
+        folder = self._work_dir / f"checkpoint-{step}"
+        self._stack.save(self._index, folder)
+        moments = [moment_KP[self._index].clone() for moment_KP in self._optimizer.state]
+        torch.save(moments, folder / OPTIMIZER)
+        for unused in UNUSED:
+            (folder / unused).touch()
+        (folder / STATE_FILE).write_text(json.dumps({"global_step": step, "group": True}))
+        window = {
+            "metrics": self._logged,
+            "total_loss": self._total_loss,
+            "grad_norm": self._norm,
+            "seconds": self.seconds,
+        }
+        (folder / WINDOW_FILE).write_text(json.dumps(window))
+        self._hooks.publish(step, folder)
+
+    def resume(self) -> int:
+        """Go on from the checkpoint that the hooks name; the step it stands after."""
+        folder = self._hooks.resume_from
+        if folder is None:
+            return 0
+        self._stack.load(self._index, folder)
+        moments = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        for moment_KP, moment_P in zip(self._optimizer.state, moments, strict=True):
+            moment_KP[self._index] = moment_P
+        window = json.loads((folder / WINDOW_FILE).read_text())
+        self._logged, self._total_loss = window["metrics"], window["total_loss"]
+        self._norm, self.seconds = window["grad_norm"], window["seconds"]
+        return json.loads((folder / STATE_FILE).read_text())["global_step"]
+
+    def finish(self, num_steps: int) -> dict[str, float] | Exception:
+        """Save the adapter; the trial's metrics, or what ended it."""
+        if self.is_running and self.check() and not self._is_finite():
+            self.end(
+                TrialError(
+                    "the adapter holds values that are not finite after the last step; lower the "
+                    "learning rate, raise beta, or use bf16 instead of fp16"
+                )
+            )
+        if self._end is not None:
+            return self._end
+        self._stack.save(self._index, self._output_dir)
+        total_loss = self._total_loss + sum(self._logged.get("loss", ()))
+        metrics = {
+            "train_seconds": self.seconds,
+            "train_loss": total_loss / num_steps,
+            "steps": float(num_steps),
+        }
+        if torch.cuda.is_available():
+            metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return metrics
+
+    def _is_finite(self) -> bool:
+        return bool(torch.isfinite(self._stack.values_KP[self._index]).all())
+
+    def _transfer(self, window: Sequence[Step]) -> list[float]:
+        """Loss, norm and the metrics' tensors of each step, read at once."""
+        values: list[torch.Tensor] = []
+        for _, losses_K, norms_K, parts in window:
+            values += (losses_K[self._index], norms_K[self._index])
+            for _, each in parts:
+                at = each.positions.index(self._index)
+                values += [t[at] for tensors in each.tensors.values() for t in tensors]
+        return torch.stack([value.double() for value in values]).tolist()

@@ -128,7 +128,7 @@ def left_to_do(spec: SweepSpec, storage: str) -> Iterator[Line]:
     left = [trial for trial in sweep.trials if not is_finished(sweep, trial.trial_id)]
     found = estimate(sweep, left)
     num_found = len(sweep.trials) - len(left)
-    yield Line("trials", Level.OK, f"{len(left)} to run, {num_found} found in the store")
+    yield Line("trials", Level.OK, f"{len(left)} to run, {num_found} cached")
     for line in estimate_lines(found):
         name, _, text = line.partition(": ")
         yield Line(name, Level.OK, text) if name != "disk" else _disk(found, text)

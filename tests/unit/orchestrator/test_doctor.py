@@ -72,7 +72,7 @@ def test_with_a_spec_that_can_run_it_says_what_it_will_take(
     code, lines = doctor(monkeypatch, capsys, *words)
     assert code == 0
     assert lines["spec"][0].found == "small, 2 trials"
-    assert lines["trials"][0].found == "2 to run, 0 found in the store"
+    assert lines["trials"][0].found == "2 to run, 0 cached"
     assert {"policy", "reward", "prompts", "time", "disk"} <= set(lines)
     assert list((tmp_path / "tmp").iterdir()) == []  # what was written to try is gone
 

@@ -1,6 +1,6 @@
 """The sweep from start to end.
 
-Work that is finished is found in the store and not done again, so running is also resuming.
+Finished work is reused from the store, so running the same command again resumes the sweep.
 """
 
 from collections.abc import Callable
@@ -23,21 +23,21 @@ def run_sweep(
     until: str = "report",
     errored: Errored = "retry",
 ) -> list[TrialResult]:
-    """Run what is missing of a sweep, up to and with stage `until`; returns the results so far,
-    without curves and samples.
+    """Run the unfinished part of a sweep, up to and including stage `until`.
 
-    A cluster is opened when the first thing has to run, and closed at the end.
+    Returns the results so far, without curves and samples. The cluster is opened when the first
+    task has to run, and closed at the end.
     """
     run = Run(sweep, open_cluster, until, errored=errored)
     with run.recorded():
-        run.until_whole(_steps)
+        run.run_until_complete(_steps)
     return read_results(run.sweep, details=False).results
 
 
 def _steps(run: Run) -> None:
-    """The sweep, step by step; each one finds in the store what it need not do."""
+    """The steps of a sweep; each one skips what is in the store already."""
     sweep = run.sweep
-    run.early(data_tasks(sweep))
+    run.run_in_driver(data_tasks(sweep))
     run.tasks([MakePolicy(sweep), MakeReward(sweep)])
     run.tasks(data_tasks(sweep))
     run.shards([Generate(sweep), Score(sweep)])

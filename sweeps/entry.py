@@ -49,7 +49,8 @@ class EntrySpec(Section):
     stage: EntryStage
     """What a row is. prompts: prompt; completions: prompt and a list of texts, or one text;
     scored_completions: the same with a list of scores, or one; pairs: prompt, chosen, rejected, and
-    chosen_score and rejected_score where they are known. A prompt may have several rows."""
+    chosen_score and rejected_score where they are known (then the first must be higher). A prompt
+    may have several rows."""
     path: str | None = None
     """JSON, JSONL, CSV, TSV, parquet or Arrow file, relative to where the command runs, or
     `package:PACKAGE/FILE`. Text files may be packed (.gz, .bz2, .xz, .zst). A list in a CSV cell is

@@ -1,5 +1,6 @@
 """Texts in, prompts out: the training prompts and the held-out ones, no prompt in both."""
 
+import logging
 import random
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from prefsweep.workers.chat import written_messages
 from prefsweep.workers.corpus import load_texts
 from prefsweep.workers.locations import ModelSource
 
+log = logging.getLogger(__name__)
+
 
 def make_prompts(spec: Prompts, tokenizer_source: ModelSource) -> tuple[list[Prompt], list[Prompt]]:
     """The training and the held-out prompts of `spec`, without repetitions.
@@ -24,8 +27,18 @@ def make_prompts(spec: Prompts, tokenizer_source: ModelSource) -> tuple[list[Pro
     """
     if isinstance(spec, UnconditionalPrompts):
         return unconditional_prompts(spec)
-    texts = [row.text for row in load_texts(spec, messages=True) if is_wanted(row.text, spec)]
-    return select_prompts(_take(texts, spec, tokenizer_source), spec)
+    rows = load_texts(spec, messages=True)
+    texts = [row.text for row in rows if is_wanted(row.text, spec)]
+    taken = _take(texts, spec, tokenizer_source)
+    said = [text for text in taken if text.strip()]
+    for reason, count in {
+        "shorter than min_chars or longer than max_chars": len(rows) - len(texts),
+        "blank text": len(taken) - len(said),
+        "repeated prompt": len(said) - len(set(map(prompt_id, said))),
+    }.items():
+        if count:
+            log.info("prompts: dropped %d: %s", count, reason)
+    return select_prompts(taken, spec)
 
 
 def unconditional_prompts(spec: UnconditionalPrompts) -> tuple[list[Prompt], list[Prompt]]:

@@ -73,6 +73,13 @@ def whole_pair(
     return PairTokens(prompt_ids[:start], chosen_ids[start:], rejected_ids[start:])
 
 
+def is_cut(whole: PairTokens, spec: TrainingSpec) -> bool:
+    """Whether a completion of the pair loses tokens to max_length, beside a prompt that fits."""
+    num_prompt = min(len(whole.prompt_ids), spec.max_prompt_length or spec.max_length)
+    longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
+    return num_prompt < spec.max_length < num_prompt + longest
+
+
 def reference_pairs(
     pairs: Sequence[PreferencePair],
     model: PreTrainedModel,

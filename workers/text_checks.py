@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from prefsweep.sweeps.records import NOTED, PreferencePair
 from prefsweep.sweeps.spec import ChatSpec, TrainingSpec
 from prefsweep.workers.chat import written_messages
-from prefsweep.workers.reference import whole_pair
+from prefsweep.workers.reference import is_cut, whole_pair
 from prefsweep.workers.rendering import Ids, decoded, rendered, start_ids, token_ids
 
 SPECIAL = NOTED + "pairs that hold {} as text, which is read as the special token"
 LOSSY = NOTED + "texts that come back changed when they are tokenized and decoded"
+CUT = NOTED + "pairs with a completion that is cut at training.max_length"
 MERGED = NOTED + "pairs whose prompt ends inside a token, so that training sees a shorter prompt"
 
 
@@ -35,8 +36,9 @@ def text_notes(
     for pair in pairs:
         prompt_ids = token_ids(tokenizer, pair.prompt, chat=chat)
         texts: dict[str | None, Ids] = {None: prompt_ids}
+        whole = whole_pair(pair, tokenizer, spec, chat)
+        counts[CUT] += is_cut(whole, spec)
         if not is_sampled(pair):
-            whole = whole_pair(pair, tokenizer, spec, chat)
             counts[MERGED] += len(whole.prompt_ids) < len(prompt_ids)
             texts = {
                 pair.chosen: whole.prompt_ids + whole.chosen_ids,

@@ -32,7 +32,7 @@ from prefsweep.orchestrator.commands.options import (
     errored_trials,
     exclusive,
 )
-from prefsweep.orchestrator.commands.run import How, run_with_view
+from prefsweep.orchestrator.commands.run import RunOptions, run_with_view
 from prefsweep.orchestrator.commands.submit import submit
 from prefsweep.orchestrator.state.hints import DEFAULT_STORAGE
 from prefsweep.orchestrator.store.credentials import redacted
@@ -82,19 +82,19 @@ def run(
     resume_errored: Resume = False,
     skip_errored: Skip = False,
 ) -> None:
-    """Run a sweep, or what is missing of it."""
+    """Run a sweep; finished work is reused."""
     errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
-    how = How(address, until, inline, errored)
+    options = RunOptions(address, until, inline, errored)
     sweep = _resolve(spec, overrides or [], storage)
     if dry_run:
         _print_plan(sweep)
         return
-    run_with_view(sweep, how)
+    run_with_view(sweep, options)
 
 
 @app.command()
 def plan(spec: Spec, overrides: Overrides = None, storage: Storage = DEFAULT_STORAGE) -> None:
-    """Show what a run would do: what is found in the store, and what is new."""
+    """Show what a run would do: what is cached, and what is new."""
     _print_plan(_resolve(spec, overrides or [], storage))
 
 
@@ -109,12 +109,12 @@ def resume(
     resume_errored: Resume = False,
     skip_errored: Skip = False,
 ) -> None:
-    """Go on with a sweep from the spec that the store has of it."""
+    """Resume a sweep from its stored spec."""
     from prefsweep.orchestrator.state.sweep import open_sweep
 
     errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
-    how = How(address, until, inline, errored)
-    run_with_view(open_sweep(name, storage), how)
+    options = RunOptions(address, until, inline, errored)
+    run_with_view(open_sweep(name, storage), options)
 
 
 app.command()(submit)
@@ -123,13 +123,13 @@ app.command()(submit)
 @app.command()
 def status(
     name: Annotated[
-        str | None, typer.Argument(help="Name of a sweep in the store. Default: list them.")
+        str | None, typer.Argument(help="Name of a sweep in the store. Default: list all.")
     ] = None,
     storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
 ) -> None:
-    """Show how a sweep stands, from the store alone, or which sweeps there are."""
+    """Show the status of a sweep, or list all sweeps in the store."""
     from prefsweep.orchestrator.display.live import watch as watch_status
     from prefsweep.orchestrator.display.status import render
     from prefsweep.orchestrator.results.status import StatusReader, read_status, status_document
@@ -162,7 +162,7 @@ def _list_sweeps(storage: str, *, as_json: bool) -> None:
 
 
 def _wide_console() -> Console:
-    """A pipe has room for every column; rich takes it for a terminal of 80."""
+    """A console that is wide enough for every column in a pipe, which rich limits to 80."""
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
     return Console(width=200)
@@ -172,22 +172,22 @@ def _wide_console() -> Console:
 def stop(
     name: Name,
     storage: Storage = DEFAULT_STORAGE,
-    wait: Annotated[bool, typer.Option(help="Wait until it has ended.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True,
 ) -> None:
-    """Ask whoever runs a sweep, wherever that is, to stop cleanly."""
+    """Stop a running sweep cleanly, on any machine."""
     from prefsweep.orchestrator.state.stop import ask_to_stop, wait_for_end
     from prefsweep.orchestrator.store.store import Store
 
     store = Store(storage)
     holder = ask_to_stop(store, name)
-    print(f"asked to stop: {holder}")
+    print(f"stop requested: {holder}")
     if wait:
         print(wait_for_end(store, name, holder))
 
 
 @app.command()
 def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
-    """Draw the report of a sweep as it stands now."""
+    """Write the report of a sweep, also of an unfinished one."""
     from prefsweep.orchestrator.report.publish import publish_report, report_path
     from prefsweep.orchestrator.state.sweep import open_sweep
 
@@ -199,15 +199,15 @@ def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
 @app.command()
 def compare(
     one: Annotated[str, typer.Argument(metavar="A", help="Name of a sweep in the store.")],
-    other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="Name of another sweep.")],
     storage: Storage = DEFAULT_STORAGE,
     other_storage: Annotated[
-        str | None, typer.Option(help="Store of B, where it is another one.")
+        str | None, typer.Option(help="Store of B, if it is not the same.")
     ] = None,
     as_json: Json = False,
     to: Annotated[str | None, typer.Option(metavar="FILE.md", help="Write Markdown.")] = None,
 ) -> None:
-    """Set two sweeps side by side: what differs, and by how much their rewards do."""
+    """Compare two sweeps: their settings and their rewards."""
     from pathlib import Path
 
     from prefsweep.orchestrator.display import compare as compare_text
@@ -237,7 +237,7 @@ def doctor(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Look at what a run needs: versions, cluster, storage, models, W&B, time, cost and disk."""
+    """Check that everything a run needs is available, and estimate time, cost and disk."""
     from prefsweep.orchestrator.planning.doctor import document, render, run_checks
 
     found = run_checks(spec, overrides or [], storage, address)
@@ -246,7 +246,7 @@ def doctor(
     else:
         _wide_console().print(render(found))
     code = 2 if found.stops_a_run else 0
-    if found.hangs:  # what a check waits for would hold up a normal end
+    if found.hangs:  # a check that hangs would block a normal exit
         sys.stdout.flush()
         os._exit(code)
     raise typer.Exit(code)
@@ -255,13 +255,14 @@ def doctor(
 @app.command()
 def gc(
     storage: Storage = DEFAULT_STORAGE,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete the listed data.")] = False,
 ) -> None:
-    """Show what no sweep in the store refers to; delete it with --yes.
+    """List data that no sweep references; delete it with --yes.
 
-    Kept is all that the present specs of the sweeps refer to, what was measured of GPUs, what
-    living processes of this machine make, and, while any driver lives (one elsewhere: has renewed
-    its lease within a minute, by the storage's clock), what other machines have half-made.
+    Never deleted: data that a sweep's current spec references, GPU measurements, files that
+    processes of this machine are writing and, while any driver is running, unfinished files of
+    other machines. A driver on another machine counts as running if it renewed its lease within a
+    minute by the storage's clock.
     """
     from prefsweep.orchestrator.state.garbage import delete_garbage, find_garbage
     from prefsweep.orchestrator.store.store import Store
@@ -270,32 +271,36 @@ def gc(
     garbage = find_garbage(store)
     for item in garbage:
         print(f"{item.num_bytes / 1e6:10.1f} MB  {item.what:<10}  {store.display(item.path)}")
-    total = f"{len(garbage)} things, {sum(item.num_bytes for item in garbage) / 1e6:.1f} MB"
+    total = f"{len(garbage)} items, {sum(item.num_bytes for item in garbage) / 1e6:.1f} MB"
     problems = delete_garbage(store, garbage) if yes else []
     if problems:
         raise StoreError(
             f"{len(problems)} of {total} could not be deleted:\n" + "\n".join(problems)
         )
-    remedy = "deleted" if yes or not garbage else "no sweep refers to them; --yes deletes them"
-    print(f"{total}: {remedy}" if garbage else "nothing to delete: sweeps refer to all there is")
+    remedy = "deleted" if yes or not garbage else "unreferenced; --yes deletes them"
+    print(f"{total}: {remedy}" if garbage else "nothing to delete: all data is referenced")
 
 
 @app.command()
 def export(
     name: Name,
     trial: Annotated[
-        str | None, typer.Argument(help="Id, beginning of an id, or name of a trial.")
+        str | None, typer.Argument(help="Trial name, ID, or unique ID prefix.")
     ] = None,
     *,
     to: Annotated[str, typer.Option(help="New folder for the export.")],
-    dataset: Annotated[bool, typer.Option("--dataset", help="The preference pairs.")] = False,
+    dataset: Annotated[
+        bool, typer.Option("--dataset", help="Export the preference pairs.")
+    ] = False,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Merge the adapter into its base: a whole model.")
+        bool, typer.Option("--merge", help="Merge the adapter into its base model.")
     ] = False,
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Push it there, too.")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Also push to this repository.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Push to a private repo.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Push to a private repository.")
+    ] = False,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Write a trial's model, or the preference pairs, as a folder that others can load."""
@@ -340,8 +345,8 @@ def _resolve(spec: str, overrides: list[str], storage: str) -> "Sweep":
 
 
 def _end_as_on_ctrl_c() -> None:
-    """SIGTERM, and SIGHUP unless it is ignored (nohup), end a run as Ctrl-C does: recorded, with
-    the way to resume."""
+    """Handle SIGTERM, and SIGHUP unless it is ignored (nohup), like Ctrl-C: the run is recorded
+    and the way to resume is printed."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -353,9 +358,9 @@ def _end_as_on_ctrl_c() -> None:
 
 def _print_plan(sweep: "Sweep") -> None:
     from prefsweep.orchestrator.planning.plan import render_plan
-    from prefsweep.orchestrator.state.quarantine import as_recorded
+    from prefsweep.orchestrator.state.quarantine import with_recorded_quarantine
 
-    _wide_console().print(render_plan(as_recorded(sweep)))
+    _wide_console().print(render_plan(with_recorded_quarantine(sweep)))
 
 
 def _print_error(error: SweepError) -> None:

@@ -1,4 +1,4 @@
-"""What several commands have: arguments, options and which exclude each other, an exit code."""
+"""Arguments and options that several commands share, and which of them exclude each other."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -26,17 +26,17 @@ Until = Annotated[Stage, typer.Option(help="Last stage to run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Inline = Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")]
 Restart = Annotated[
-    bool, typer.Option("--restart-errored", help="Run all failed trials again, from scratch.")
+    bool, typer.Option("--restart-errored", help="Restart all failed trials from scratch.")
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume-errored", help="Run all failed trials on from their newest checkpoint."),
+    typer.Option("--resume-errored", help="Resume all failed trials from their latest checkpoint."),
 ]
-Skip = Annotated[bool, typer.Option("--skip-errored", help="Leave all failed trials as they are.")]
+Skip = Annotated[bool, typer.Option("--skip-errored", help="Skip all failed trials.")]
 
 
 def errored_trials(*, restart: bool, resume: bool, skip: bool) -> "Errored":
-    """What the three flags say of failed trials. Raises UsageError."""
+    """What to do with failed trials, from the three flags. Raises UsageError."""
     exclusive(
         {"--restart-errored": restart, "--resume-errored": resume, "--skip-errored": skip},
     )
@@ -44,7 +44,7 @@ def errored_trials(*, restart: bool, resume: bool, skip: bool) -> "Errored":
 
 
 def exclusive(given: Mapping[str, object]) -> None:
-    """Raises UsageError if more than one of these options is given: none is silently dropped."""
+    """Raises UsageError if more than one of these options is given."""
     both = [option for option, value in given.items() if value]
     if len(both) > 1:
         raise UsageError(f"{' and '.join(both)} exclude each other; give one")

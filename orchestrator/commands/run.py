@@ -1,7 +1,4 @@
-"""What `run` and `resume` do: a sweep with a view of it as it runs, and at the end what is left.
-
-Comes in: the sweep, and what the command line says of it. Goes out: lines, and an exit code.
-"""
+"""`run` and `resume`: run a sweep with the live view, then print failures and set the exit code."""
 
 import logging
 import os
@@ -29,8 +26,8 @@ errors = Console(stderr=True)
 
 
 @dataclass(frozen=True)
-class How:
-    """Where a run takes place, how far it goes, and what becomes of failed trials."""
+class RunOptions:
+    """Where a run takes place, its last stage, and what happens to failed trials."""
 
     address: str | None
     until: Stage
@@ -41,13 +38,13 @@ class How:
         exclusive({"--inline": self.inline, "--address": self.address})
 
 
-def run_with_view(sweep: "Sweep", how: How) -> None:
-    """Run what is missing of a sweep. Raises SweepError, or Exit where something has failed."""
+def run_with_view(sweep: "Sweep", options: RunOptions) -> None:
+    """Run a sweep and print what failed. Raises SweepError, or Exit(1) after failures."""
     from prefsweep.orchestrator.display.live import LiveView, log_handler
     from prefsweep.orchestrator.pipeline import run_sweep
     from prefsweep.orchestrator.report.publish import report_path
     from prefsweep.orchestrator.results.status import StatusReader
-    from prefsweep.orchestrator.state.quarantine import as_recorded, num_quarantined
+    from prefsweep.orchestrator.state.quarantine import num_quarantined, with_recorded_quarantine
 
     name, storage = sweep.spec.name, sweep.storage
     logger = logging.getLogger("prefsweep")
@@ -56,48 +53,51 @@ def run_with_view(sweep: "Sweep", how: How) -> None:
     try:
         with LiveView(StatusReader(sweep).read, console):
             results = run_sweep(
-                sweep, lambda: _cluster(sweep, how), until=how.until, errored=how.errored
+                sweep,
+                lambda: _cluster(sweep, options),
+                until=options.until,
+                errored=options.errored,
             )
     except KeyboardInterrupt:
         resume = hint("resume", name, storage=storage)
-        _tell(f"interrupted; run the same command again to resume, or {resume}")
+        _print(f"interrupted; run the same command again to resume, or {resume}")
         sys.exit(INTERRUPTED)
-    num_left_out = num_quarantined(as_recorded(sweep))
-    if num_left_out:
+    num_skipped = num_quarantined(with_recorded_quarantine(sweep))
+    if num_skipped:
         status = hint("status", name, storage=storage)
-        _tell(
-            f"{num_left_out} prompts end every worker that takes them and were left out; "
-            f"{status} names them, --restart-errored tries them again"
+        _print(
+            f"{num_skipped} prompts crashed every worker that processed them and were skipped; "
+            f"{status} lists them, --restart-errored retries them"
         )
-    if _told_failures(sweep, results, how.until) or num_left_out:
+    if _report_failures(sweep, results, options.until) or num_skipped:
         raise typer.Exit(1)
-    if how.until == Stage.REPORT:
+    if options.until == Stage.REPORT:
         print(sweep.store.display(report_path(sweep)))
 
 
-def _cluster(sweep: "Sweep", how: How) -> "Cluster":
+def _cluster(sweep: "Sweep", options: RunOptions) -> "Cluster":
     from prefsweep.orchestrator.execution.cluster import InlineCluster, RayCluster, attach
     from prefsweep.orchestrator.execution.placement import resources_of
 
-    if how.inline:
+    if options.inline:
         return InlineCluster(sweep.spec.resources)
-    where = how.address or os.environ.get("RAY_ADDRESS")
+    where = options.address or os.environ.get("RAY_ADDRESS")
     if where:
         return attach(sweep, where)
     max_stall_s = sweep.spec.retries.max_stall_s
     return RayCluster(resources_of(sweep.spec), max_stall_s=max_stall_s)
 
 
-def _told_failures(sweep: "Sweep", results: Sequence[TrialResult], until: Stage) -> bool:
-    """Whether trials that were to run have not succeeded; says which."""
+def _report_failures(sweep: "Sweep", results: Sequence[TrialResult], until: Stage) -> bool:
+    """Print the trials that have not succeeded; returns whether there are any."""
     failed = [result.name for result in results if result.status != Status.SUCCEEDED]
     if not failed or until not in (Stage.TRIALS, Stage.REPORT):
         return False
     status = hint("status", sweep.spec.name, storage=sweep.storage)
     num = f"{len(failed)} of {len(sweep.trials)}"
-    _tell(f"{num} trials have not succeeded: {', '.join(failed)}; {status} says why")
+    _print(f"{num} trials have not succeeded: {', '.join(failed)}; {status} shows why")
     return True
 
 
-def _tell(message: str) -> None:
+def _print(message: str) -> None:
     errors.print(escape(message), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The `submit` command: sends a sweep, says how to look after it, and follows it if asked."""
+"""The `submit` command: sends a sweep to a cluster and, with --follow, prints its log."""
 
 from typing import Annotated
 
@@ -36,10 +36,10 @@ def submit(
     resume_errored: Resume = False,
     skip_errored: Skip = False,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Show its log, and end with its exit code.")
+        bool, typer.Option("--follow", help="Print the job's log and exit with its code.")
     ] = False,
 ) -> None:
-    """Send a sweep, or what is missing of it, to a Ray cluster as a job."""
+    """Submit a sweep to a Ray cluster as a job; finished work is reused."""
     from prefsweep.orchestrator.execution.job import print_lines
     from prefsweep.orchestrator.execution.jobs import submit as send
     from prefsweep.sweeps.load import load_spec
@@ -49,7 +49,7 @@ def submit(
     flags += [f"--{errored}-errored"] if errored != "retry" else []
     job = send(sweep, address, storage, flags)
     ways = (
-        f"{hint('status', sweep.name, storage=storage)} shows how it stands, "
+        f"{hint('status', sweep.name, storage=storage)} shows its status, "
         f"{hint('stop', sweep.name, storage=storage)} stops it"
     )
     where = redacted(address)
@@ -59,9 +59,9 @@ def submit(
             job.follow(print_lines)
             code = job.exit_code()
         except KeyboardInterrupt:
-            errors.print(escape(f"the job {job.job_id} goes on; {ways}"), soft_wrap=True)
+            errors.print(escape(f"job {job.job_id} keeps running; {ways}"), soft_wrap=True)
             code = INTERRUPTED
-        except ClusterError:  # the job may go on where nobody answers
+        except ClusterError:  # the job may still be running
             errors.print(escape(ways), soft_wrap=True)
             raise
         raise typer.Exit(code)

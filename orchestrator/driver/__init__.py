@@ -1,1 +1,1 @@
-"""How one run of a sweep lives and ends."""
+"""How one run of a sweep starts, stops and ends."""

@@ -1,8 +1,8 @@
-"""Whether a run may go on: its lease, requests to stop it, and the signals of its terminal.
+"""Keeps a run's lease, and turns signals and `prefsweep stop` into a clean end.
 
-The first Ctrl-C, SIGTERM or SIGHUP (a terminal that was lost) is a request like that of `prefsweep
-stop`: the run ends at its next safe point. The second ends it at once. A handler only takes a note;
-one thread does the rest.
+The first Ctrl-C, SIGTERM or SIGHUP (a lost terminal) is a stop request, like `prefsweep stop`: the
+run ends at its next safe point. The second ends it immediately. The signal handler only records
+the signal; a thread does the rest.
 """
 
 import logging
@@ -28,26 +28,26 @@ from prefsweep.sweeps.errors import LeaseError, LostStoreError, StoreError, Swee
 log = logging.getLogger(__name__)
 
 TICK_S = 0.2
-"""How soon a signal is told to the user and to the workers: its handler takes no lock."""
+"""Interval at which the thread passes a signal on to the user and the workers."""
 SAME_SIGNAL_S = 0.3
-"""Two signals closer than that are one: some tools send it to a process and to its group."""
+"""Two signals within this time count as one: some tools signal a process and its group."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Control:
-    """The driver's hold on a sweep for the length of a `with` block."""
+    """Holds the sweep's lease and handles signals for the length of a `with` block."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
         self._lease = Lease(store, name)
         self._lost: SweepError | None = None
         self._asked = ""
-        """Who asked the run to stop; "" while nobody has."""
+        """Who requested the stop; "" while nobody has."""
         self._asked_at_s = 0.0
-        self._told, self._passed_on = False, False
-        self._nothing_to_lose = False
+        self._announced, self._passed_on = False, False
+        self._interruptible = False
         self.finishing = "finishing what runs now"
-        """What a stop waits for, said to the user."""
+        """What a stop waits for, as shown to the user."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="run-control", daemon=True)
         self._handlers: dict[int, Any] = {}
@@ -70,37 +70,37 @@ class Control:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self._lost is None:
-            with suppress(StoreError):  # the lease is stale soon, and a request is cleared at start
+            with suppress(StoreError):  # the lease expires, and the next run clears the request
                 clear_stop(self._store, self._name)
                 self._lease.release()
 
     def handle_signals(self) -> None:
-        """Take the signals; called again after Ray has set a handler of its own."""
+        """Install the signal handlers; called again after Ray has installed its own."""
         for number in self._handlers:
             signal.signal(number, self._on_signal)
 
     @property
     def lost(self) -> SweepError | None:
-        """Set once another driver has taken the sweep over, or the store is gone: this one writes
-        nothing more."""
+        """The error once another driver took the sweep over or the store is gone; then this driver
+        writes nothing more."""
         return self._lost
 
     def check(self) -> None:
-        """A safe point: raises KeyboardInterrupt if a stop was asked for, or what `lost` is."""
+        """A safe point: raises KeyboardInterrupt after a stop request, or the error in `lost`."""
         if self._lost is not None:
             raise self._lost
         if self._asked or stop_requested(self._store, self._name):
             raise KeyboardInterrupt
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """A stretch of work in this process that a stop may end anywhere."""
+    def interruptible(self) -> Iterator[None]:
+        """Work in this process that a stop may interrupt at any point."""
         self.check()
-        self._nothing_to_lose = True
+        self._interruptible = True
         try:
             yield
         finally:
-            self._nothing_to_lose = False
+            self._interruptible = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
@@ -108,10 +108,13 @@ class Control:
             _leave_lost_terminal()
         if self._asked and now_s - self._asked_at_s < SAME_SIGNAL_S:
             return
-        ends = self._lost is not None or bool(self._asked) or self._nothing_to_lose
+        ends = self._lost is not None or bool(self._asked) or self._interruptible
         self._asked, self._asked_at_s = signal.Signals(number).name, now_s
         if ends:
-            for again, handler in self._handlers.items():  # the next one also ends the cleaning up
+            for (
+                again,
+                handler,
+            ) in self._handlers.items():  # the next one interrupts the clean-up
                 signal.signal(again, handler)
             raise KeyboardInterrupt
 
@@ -119,7 +122,7 @@ class Control:
         beat_at_s = time.monotonic() + HEARTBEAT_S
         while not self._over.wait(TICK_S):
             try:
-                if self._store.is_local:  # elsewhere the heartbeat looks
+                if self._store.is_local:  # on object stores the heartbeat checks
                     self._lease.check_store()
                 self._pass_on_request()
                 if time.monotonic() >= beat_at_s:
@@ -129,15 +132,15 @@ class Control:
                 self._lost = error
                 self._interrupt()
                 return
-            except (StoreError, OSError) as error:  # the next round may be luckier
+            except (StoreError, OSError) as error:  # retried in the next round
                 log.warning("the lease cannot be renewed: %s", error)
 
     def _pass_on_request(self) -> None:
-        """Whoever asked: the store knows, so that all workers hear, and the user is told."""
+        """Record a stop request in the store, where workers see it, and log it for the user."""
         if not self._asked and self._is_asked_elsewhere():
             self._asked, self._passed_on = "prefsweep stop", True
-        if self._asked and not self._told:
-            self._told = True
+        if self._asked and not self._announced:
+            self._announced = True
             log.warning(
                 "%s: stopping; %s (Ctrl-C from now on stops at once)", self._asked, self.finishing
             )
@@ -146,7 +149,7 @@ class Control:
             self._passed_on = True
 
     def _interrupt(self) -> None:
-        """End what the main thread does, wherever it is."""
+        """Interrupt the main thread."""
         if self._handlers:
             main = threading.main_thread().ident
             assert main is not None
@@ -154,7 +157,7 @@ class Control:
 
 
 def _leave_lost_terminal() -> None:
-    """Send output nowhere if its terminal is gone: writing there would be an error."""
+    """Redirect output to /dev/null if its terminal is gone: writing to it would raise."""
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"")

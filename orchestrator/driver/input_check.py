@@ -1,7 +1,7 @@
-"""Whether what a spec names still is what the sweep was started with, where it is to be read.
+"""Checks that the inputs named in the spec are still those the sweep was started with.
 
-A sweep goes on under the identities that were recorded when it started: what is made of another
-content would be mixed with what was made of the old one, and nobody would know.
+A resumed sweep keeps the identities that were recorded when it started. If an input has changed
+since, results made from the new content would be mixed with results made from the old one.
 """
 
 import logging
@@ -22,14 +22,14 @@ from prefsweep.sweeps.spec import FirstTokens
 log = logging.getLogger(__name__)
 
 SHOWN_CHARS = 19
-"""Of a content hash in a message: its kind and twelve digits."""
+"""Characters of a content hash shown in a message: its kind and twelve digits."""
 
 
 def require_unchanged(sweep: Sweep, is_unfinished: Callable[[str], bool]) -> None:
-    """Raises UsageError if an input is another one or gone, and an unfinished stage would read it.
+    """Raises UsageError if an input has changed or is missing, and an unfinished stage reads it.
 
-    One on this disk that has changed since all that read it was finished is only told. What was put
-    into the store for workers on other machines is read there, and cannot change.
+    If a local input changed after every stage that reads it finished, logs it and continues. Inputs
+    that were copied into the store for workers on other machines are read there and cannot change.
     """
     local, is_unfinished = local_members(sweep.spec), cache(is_unfinished)  # it reads all trials
     for member in SECTIONS:
@@ -42,7 +42,7 @@ def require_unchanged(sweep: Sweep, is_unfinished: Callable[[str], bool]) -> Non
 
 
 def _readers(sweep: Sweep, member: str) -> list[str]:
-    """The stages that read an input."""
+    """Stages that read an input."""
     prompts, entered = sweep.spec.prompts, sweep.entered
     of_prompts = ["eval_prompts"] if entered else ["prompts", "eval_prompts"]
     match member:
@@ -68,21 +68,21 @@ def _compare(sweep: Sweep, member: str, recorded: str, waiting: list[str]) -> No
     except UsageError as error:
         if waiting:
             raise UsageError(
-                f"{named}: it is gone ({error}), and sweep {name!r} still needs it for {still}. "
-                "Put it back, or start where that path leads to it, and run the same command "
-                "again; or give another one to `prefsweep run`, which makes new artefacts beside "
-                "the old ones"
+                f"{named}: it is missing ({error}), and sweep {name!r} still needs it for {still}. "
+                "Restore it, or start the command in the folder that the path is relative to, and "
+                "run the same command again. To use another input, give it to `prefsweep run`, "
+                "which makes new artifacts beside the old ones"
             ) from None
         return
     if now == recorded:
         return
     if not waiting:
-        log.info("%s: it has changed since, but all that reads it is finished", named)
+        log.info("%s: it has changed, but every stage that reads it is finished", named)
         return
     raise UsageError(
         f"{named}: it has changed since sweep {name!r} was started (it is {_short(now)}, it was "
-        f"{_short(recorded)}), and is still needed for {still}. {_remedy(member, recorded)}; or "
-        "give the new one to `prefsweep run`, which makes new artefacts beside the old ones"
+        f"{_short(recorded)}), and is still needed for {still}. {_remedy(member, recorded)}. To "
+        "use the new input, give it to `prefsweep run`, which makes new artifacts beside the old"
     )
 
 
@@ -92,10 +92,10 @@ def _short(identity: str) -> str:
 
 
 def _remedy(member: str, recorded: str) -> str:
-    """How to have the old one again."""
+    """How to restore the old input."""
     if recorded.startswith("builtin"):
-        return "Go on with the version of prefsweep that it was started with"
+        return "Resume with the version of prefsweep that it was started with"
     if "@" in recorded:
         field, commit = SECTIONS[member], recorded.rpartition("@")[2]
-        return f"Set {field}.revision={commit} to have the old one"
-    return "Put the old one back and run the same command again"
+        return f"Set {field}.revision={commit} to use the old input"
+    return "Restore the old input and run the same command again"

@@ -1,4 +1,4 @@
-"""One run of a sweep: what each step of `pipeline.py` means, and how a run begins and ends."""
+"""One run of a sweep: the steps that `pipeline.py` calls, and how a run starts and ends."""
 
 import logging
 import time
@@ -13,7 +13,11 @@ from prefsweep.orchestrator.execution.cluster import Cluster
 from prefsweep.orchestrator.planning.changes import PLAN, changes, plan_document
 from prefsweep.orchestrator.report.publish import is_drawn, publish_report, report_path
 from prefsweep.orchestrator.state.marker import claim
-from prefsweep.orchestrator.state.quarantine import as_recorded, lifted, quarantine
+from prefsweep.orchestrator.state.quarantine import (
+    quarantine,
+    with_recorded_quarantine,
+    without_quarantine,
+)
 from prefsweep.orchestrator.state.sweep import (
     SHARDED,
     UNTRAINED,
@@ -45,21 +49,21 @@ from prefsweep.sweeps.records import DROPPED, NOTED, Errored, Stage, Status
 log = logging.getLogger(__name__)
 
 DATA_STAGES = ("prompts", "completions", "scores", "pairs", "reference")
-"""Those that a sweep has from where it enters with its own data."""
+"""Stages that handle data. A sweep with its own data starts at one of them."""
 AFTER_DATA = ("untrained", "trials", "report")
-_LEFT: Mapping[str, str] = {
-    "retry": "trial %s failed and would again; --restart-errored runs it again from scratch, "
-    "--resume-errored from its newest checkpoint",
-    "skip": "trial %s failed and is left (--skip-errored)",
+SKIPPED_MESSAGE: Mapping[str, str] = {
+    "retry": "trial %s failed and would fail again; skipped. --restart-errored runs it from "
+    "scratch, --resume-errored from its newest checkpoint",
+    "skip": "trial %s failed; skipped (--skip-errored)",
 }
 MAX_PASSES = 5
-"""How often a run makes anew what it finds damaged."""
+"""How often a run rebuilds data that it finds damaged."""
 WORKERS_END_S = 10.0
-"""How long workers get to disappear after the cluster was closed."""
+"""How long to wait for worker processes to end after the cluster was closed."""
 
 
 class QuarantineError(Exception):
-    """Prompts were found that end whoever takes them, by stage; caught in this file."""
+    """Prompts that kill every worker were found, by stage; caught in this file."""
 
     def __init__(self, killers: dict[str, list[str]]) -> None:
         super().__init__(killers)
@@ -67,7 +71,7 @@ class QuarantineError(Exception):
 
 
 class Run:
-    """One run of a sweep: where it takes place, and how far it goes."""
+    """One run of a sweep on a cluster, up to a given stage."""
 
     def __init__(
         self,
@@ -78,25 +82,25 @@ class Run:
         errored: Errored = "retry",
     ) -> None:
         self.sweep, self.until = (
-            lifted(sweep) if errored == "restart" else as_recorded(sweep),
+            without_quarantine(sweep) if errored == "restart" else with_recorded_quarantine(sweep),
             until,
         )
         if until in DATA_STAGES and until not in sweep.stages:
             raise UsageError(
-                f"--until {until}: the sweep enters with its own data after that; "
+                f"--until {until}: the sweep starts from its own data, after that stage; "
                 f"its stages are {', '.join((*sweep.stages, *AFTER_DATA))}"
             )
         self._open_cluster = open_cluster
         self._cluster: Cluster | None = None
         self._errored = errored
-        self._told = set[str]()
+        self._reported = set[str]()
         self.control = Control(sweep.store, sweep.spec.name)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep the resolved spec and, in state.json, who runs the sweep and how it ended.
+        """Record the resolved spec and, in state.json, who runs the sweep and how the run ended.
 
-        Raises LeaseError, having written nothing of the sweep, while another driver runs it.
+        Raises LeaseError if another driver runs the sweep; then nothing of the sweep is written.
         """
         claim(self.sweep.store)
         with self.control:
@@ -104,12 +108,12 @@ class Run:
             for line in changes(self.sweep):
                 log.info("%s", line)
             with self.sweep.store.locked(DELETING):
-                self._keep_spec()
+                self._write_spec()
             self._record(Status.RUNNING)
             try:
                 yield
             except BaseException as error:
-                self._close()  # first: until its end a worker writes how its trial stands
+                self._close()  # first: workers write their trials' status until they end
                 if self.control.lost is not None:
                     raise self.control.lost from None
                 interrupted = isinstance(error, KeyboardInterrupt)
@@ -120,10 +124,10 @@ class Run:
             self._close()
             self._record(Status.SUCCEEDED)
 
-    def until_whole(self, steps: Callable[["Run"], None]) -> None:
-        """Take the steps; once more where something in the store turns out to be damaged.
+    def run_until_complete(self, steps: Callable[["Run"], None]) -> None:
+        """Run the steps, and run them again if data in the store turns out to be damaged.
 
-        Whoever finds it puts it aside, so the next pass makes it again.
+        Damaged data is set aside when it is found, so the next pass rebuilds it.
         """
         num_passes = 0
         while num_passes < MAX_PASSES:
@@ -131,41 +135,41 @@ class Run:
             try:
                 require_unchanged(self.sweep, self._is_unfinished)
                 steps(self)
-                damaged = [stage for stage in self._stages if not self._is_whole(stage)]
+                damaged = [stage for stage in self._stages if not self._is_complete(stage)]
                 if not damaged:
                     return
-                log.warning("%s: damaged while in use; made again", ", ".join(damaged))
+                log.warning("%s: damaged while in use; rebuilding", ", ".join(damaged))
             except DamagedError as error:
                 log.warning("%s", error)
-            except QuarantineError as error:  # each time fewer prompts: it comes to an end
+            except QuarantineError as error:  # this ends: each pass has fewer prompts
                 num_passes -= 1
-                with self.sweep.store.locked(DELETING):  # what it copies is not referred to yet
+                with self.sweep.store.locked(DELETING):  # no spec references the copies yet
                     self.sweep = quarantine(self.sweep, error.killers)
-                    self._keep_spec()
-            self._told.clear()
+                    self._write_spec()
+            self._reported.clear()
         raise StoreError(
-            f"{self.sweep.store.uri}: things in it were found damaged {MAX_PASSES} times in a row; "
+            f"{self.sweep.store.uri}: data in the store was damaged {MAX_PASSES} times in a row; "
             "check the disk, then run the same command again"
         )
 
-    def early(self, tasks: Sequence[DataTask]) -> None:
-        """Run here and now what needs no model, so that bad input is refused before a worker runs.
+    def run_in_driver(self, tasks: Sequence[DataTask]) -> None:
+        """Run tasks that need no model in this process, to refuse bad input before a worker starts.
 
-        `tasks` finds it in the store a moment later.
+        `tasks` reuses their results.
         """
         for task in tasks:
-            if self._wants(task.name) and not task.needs_policy() and not task.done():
-                with self.control.at_once():
+            if self._includes(task.name) and not task.needs_policy() and not task.done():
+                with self.control.interruptible():
                     task.run()
                 self._log_done(task.name)
 
     def tasks(self, tasks: Sequence[Task]) -> None:
-        """Run those tasks that are wanted and not done, side by side."""
-        wanted = [task for task in tasks if self._wants(task.name)]
+        """Run the tasks that are needed and not done, in parallel."""
+        wanted = [task for task in tasks if self._includes(task.name)]
         missing = [task for task in wanted if not task.done()]
         for task in wanted:
             if task not in missing:
-                self._log_found(task.name)
+                self._log_cached(task.name)
         if missing:
             names = ", ".join(task.name for task in missing)
             log.info("%s: running", names)
@@ -177,12 +181,12 @@ class Run:
                 self._log_done(task.name)
 
     def shards(self, stages: Sequence[ShardStage]) -> None:
-        """Run sharded stages that are wanted and not done, streaming shards through them."""
-        wanted = [stage for stage in stages if self._wants(stage.name)]
+        """Run the sharded stages that are needed and not done, streaming shards through them."""
+        wanted = [stage for stage in stages if self._includes(stage.name)]
         missing = [stage for stage in wanted if not self._is_done(stage.name)]
         for stage in wanted:
             if stage not in missing:
-                self._log_found(stage.name)
+                self._log_cached(stage.name)
         if not missing:
             return
         if missing[0].name == self._first_sharded():
@@ -202,21 +206,21 @@ class Run:
             self._log_done(stage.name)
 
     def trials(self) -> None:
-        """Run the trials that are not finished, mirroring their metrics."""
-        if not self._wants("trials"):
+        """Run the unfinished trials and mirror their metrics."""
+        if not self._includes("trials"):
             return
-        todo, left = self._unfinished()
-        for trial in left:
-            log.info(_LEFT[self._errored], trial.name)
-        found = len(self.sweep.trials) - len(todo)
-        log.info("trials: %d to run, %d found in the store", len(todo), found)
+        todo, skipped = self._unfinished()
+        for trial in skipped:
+            log.info(SKIPPED_MESSAGE[self._errored], trial.name)
+        num_cached = len(self.sweep.trials) - len(todo)
+        log.info("trials: %d to run, %d cached", len(todo), num_cached)
         if not todo:
             return
         for trial in todo:
             if self._errored == "restart" and self._failed_as(trial) is not None:
                 restart_from_scratch(self.sweep, trial)
             mark(self.sweep, trial, Status.PENDING)
-        if self._errored != "skip":  # what was asked of failed trials is done once in a run
+        if self._errored != "skip":  # failed trials are restarted or resumed once per run
             self._errored = "retry"
         self._verify_inputs()
         started = time.monotonic()
@@ -227,27 +231,27 @@ class Run:
         log.info("trials: done in %.1f s", time.monotonic() - started)
 
     def report(self) -> None:
-        """Draw the report, if the run goes that far and what it shows has changed."""
-        if not self._wants("report"):
+        """Write the report, if the run includes it and its content has changed."""
+        if not self._includes("report"):
             return
         where = self.sweep.store.display(report_path(self.sweep))
         if is_drawn(self.sweep):
-            log.info("report: found in the store, %s", where)
+            log.info("report: cached, %s", where)
             return
-        with self.control.at_once():
+        with self.control.interruptible():
             publish_report(self.sweep)
         log.info("report: %s", where)
 
     def _cluster_for(self, finishing: str) -> Cluster:
-        """The cluster, opened at its first use; `finishing` is what a stop waits for from now on.
+        """The cluster, opened at its first use; `finishing` says what a stop waits for from now on.
 
-        Raises KeyboardInterrupt if a stop was asked for.
+        Raises KeyboardInterrupt after a stop request.
         """
         if self._cluster is None:
             self.control.finishing = "waiting until Ray has started"
             try:
                 self._cluster = self._open_cluster()
-            except SystemExit:  # what Ray makes of SIGTERM while it starts
+            except SystemExit:  # Ray raises it on SIGTERM while it starts
                 raise KeyboardInterrupt from None
             self.control.handle_signals()
         self.control.check()
@@ -255,20 +259,20 @@ class Run:
         return self._cluster
 
     def _verify_inputs(self) -> None:
-        """Find damage in what all trials read before any of them starts.
+        """Check the artifacts that all trials read before the first trial starts.
 
-        Where that would be a download, the workers' own check has to do.
+        Only for local stores: elsewhere this would download them, and the workers check theirs.
         """
         sweep = self.sweep
         if not sweep.store.is_local:
             return
         models = [stage for stage, made in sweep.made.items() if made]
-        with self.control.at_once():
+        with self.control.interruptible():
             for stage in (*models, "eval_prompts", "reference", UNTRAINED):
                 sweep.store.fetch(sweep.path(stage))
 
     def _close(self) -> None:
-        """End the workers, and delete what those that were in the middle of something left."""
+        """Close the cluster, and delete the temporary files of workers that were killed."""
         store, workers = self.sweep.store, set[int]()
         if self._cluster is not None:
             workers = {process.pid for process in psutil.Process().children(recursive=True)}
@@ -279,7 +283,7 @@ class Run:
             time.sleep(0.1)
             store.delete_abandoned()
 
-    def _keep_spec(self) -> None:
+    def _write_spec(self) -> None:
         store, name = self.sweep.store, self.sweep.spec.name
         store.write_json(store.sweep(name, "spec.json"), spec_document(self.sweep))
         store.write_json(store.sweep(name, PLAN), plan_document(self.sweep))
@@ -293,33 +297,33 @@ class Run:
                 mark(self.sweep, trial, Status.INTERRUPTED)
 
     def _unfinished(self) -> tuple[list[Trial], list[Trial]]:
-        """Trials without weights or evaluation: those to run, and failed ones that are left."""
+        """Trials without weights or evaluation: those to run, and failed ones to skip."""
         todo: list[Trial] = []
-        left: list[Trial] = []
+        skipped: list[Trial] = []
         for trial in self.sweep.trials:
             if not is_finished(self.sweep, trial.trial_id):
-                (left if self._is_left(trial) else todo).append(trial)
-        return todo, left
+                (skipped if self._is_skipped(trial) else todo).append(trial)
+        return todo, skipped
 
-    def _is_left(self, trial: Trial) -> bool:
+    def _is_skipped(self, trial: Trial) -> bool:
         if self._errored == "skip":
             return self._failed_as(trial) is not None
         return self._errored == "retry" and self._failed_as(trial) == "deterministic"
 
     def _failed_as(self, trial: Trial) -> str | None:
-        """The kind of failure of a trial that has failed; None for any other."""
+        """The kind of failure of a failed trial; None for any other trial."""
         status = trial_status(self.sweep, trial)
         if status.status != Status.FAILED:
             return None
         return "deterministic" if status.failure is None else status.failure.kind
 
     def _is_unfinished(self, stage: str) -> bool:
-        """Whether the run goes as far as a stage, or the trials, and finds work there."""
-        if not self._wants(stage):
+        """Whether the run includes a stage (or the trials) that has unfinished work."""
+        if not self._includes(stage):
             return False
         return bool(self._unfinished()[0]) if stage == "trials" else not self._is_done(stage)
 
-    def _wants(self, stage: str) -> bool:
+    def _includes(self, stage: str) -> bool:
         if stage not in (*self._stages, *AFTER_DATA):
             return False
         at = "prompts" if stage == "eval_prompts" else stage
@@ -328,28 +332,28 @@ class Run:
 
     @property
     def _stages(self) -> tuple[str, ...]:
-        """All that is made before the trials."""
+        """The stages before the trials."""
         return tuple(dict.fromkeys((*self.sweep.stages, "eval_prompts", UNTRAINED)))
 
     def _first_sharded(self) -> str:
-        """The stage at which workers first meet the prompts."""
+        """The first stage whose workers process prompts."""
         stages = [stage for stage in self.sweep.stages if stage in SHARDED]
         return next(stage for stage in stages if stage != self.sweep.entered)
 
-    def _is_whole(self, stage: str) -> bool:
-        """Whether a stage that the run has passed is (still) there."""
-        return not self._wants(stage) or self._is_done(stage)
+    def _is_complete(self, stage: str) -> bool:
+        """Whether a stage that the run includes is complete in the store."""
+        return not self._includes(stage) or self._is_done(stage)
 
     def _is_done(self, stage: str) -> bool:
         return self.sweep.store.manifest(self.sweep.path(stage)) is not None
 
-    def _log_found(self, stage: str) -> None:
-        if stage not in self._told:
-            log.info("%s: found in the store", stage)
-        self._told.add(stage)
+    def _log_cached(self, stage: str) -> None:
+        if stage not in self._reported:
+            log.info("%s: cached", stage)
+        self._reported.add(stage)
 
     def _log_done(self, stage: str) -> None:
-        self._told.add(stage)
+        self._reported.add(stage)
         path = self.sweep.path(stage)
         manifest = self.sweep.store.manifest(path)
         assert manifest is not None

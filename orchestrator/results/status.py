@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prefsweep.orchestrator.state.lease import read_holder
-from prefsweep.orchestrator.state.quarantine import as_recorded
+from prefsweep.orchestrator.state.quarantine import with_recorded_quarantine
 from prefsweep.orchestrator.state.sweep import (
     SHARDED,
     UNTRAINED,
@@ -72,7 +72,7 @@ class StatusReader:
 
     def _switch_if_quarantined(self) -> None:
         """Switch to the new artefacts once prompts are quarantined."""
-        recorded = as_recorded(self._sweep)
+        recorded = with_recorded_quarantine(self._sweep)
         if recorded.inputs != self._sweep.inputs:
             self._sweep = recorded
             self._trials, self._stages, self._shards = {}, {}, {}

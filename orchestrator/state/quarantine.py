@@ -1,8 +1,8 @@
-"""Prompts that kill whoever works on them (bisection.py finds them) are left out from then on.
+"""Quarantine: prompts that kill every worker are skipped from then on (bisection.py finds them).
 
-What was made without a prompt is never mixed with what was made with it: the quarantined prompts
-are part of the sweep's inputs, and so of the fingerprints of their stage and of all after it. They
-are recorded with the spec; a later run leaves them out too, unless it restarts what failed.
+Quarantined prompts are part of the sweep's inputs, and so of the fingerprints of their stage and of
+all later stages: results made without a prompt are never mixed with results made with it. They are
+recorded with the spec. A later run skips them too, unless it restarts failed work.
 """
 
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def quarantine(sweep: Sweep, killers: Mapping[str, Sequence[str]]) -> Sweep:
     """The sweep without the prompts that kill workers (stage -> prompt ids).
 
-    Finished shards do not hold these prompts, so the new sweep takes them over.
+    Copies finished shards to the new sweep, because they do not contain these prompts.
     """
     before = sweep.inputs.quarantined
     stages = {*before, *killers}
@@ -31,22 +31,22 @@ def quarantine(sweep: Sweep, killers: Mapping[str, Sequence[str]]) -> Sweep:
             _take_over(sweep, after, name)
     for stage, prompt_ids in killers.items():
         log.warning(
-            "%s: the prompts %s end every worker that takes them; the sweep goes on without them "
-            "(--restart-errored tries them again)",
+            "%s: the prompts %s crash every worker that processes them; the sweep continues "
+            "without them (--restart-errored retries them)",
             stage,
             ", ".join(prompt_ids),
         )
     return after
 
 
-def as_recorded(sweep: Sweep) -> Sweep:
-    """The sweep without what its last run left out, where it would meet the same again."""
+def with_recorded_quarantine(sweep: Sweep) -> Sweep:
+    """The sweep without the prompts that its last run quarantined, if their inputs are the same."""
     path = sweep.store.sweep(sweep.spec.name, "spec.json")
     document = sweep.store.read_object(path)
     try:
         inputs = Inputs(**document["inputs"])
         if not inputs.quarantined:
-            return lifted(sweep)
+            return without_quarantine(sweep)
         spec = validate_spec(document["spec"], sweep.store.display(path))
         then = Fingerprints(spec, replace(inputs, quarantined={}))
         now = Fingerprints(sweep.spec, replace(sweep.inputs, quarantined={}))
@@ -60,13 +60,13 @@ def as_recorded(sweep: Sweep) -> Sweep:
     return _with(sweep, same)
 
 
-def lifted(sweep: Sweep) -> Sweep:
+def without_quarantine(sweep: Sweep) -> Sweep:
     """The sweep with all its prompts."""
     return _with(sweep, {})
 
 
 def num_quarantined(sweep: Sweep) -> int:
-    """Prompts that the sweep leaves out."""
+    """Number of prompts that the sweep skips."""
     return sum(map(len, sweep.inputs.quarantined.values()))
 
 
@@ -75,7 +75,7 @@ def _with(sweep: Sweep, quarantined: dict[str, list[str]]) -> Sweep:
 
 
 def _take_over(old: Sweep, new: Sweep, stage: str) -> None:
-    """Copy finished shards to where the new sweep looks for them."""
+    """Copy a stage's finished shards to the path of the new sweep."""
     store, source, target = old.store, old.path(stage), new.path(stage)
     if source == target:
         return

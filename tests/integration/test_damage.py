@@ -100,7 +100,7 @@ def test_damage_that_only_workers_see_is_mended_in_the_same_run(
     path = sweep.evaluation_path(stage) if stage == UNTRAINED else sweep.path(stage)
     flip(min(Path(sweep.store.display(path)).glob("*.parquet")))
     assert run(sweep) == [Status.SUCCEEDED] * 3
-    assert f"{stage}: damaged while in use; made again" in caplog.text
+    assert f"{stage}: damaged while in use; rebuilding" in caplog.text
     assert table(sweep) == table(undisturbed)
 
 

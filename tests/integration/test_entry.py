@@ -198,7 +198,7 @@ def test_stages_before_the_entry_are_neither_planned_nor_run(tmp_path: Path) -> 
     assert not any(
         line.startswith(("scores", "completions", "reward")) for line in text.split("\n")
     )
-    with pytest.raises(UsageError, match="--until scores: the sweep enters with its own data"):
+    with pytest.raises(UsageError, match="--until scores: the sweep starts from its own data"):
         run(sweep, until="scores")
 
 

@@ -44,7 +44,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_results(
 
     resumed = Run(storage, "resume", "small", "--inline", cold=cold)
     assert resumed.wait() == 0, resumed.output
-    assert "reference: found in the store" in resumed.output
+    assert "reference: cached" in resumed.output
     sweep = open_sweep("small", str(storage))
     assert weights(sweep) == weights(undisturbed)
     assert table(sweep) == table(undisturbed)

@@ -100,7 +100,7 @@ def test_pairs_as_messages_are_trained_on(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     pair = read_records(sweep, "reference", TokenizedPair)[0]
     assert tokenizer.decode(pair.prompt_ids).endswith("assistant:")
-    assert tokenizer.decode(pair.chosen_ids).startswith(" It was good.")
+    assert " It was good." in tokenizer.decode(pair.chosen_ids)
 
 
 def test_chat_without_a_template_is_refused(tmp_path: Path) -> None:

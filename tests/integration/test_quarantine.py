@@ -9,7 +9,7 @@ from prefsweep.orchestrator.execution.cluster import InlineCluster, RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.results.results import read_results
 from prefsweep.orchestrator.results.status import read_status
-from prefsweep.orchestrator.state.quarantine import as_recorded
+from prefsweep.orchestrator.state.quarantine import with_recorded_quarantine
 from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
 from prefsweep.orchestrator.tasks.stages import read_records
 from prefsweep.sweeps.records import Errored, PreferencePair, ScoredCompletion, prompt_id
@@ -67,7 +67,7 @@ def test_a_prompt_that_kills_its_workers_is_left_out_and_the_rest_completes(
         raise AssertionError("everything is there")
 
     run_sweep(sweep, no_cluster, until="pairs")  # found, and nobody is killed again
-    assert as_recorded(sweep).inputs.quarantined == {"scores": [killer]}
+    assert with_recorded_quarantine(sweep).inputs.quarantined == {"scores": [killer]}
 
     trigger.unlink()
     run_sweep(

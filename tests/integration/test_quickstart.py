@@ -60,7 +60,7 @@ def test_kl_grows_as_beta_falls(rows: dict[str, dict[str, str]]) -> None:
 
 def test_the_second_run_finds_everything(storage: Path) -> None:
     output = prefsweep("run", "quickstart", "--storage", str(storage))
-    assert "trials: 0 to run, 12 found in the store" in output
+    assert "trials: 0 to run, 12 cached" in output
     assert "running" not in output
 
 
@@ -72,7 +72,7 @@ def test_one_alpha_more_runs_its_trial_and_no_other(
     before = {path: path.stat().st_mtime_ns for path in copy.glob("trials/*/weights/*")}
     more = ["grid.2.alpha=[0.3,0.5,0.7]", "--inline"]
     output = prefsweep("run", "quickstart", *more, "--storage", str(copy))
-    assert "trials: 1 to run, 12 found in the store" in output
+    assert "trials: 1 to run, 12 cached" in output
     assert "trial 1/1 alpha_divergence0.5-beta0.1 succeeded" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(list(copy.glob("trials/*"))) == 13

@@ -69,7 +69,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     again = start(storage, *command)
     assert again.wait() == 0, again.output
     for made in STAGES[: STAGES.index(stage) if stage in STAGES else None]:
-        assert f"{made}: found in the store" in again.output
+        assert f"{made}: cached" in again.output
     assert_nothing_is_redone(before)
     assert_whole(storage)
     assert_results(storage, undisturbed)

@@ -37,8 +37,8 @@ def test_a_prompt_that_kills_its_worker_is_quarantined_and_the_rest_is_done(
     poison = prompts[4]
     run = start(storage, *words(), faults=[Fault("generating", "die", 1000, text=poison.text)])
     assert run.wait() == 1, run.output
-    assert f"the prompts {poison.prompt_id} end every worker" in run.output
-    assert "1 prompts end every worker that takes them and were left out" in run.output
+    assert f"the prompts {poison.prompt_id} crash every worker" in run.output
+    assert "1 prompts crashed every worker that processed them and were skipped" in run.output
     (scores,) = storage.glob("artifacts/scores-*/manifest.json")
     kept = completions_in(scores.parent)
     whole = completions_in(undisturbed.store.fetch(undisturbed.path("scores")))
@@ -61,8 +61,8 @@ def test_a_held_out_prompt_that_kills_its_worker_is_quarantined_and_the_rest_is_
     poison = held_out[1]
     run = start(storage, *words(), faults=[Fault("sampling", "die", 1000, text=poison.text)])
     assert run.wait() == 1, run.output
-    assert f"untrained: the prompts {poison.prompt_id} end every worker" in run.output
-    assert "1 prompts end every worker that takes them and were left out" in run.output
+    assert f"untrained: the prompts {poison.prompt_id} crash every worker" in run.output
+    assert "1 prompts crashed every worker that processed them and were skipped" in run.output
     evaluations = [*storage.glob("artifacts/untrained-*"), *storage.glob("trials/*/evaluations/*")]
     assert len(evaluations) == 3
     rest = sorted(prompt.prompt_id for prompt in held_out if prompt != poison)

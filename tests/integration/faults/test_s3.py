@@ -32,10 +32,10 @@ def test_quickstart_on_s3_killed_and_resumed_from_other_folders_gives_the_same_t
     second.held()
     trained = second.until(lambda: trials_with_weights(store, least=3))
     second.kill()
-    assert "policy: found in the store" in second.output
+    assert "policy: cached" in second.output
     third = start(driver, "resume", "quickstart", uri=s3)
     assert third.wait() == 0, third.output
-    assert "reference: found in the store" in third.output
+    assert "reference: cached" in third.output
 
     there = open_sweep("quickstart", s3)
     goes_on = [trial for trial in there.trials if "training from step 20" in log_of(there, trial)]

@@ -40,7 +40,7 @@ def test_a_job_brings_its_files_shows_its_log_and_ends_with_the_sweeps_exit_code
 
     output, code = submit(three_nodes, laptop, storage, ONE_THAT_DIVERGES, "--follow")
     assert code == 1, output
-    assert "completions: found in the store" in output
+    assert "completions: cached" in output
     assert "1 of 1 trials have not succeeded" in output
 
 

@@ -126,7 +126,7 @@ def test_a_complete_sweep_is_found_and_nothing_is_touched(
     }
     again = start(storage, *words())
     assert again.wait() == 0, again.output
-    assert "trials: 0 to run, 2 found in the store" in again.output
+    assert "trials: 0 to run, 2 cached" in again.output
     assert {path: all_files(storage)[path] for path in before} == before
     assert not again.children("raylet")
 
@@ -144,13 +144,13 @@ def test_another_spec_under_the_same_name_is_explained_and_never_mixed(
     assert "pairs.min_margin" in plan.output, "says which part of the identity changed"
     again = start(storage, *words(changed, "--inline"))
     assert again.wait() == 0, again.output
-    assert "completions: found in the store" in again.output
-    assert "trials: 2 to run, 0 found in the store" in again.output
+    assert "completions: cached" in again.output
+    assert "trials: 2 to run, 0 cached" in again.output
     assert_nothing_is_redone(before)
     assert_whole(storage)
     back = start(storage, *words("--inline"))
     assert back.wait() == 0, back.output
-    assert "trials: 0 to run, 2 found in the store" in back.output
+    assert "trials: 0 to run, 2 cached" in back.output
     assert_results(storage, undisturbed)
 
 

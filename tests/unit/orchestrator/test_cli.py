@@ -149,7 +149,7 @@ def test_a_sweep_runs_is_shown_and_is_found_again(
     assert [trial["name"] for trial in document["trials"]] == ["sigmoid-beta0.1", "hinge-beta0.1"]
     assert all(trial["metrics"]["kl"] > 0 for trial in document["trials"])
     assert prefsweep(monkeypatch, *words) == 0
-    assert "trials: 0 to run, 2 found in the store" in capsys.readouterr().out
+    assert "trials: 0 to run, 2 cached" in capsys.readouterr().out
     assert prefsweep(monkeypatch, "resume", "small", *storage) == 0
     assert prefsweep(monkeypatch, "report", "small", *storage) == 0
     assert prefsweep(monkeypatch, "status", "small", *storage) == 0
@@ -167,11 +167,11 @@ def test_a_failed_trial_is_told_and_is_not_run_again_unasked(
     assert "sigmoid-beta0.1-lr1e+38 failed: RuntimeError: value cannot be" in captured.out
     assert prefsweep(monkeypatch, *words) == 1
     out = capsys.readouterr().out
-    assert "trials: 0 to run" in out and "--restart-errored runs it again" in out
+    assert "trials: 0 to run" in out and "--restart-errored runs it from scratch" in out
     assert prefsweep(monkeypatch, *words, "--restart-errored") == 1
-    assert "trials: 1 to run, 1 found in the store" in capsys.readouterr().out
+    assert "trials: 1 to run, 1 cached" in capsys.readouterr().out
     assert prefsweep(monkeypatch, *words, "--skip-errored") == 1
-    assert "is left (--skip-errored)" in capsys.readouterr().out
+    assert "skipped (--skip-errored)" in capsys.readouterr().out
     assert prefsweep(monkeypatch, *words, "--skip-errored", "--resume-errored") == 2
     assert "exclude each other" in capsys.readouterr().err
 
@@ -195,7 +195,7 @@ def test_the_ways_on_from_a_run_can_be_pasted(
     monkeypatch.setattr(pipeline, "run_sweep", lambda *_, **__: [failed])
     assert prefsweep(monkeypatch, *words) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert f"`prefsweep status small --storage '{storage}'` says why" in said
+    assert f"`prefsweep status small --storage '{storage}'` shows why" in said
     monkeypatch.setattr(pipeline, "run_sweep", interrupted)
     assert prefsweep(monkeypatch, *words) == 130
     said = " ".join(capsys.readouterr().err.split())

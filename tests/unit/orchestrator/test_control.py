@@ -89,7 +89,11 @@ def test_the_second_signal_stops_at_once(store: Store, number: signal.Signals) -
 def test_where_nothing_is_lost_the_first_signal_stops_at_once(
     store: Store, number: signal.Signals
 ) -> None:
-    with pytest.raises(KeyboardInterrupt), Control(store, "mine") as control, control.at_once():
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Control(store, "mine") as control,
+        control.interruptible(),
+    ):
         send(number)
         time.sleep(60)
 

@@ -177,7 +177,7 @@ def test_the_command_shows_and_deletes_only_when_told(
     assert "3.0 MB  artefact" in out and "--yes deletes them" in out
     assert len(files(store)) == len(used) + 1
     assert prefsweep(monkeypatch, "gc", "--yes", *storage) == 0
-    assert "1 things, 3.0 MB: deleted" in capsys.readouterr().out
+    assert "1 items, 3.0 MB: deleted" in capsys.readouterr().out
     assert files(store) == used
     assert prefsweep(monkeypatch, "gc", *storage) == 0
     assert "nothing to delete" in capsys.readouterr().out
@@ -308,7 +308,7 @@ def test_a_run_waits_with_its_spec_until_a_deletion_is_over(
     run = threading.Thread(
         target=lambda: run_sweep(sweep, lambda: pytest.fail("no cluster"), until="policy")
     )
-    monkeypatch.setattr(Run, "until_whole", lambda self, steps: None)  # nothing to compute
+    monkeypatch.setattr(Run, "run_until_complete", lambda self, steps: None)  # nothing to compute
     with store.locked(DELETING):
         run.start()
         time.sleep(0.5)
@@ -352,7 +352,7 @@ def test_nothing_is_deleted_through_a_link(
     store.write("artifacts/pairs-0123456789abcdef/file", b"x")
     assert prefsweep(monkeypatch, "gc", "--yes", "--storage", str(tmp_path)) == 1
     err = " ".join(capsys.readouterr().err.split())
-    assert "1 of 3 things" in err and f"{trial / 'evaluations'} is a link" in err
+    assert "1 of 3 items" in err and f"{trial / 'evaluations'} is a link" in err
     assert evaluation.read_text() == "mine"
     assert not (tmp_path / "trials/0123456789ab").is_symlink()
     assert not (tmp_path / "artifacts/pairs-0123456789abcdef").exists()

@@ -10,10 +10,10 @@ import pytest
 from prefsweep.orchestrator.execution.bisection import LOADING, MAX_LONE_DEATHS, Bisection
 from prefsweep.orchestrator.execution.scheduler import MAX_DEATHS, Pool, PromptSubset, ShardFlow
 from prefsweep.orchestrator.state.quarantine import (
-    as_recorded,
-    lifted,
     num_quarantined,
     quarantine,
+    with_recorded_quarantine,
+    without_quarantine,
 )
 from prefsweep.orchestrator.state.sweep import Sweep, open_sweep, spec_document
 from prefsweep.orchestrator.store.store import new_manifest
@@ -176,7 +176,7 @@ def test_held_out_prompts_that_kill_change_evaluations_alone(sweep: Sweep) -> No
     for trial_id in ("untrained", sweep.trials[0].trial_id):
         assert after.evaluation_path(trial_id) != sweep.evaluation_path(trial_id)
     record(after)
-    assert as_recorded(sweep) == after
+    assert with_recorded_quarantine(sweep) == after
 
 
 def test_finished_shards_are_taken_over(sweep: Sweep, tmp_path: Path) -> None:
@@ -208,14 +208,14 @@ def record(sweep: Sweep) -> None:
 def test_a_later_run_leaves_the_same_prompts_out_until_it_restarts_what_failed(
     sweep: Sweep, tmp_path: Path
 ) -> None:
-    assert as_recorded(sweep) == sweep
+    assert with_recorded_quarantine(sweep) == sweep
     after = quarantine(sweep, {"scores": ["p"]})
     record(after)
-    assert as_recorded(sweep).trials == after.trials
+    assert with_recorded_quarantine(sweep).trials == after.trials
     assert open_sweep("small", sweep.storage).trials == after.trials
-    assert lifted(after).trials == sweep.trials
-    record(lifted(after))  # a run that restarted what failed, and met nothing
-    assert as_recorded(after) == sweep
+    assert without_quarantine(after).trials == sweep.trials
+    record(without_quarantine(after))  # a run that restarted what failed, and met nothing
+    assert with_recorded_quarantine(after) == sweep
 
 
 @pytest.mark.parametrize(
@@ -225,10 +225,10 @@ def test_only_where_the_same_would_be_met_again(
     sweep: Sweep, tmp_path: Path, override: str, num: int
 ) -> None:
     record(quarantine(sweep, {"scores": ["p"]}))
-    assert num_quarantined(as_recorded(small_sweep(tmp_path, override))) == num
+    assert num_quarantined(with_recorded_quarantine(small_sweep(tmp_path, override))) == num
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"inputs": {"quarantined": 1}}'])
 def test_a_record_that_cannot_be_read_leaves_nothing_out(sweep: Sweep, data: bytes) -> None:
     sweep.store.write(sweep.store.sweep("small", "spec.json"), data)
-    assert num_quarantined(as_recorded(sweep)) == 0
+    assert num_quarantined(with_recorded_quarantine(sweep)) == 0

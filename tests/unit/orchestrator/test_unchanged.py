@@ -65,7 +65,8 @@ def gone(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    ("harm", "told"), [(changed, "it has changed since sweep 'small' was started"), (gone, "gone")]
+    ("harm", "told"),
+    [(changed, "it has changed since sweep 'small' was started"), (gone, "it is missing")],
 )
 def test_an_input_is_refused_exactly_where_a_stage_would_read_another_one(
     sweep: Sweep,
@@ -95,7 +96,7 @@ def test_an_input_that_nobody_reads_any_more_is_told_and_the_sweep_goes_on(
     caplog.set_level(logging.INFO, "prefsweep")
     changed(tmp_path / "prompts.txt")
     require_unchanged(sweep, lambda stage: stage == "completions")
-    assert "prompts.txt: it has changed since" in caplog.text
+    assert "it has changed, but every stage that reads it is finished" in caplog.text
     gone(tmp_path / "prompts.txt")
     require_unchanged(sweep, lambda stage: stage == "completions")
 

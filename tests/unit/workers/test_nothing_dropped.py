@@ -19,7 +19,7 @@ from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_policy, load_tokenizer
 from prefsweep.workers.pairs import build_pairs
 from prefsweep.workers.prompts import make_prompts
-from prefsweep.workers.reference import reference_pairs, why_dropped
+from prefsweep.workers.reference import is_cut, reference_pairs, whole_pair, why_dropped
 
 from .entry_files import entry, write
 from .preference_data import preference_pairs
@@ -139,6 +139,9 @@ def test_pairs_of_the_same_tokens_are_dropped_and_counted(policy_source: ModelSo
         "dropped: prompt fills max_length": 1,
         "dropped: same tokens after max_length": 1,
     }
+    wholes = [whole_pair(each, tokenizer, spec) for each in (first, same, full)]
+    assert [is_cut(whole, spec) for whole in wholes[1:]] == [True, False]
+    assert not is_cut(wholes[0], TrainingSpec(max_length=64))
     longer = reference_pairs([same], model, tokenizer, TrainingSpec(max_length=64))
     assert longer[0].chosen_ids != longer[0].rejected_ids
 
@@ -303,6 +306,23 @@ def test_files_of_a_folder_that_are_in_no_split_are_said(
     with caplog.at_level(logging.INFO):
         assert len(load_texts(DatasetText(type="dataset", dataset=str(folder)))) == 1
     assert "not read, in no split: more.jsonl, other.csv" in caplog.text
+
+
+def test_texts_that_make_no_prompt_are_counted_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.jsonl"
+    texts = ["one film", "two films", "one film", "", "  ", "a film that is too long to take"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    spec = FilePrompts(type="file", path=str(path), num_eval=1, max_chars=20)
+    with caplog.at_level(logging.INFO):
+        train, held_out = make_prompts(spec, ModelSource(path="/nowhere"))
+    assert [prompt.text for prompt in train + held_out] == ["one film", "two films"]
+    assert caplog.messages == [
+        "prompts: dropped 1: shorter than min_chars or longer than max_chars",
+        "prompts: dropped 2: blank text",
+        "prompts: dropped 1: repeated prompt",
+    ]
 
 
 def test_tool_messages_in_a_prompts_section_are_refused_too(tmp_path: Path) -> None:

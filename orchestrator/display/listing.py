@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from prefsweep.orchestrator.state.lease import read_holder
+from prefsweep.orchestrator.state.lease import alive, read_holder
 from prefsweep.orchestrator.state.sweep_record import read_state
 from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.records import Status
@@ -28,12 +28,13 @@ class Listed:
 def sweeps(storage: str) -> list[Listed]:
     """All sweeps of a store, by name."""
     store = Store(storage)
-    return [_listed(store, name) for name in store.sweeps()]
+    holders = {name: holder for name in store.sweeps() if (holder := read_holder(store, name))}
+    running = alive(store, holders)
+    return [_listed(store, name, name in running) for name in store.sweeps()]
 
 
-def _listed(store: Store, name: str) -> Listed:
-    state, holder = read_state(store, name), read_holder(store, name)
-    is_running = holder is not None and holder.seems_alive
+def _listed(store: Store, name: str, is_running: bool) -> Listed:
+    state = read_state(store, name)
     status = state.status
     if status == Status.RUNNING and not is_running:  # its driver has died
         status = Status.INTERRUPTED

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from prefsweep.orchestrator.state.lease import read_holder
+from prefsweep.orchestrator.state.lease import Pulse
 from prefsweep.orchestrator.state.quarantine import with_recorded_quarantine
 from prefsweep.orchestrator.state.sweep import (
     SHARDED,
@@ -38,6 +38,7 @@ class StatusReader:
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
+        self._pulse = Pulse(sweep.store, sweep.spec.name)
         self._trials: dict[str, tuple[object, TrialStatus]] = {}
         """Trial -> the stamps of its files when it was read, and what was read."""
         self._stages: dict[str, StageStatus] = {}
@@ -48,12 +49,12 @@ class StatusReader:
     def read(self) -> SweepStatus:
         """Stages and trials as they are now. Raises StoreError or OSError if the store is away."""
         self._follow()
-        sweep, driver, elapsed = self._sweep, driver_status(self._sweep), None
+        sweep, driver, elapsed = self._sweep, driver_status(self._pulse), None
         stages = [self._stage(name, driver) for name in (*sweep.stages, UNTRAINED)]
         trials = self.trials(sweep.trials)
         if driver is not None and driver.alive:
             _mark_running(stages)
-            elapsed = time.time() - driver.since
+            elapsed = max(0.0, time.time() - driver.since)  # its clock may be ahead
         elif driver is not None:
             trials = [_without_driver(trial) for trial in trials]
         return SweepStatus(
@@ -126,14 +127,13 @@ class StatusReader:
         return [self._shards[shard] for shard in shards if shard in self._shards]
 
 
-def driver_status(sweep: Sweep) -> DriverStatus | None:
-    """Who runs the sweep, as far as one look at its lease tells."""
-    holder = read_holder(sweep.store, sweep.spec.name)
+def driver_status(pulse: Pulse) -> DriverStatus | None:
+    """Who runs the sweep, and whether that process is alive and responds."""
+    holder, is_alive = pulse.look()
     if holder is None:
         return None
-    return DriverStatus(
-        holder.host, holder.pid, holder.since, holder.seems_alive, not holder.is_stopped
-    )
+    responds = not holder.is_stopped
+    return DriverStatus(holder.host, holder.pid, holder.since, is_alive, responds)
 
 
 def status_document(status: SweepStatus) -> dict[str, Any]:

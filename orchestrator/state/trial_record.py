@@ -274,7 +274,7 @@ def _seconds(document: dict[str, Any], status: Status) -> float | None:
     if "started" not in document or status == Status.PENDING:
         return None
     end = time.time() if status == Status.RUNNING else document["updated"]
-    return end - document["started"]
+    return max(0.0, end - document["started"])
 
 
 def _step_seconds(document: dict[str, Any], status: Status) -> float | None:

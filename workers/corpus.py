@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.spec import (
     BuiltinText,
     DatasetText,
@@ -151,7 +152,7 @@ def _select(
             if not has(record, column):
                 raise DataError(
                     f"{source}, row {number}: there is no column {column!r}; "
-                    f"the columns are {', '.join(map(str, record)) or 'none'}"
+                    f"the columns are {listed(record)}"
                 )
         if not all(_is(cell(record, column), wanted) for column, wanted in corpus.where.items()):
             continue

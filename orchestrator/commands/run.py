@@ -14,6 +14,7 @@ from rich.markup import escape
 from prefsweep.orchestrator.commands.options import exclusive
 from prefsweep.orchestrator.state.hints import hint
 from prefsweep.sweeps.errors import INTERRUPTED
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import Stage, Status, TrialResult
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _report_failures(sweep: "Sweep", results: Sequence[TrialResult], until: Stag
         return False
     status = hint("status", sweep.spec.name, storage=sweep.storage)
     num = f"{len(failed)} of {len(sweep.trials)}"
-    _print(f"{num} trials have not succeeded: {', '.join(failed)}; {status} shows why")
+    _print(f"{num} trials have not succeeded: {listed(failed)}; {status} shows why")
     return True
 
 

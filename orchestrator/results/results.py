@@ -98,7 +98,9 @@ def read_result(
 
 
 def _history(sweep: Sweep, trial: Trial) -> list[dict[str, float]]:
-    return parse_metrics(sweep.store.read(sweep.store.trial(trial.trial_id, "metrics.jsonl")))
+    return parse_metrics(
+        sweep.store.read_record(sweep.store.trial(trial.trial_id, "metrics.jsonl"))
+    )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def request_stop(store: Store, name: str) -> None:
 
 def stop_requested(store: Store, name: str) -> bool:
     """Whether the sweep `name` was asked to stop; one small read, so ask about once a second."""
-    return store.read(store.sweep(name, STOP)) is not None
+    return store.read_record(store.sweep(name, STOP)) is not None
 
 
 def clear_stop(store: Store, name: str) -> None:

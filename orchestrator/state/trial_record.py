@@ -229,7 +229,7 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
     """Where one trial stands; finished artefacts count for more than what status.json says."""
     store, trial_id = sweep.store, trial.trial_id
     document = _whole(read_document(sweep, trial))
-    metrics: Metrics = newest_metrics(store.read(store.trial(trial_id, "metrics.jsonl")))
+    metrics: Metrics = newest_metrics(store.read_record(store.trial(trial_id, "metrics.jsonl")))
     failure = read_failure(document.get("failure"))
     status = read_status_field(document)
     if is_finished(sweep, trial_id):

@@ -31,6 +31,7 @@ from pyarrow import fs
 
 from prefsweep.orchestrator.store.downloads import download_cache, downloaded, drop_copies
 from prefsweep.orchestrator.store.files import (
+    OddFileError,
     append_line,
     delete,
     locked_file,
@@ -69,6 +70,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+MAX_RECORD_BYTES = 256 * 2**20
+"""Most that is read of a record or a metrics log, many times what any sweep writes."""
+
 
 class Store(Paths):
     """One store. It can be pickled; every process opens the file system for itself."""
@@ -91,7 +95,18 @@ class Store(Paths):
 
     def read(self, path: str) -> bytes | None:
         """The file's content, or None if there is no such file."""
-        return self._attempt(path, "read", lambda: read_file(self.fs, self._full(path)))
+        return self._attempt(path, "read", lambda: read_file(self.fs, self._full(path), None))
+
+    def read_record(self, path: str) -> bytes | None:
+        """The content of a record or a log, or None if there is no such file.
+
+        What is no regular file or has more than MAX_RECORD_BYTES counts as damaged: b"".
+        """
+        try:
+            look = partial(read_file, self.fs, self._full(path), MAX_RECORD_BYTES)
+            return self._attempt(path, "read", look)
+        except OddFileError:
+            return b""
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole: under another name first, where the file system can rename."""
@@ -104,7 +119,7 @@ class Store(Paths):
 
     def read_json(self, path: str) -> Any:
         """The parsed JSON file; None if it is missing or damaged."""
-        data = self.read(path)
+        data = self.read_record(path)
         try:
             return None if data is None else json.loads(data)
         except (ValueError, RecursionError):
@@ -170,7 +185,7 @@ class Store(Paths):
 
     def manifest(self, path: str) -> Manifest | None:
         """The manifest of a finished artefact; None if it is not finished or files are missing."""
-        data = self.read(f"{path}/{MANIFEST}")
+        data = self.read_record(f"{path}/{MANIFEST}")
         if data is None:
             return None
         manifest = parse_manifest(data)
@@ -222,7 +237,7 @@ class Store(Paths):
 
     def shard_manifest(self, path: str) -> Manifest | None:
         """The manifest of a finished shard, None if it is not finished or was damaged."""
-        manifest = parse_manifest(self.read(f"{path}.json"))
+        manifest = parse_manifest(self.read_record(f"{path}.json"))
         name = PurePosixPath(path).name
         if manifest is None or name not in manifest.files:
             return None

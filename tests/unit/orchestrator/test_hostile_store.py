@@ -1,0 +1,151 @@
+"""Stores that others can write to: odd files, sizes and values end no command and hang none."""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefsweep.orchestrator.results.status import read_status
+from prefsweep.orchestrator.state.lease import Lease, read_holder
+from prefsweep.orchestrator.state.sweep import Sweep, open_sweep, spec_document
+from prefsweep.orchestrator.state.trial_record import TrialLog
+from prefsweep.orchestrator.store.store import Store
+from prefsweep.orchestrator.tasks.trial_output import TrialOutput
+from prefsweep.sweeps.errors import StoreError, UsageError
+from prefsweep.sweeps.records import Status
+from tests.integration.small import small_sweep
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises; a failure where it takes longer."""
+    outcome: list[Any] = []
+
+    def work() -> None:
+        try:
+            outcome.append(call())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert outcome, f"it hung for {seconds} s"
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(40 * 2**30)
+
+
+def make_link_to_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+ODD = pytest.mark.parametrize("make_odd", [make_pipe, make_sparse, make_link_to_device])
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    sweep = small_sweep(tmp_path)
+    sweep.store.write_json(sweep.store.sweep("small", "spec.json"), spec_document(sweep))
+    return sweep
+
+
+def place(sweep: Sweep, path: str) -> Path:
+    """Where a file of the store lies, its folder made."""
+    file = Path(sweep.store.display(path))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    return file
+
+
+@ODD
+def test_odd_files_in_the_place_of_records_count_as_damaged(
+    sweep: Sweep, make_odd: Callable[[Path], None]
+) -> None:
+    store, trial_id = sweep.store, sweep.trials[0].trial_id
+    records = [
+        store.sweep("small", "lease.json"),
+        store.sweep("small", "state.json"),
+        store.trial(trial_id, "status.json"),
+        store.trial(trial_id, "metrics.jsonl"),
+        store.trial(trial_id, "weights", "manifest.json"),
+        f"{sweep.path('pairs')}/manifest.json",
+        f"{sweep.path('completions')}/shard-00000.parquet.json",
+        f"{sweep.path('completions')}/shard-00000.parquet",
+    ]
+    for record in records:
+        make_odd(place(sweep, record))
+    status = within(20, lambda: read_status(sweep))
+    assert status.trials[0].status == Status.PENDING and status.driver is None
+
+
+@ODD
+def test_an_odd_file_in_the_place_of_a_spec_is_told(
+    sweep: Sweep, make_odd: Callable[[Path], None]
+) -> None:
+    make_odd(place(sweep, "sweeps/small/spec.json"))
+    with pytest.raises(UsageError, match=r"spec\.json is damaged"):
+        within(20, lambda: open_sweep("small", sweep.storage))
+
+
+@ODD
+def test_a_driver_takes_its_lease_whatever_lies_there(
+    sweep: Sweep, make_odd: Callable[[Path], None]
+) -> None:
+    make_odd(place(sweep, "sweeps/small/lease.json"))
+    within(20, Lease(sweep.store, "small").acquire)
+    assert read_holder(sweep.store, "small") is not None
+
+
+@pytest.mark.parametrize("make_odd", [make_pipe, make_link_to_device])
+def test_an_odd_file_that_is_to_be_appended_to_neither_hangs_nor_is_followed(
+    sweep: Sweep, make_odd: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefsweep.orchestrator.store.retry.RETRY_DELAYS_S", ())
+    make_odd(place(sweep, "sweeps/small/lease.json.lock"))
+    with pytest.raises(StoreError):
+        within(20, Lease(sweep.store, "small").acquire)
+    make_odd(place(sweep, "trials/a/metrics.jsonl"))
+    with pytest.raises(StoreError):
+        within(20, lambda: sweep.store.append("trials/a/metrics.jsonl", b"{}\n"))
+
+
+def test_nothing_is_appended_through_a_link_in_the_store(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes to the store would choose a file of the user: ~/.bashrc, authorized_keys."""
+    monkeypatch.setattr("prefsweep.orchestrator.store.retry.RETRY_DELAYS_S", ())
+    precious, trial = tmp_path / "bashrc", sweep.trials[0]
+    precious.write_text("mine\n")
+    for name in ("metrics.jsonl", "trial.log"):
+        place(sweep, sweep.store.trial(trial.trial_id, name)).symlink_to(precious)
+    with TrialOutput(sweep, trial, prints=False) as output:
+        output.note("a line of the log")
+    with pytest.raises(StoreError):
+        sweep.store.append(sweep.store.trial(trial.trial_id, "metrics.jsonl"), b"{}\n")
+    log = TrialLog(sweep, trial)
+    log.report({"step": 1.0, "loss": 0.5})  # replaces what is not its own
+    assert precious.read_text() == "mine\n"
+
+
+def test_an_object_is_read_no_further_than_a_record_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prefsweep.orchestrator.store.store.MAX_RECORD_BYTES", 10)
+    store = Store("memory://hostile")
+    store.write("sweeps/small/lease.json", b"0123456789")
+    assert store.read_record("sweeps/small/lease.json") == b"0123456789"
+    store.write("sweeps/small/lease.json", b"0123456789a")
+    assert store.read_record("sweeps/small/lease.json") == b""
+    assert store.read("sweeps/small/lease.json") == b"0123456789a"

@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.text import Text
 
 from prefsweep.orchestrator.display.events import changes
-from prefsweep.orchestrator.display.status import clean, duration, encodable, printable, render
+from prefsweep.orchestrator.display.status import clean, duration, render
+from prefsweep.orchestrator.display.terminal import encodable
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.records import SweepStatus
 
@@ -107,25 +108,3 @@ class LiveView:
         with self._drawing:
             if self._live is not None and not (only_while_open and self._over.is_set()):
                 self._live.update(view, refresh=True)
-
-
-def log_handler(console: Console) -> logging.Handler:
-    """A handler that prints `HH:MM:SS message`, above the live view where there is one."""
-    handler = _LineHandler(console)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    return handler
-
-
-class _LineHandler(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = encodable(self.format(record), self._console.encoding)
-            lines = (printable(line) for line in text.splitlines())
-            style = "yellow" if record.levelno >= logging.WARNING else ""
-            self._console.print(Text("\n".join(lines), style), soft_wrap=True)
-        except Exception:
-            self.handleError(record)

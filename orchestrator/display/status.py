@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from prefsweep.orchestrator.display.terminal import encodable, escaped
 from prefsweep.orchestrator.state.hints import hint
 from prefsweep.sweeps.records import Metrics, StageStatus, Status, SweepStatus, TrialStatus
 
@@ -287,14 +288,4 @@ def duration(seconds: float) -> str:
 
 def clean(text: str) -> str:
     """Text on one line without control characters: none may move the cursor or hide anything."""
-    return " ".join(printable(text).split())
-
-
-def printable(line: str) -> str:
-    """The line with spaces for what cannot be printed."""
-    return "".join(char if char.isprintable() else " " for char in line)
-
-
-def encodable(text: str, encoding: str) -> str:
-    """The text as far as the terminal's alphabet goes."""
-    return text.encode(encoding, "replace").decode(encoding)
+    return " ".join(escaped(text).split())

@@ -1,13 +1,18 @@
 """Stores that others can write to: odd files, sizes and values end no command and hang none."""
 
+import io
+import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.text import Text
 
+from prefsweep.orchestrator.display.terminal import Terminal, escaped, guard, log_handler
 from prefsweep.orchestrator.results.status import read_status
 from prefsweep.orchestrator.state.lease import Lease, read_holder
 from prefsweep.orchestrator.state.sweep import Sweep, open_sweep, spec_document
@@ -17,6 +22,7 @@ from prefsweep.orchestrator.tasks.trial_output import TrialOutput
 from prefsweep.sweeps.errors import StoreError, UsageError
 from prefsweep.sweeps.records import Status
 from tests.integration.small import small_sweep
+from tests.unit.orchestrator.test_cli import prefsweep
 
 
 def within(seconds: float, call: Callable[[], Any]) -> Any:
@@ -149,3 +155,80 @@ def test_an_object_is_read_no_further_than_a_record_goes(
     store.write("sweeps/small/lease.json", b"0123456789a")
     assert store.read_record("sweeps/small/lease.json") == b""
     assert store.read("sweeps/small/lease.json") == b"0123456789a"
+
+
+# --- control characters ---------------------------------------------------------------------------
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e"
+"""Sets the title, clears the screen, overwrites the line, in C1 codes, and turns the text round."""
+
+
+def assert_harmless(said: str) -> None:
+    assert said == escaped(said), "nothing to write out is left"
+    assert "\\x1b]0;owned" in said, "it is shown"
+
+
+def write_evil_lease(store: Store) -> None:
+    Lease(store, "small").acquire()
+    path = store.sweep("small", "lease.json")
+    store.write_json(path, store.read_json(path) | {"host": EVIL, "machine": "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", "small"),
+        ("status", EVIL.replace("/", "")),
+        ("stop", "small", "--no-wait"),
+        ("stop", f"no{EVIL}"),
+        ("resume", f"no{EVIL}"),
+        ("report", f"no{EVIL}"),
+        ("gc",),
+        ("plan", f"no{EVIL}.yaml"),
+        ("export", "small", EVIL, "--to", "out"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_no_command_sends_control_characters_to_the_terminal(
+    sweep: Sweep,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, trial = sweep.store, sweep.trials[0]
+    write_evil_lease(store)
+    failure = {"kind": "deterministic", "message": EVIL}
+    document = {"status": "failed", "failure": failure, "started": 1.0, "updated": 2.0}
+    store.write_json(store.trial(trial.trial_id, "status.json"), document)
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "aside" / f"trials~{EVIL}.0123abcd").touch()
+    storage = () if words[0] == "plan" else ("--storage", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    prefsweep(monkeypatch, *words, *storage)
+    said = capsys.readouterr()
+    assert_harmless(said.out + said.err)
+
+
+def test_the_view_the_log_and_uncaught_errors_write_control_characters_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = io.StringIO()
+    terminal = Terminal(file=screen, force_terminal=True, width=200, height=50)
+    terminal.print(Text(f"a{EVIL}", "red"))
+    drawn = screen.getvalue()
+    assert "\\x1b]0;owned" in drawn and "\x1b]0" not in drawn and "\x1b[2J" not in drawn
+    assert drawn.startswith("\x1b[31m"), "its own colours stay"
+    log_handler(Terminal(file=screen, width=200)).emit(
+        logging.LogRecord("prefsweep", logging.WARNING, "", 0, EVIL, None, None)
+    )
+    assert_harmless(screen.getvalue().removeprefix(drawn))
+    last, hook = logging.lastResort, sys.excepthook
+    try:
+        guard()
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest listens there
+        logging.getLogger("nobody.listens").warning(EVIL)
+        sys.excepthook(ValueError, ValueError(EVIL), None)
+    finally:
+        logging.lastResort, sys.excepthook = last, hook
+    assert_harmless(capsys.readouterr().err)

@@ -148,6 +148,9 @@ def open_sweep(name: str, storage: str) -> Sweep:
         inputs = Inputs(**document["inputs"])
         sweep = Sweep(validate_spec(document["spec"], where), inputs, absolute(storage))
         assert sweep.fingerprints  # which read all of the inputs
+        left_out = [item for ids in inputs.quarantined.values() for item in ids]
+        if not all(isinstance(item, str) for item in left_out):
+            raise TypeError("ids of prompts are texts")
         return sweep
     except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{where} is damaged ({error}); run the sweep's own spec again") from None

@@ -13,6 +13,9 @@ from pyarrow import fs
 from prefsweep.orchestrator.store.retry import attempt
 from prefsweep.sweeps.errors import StoreError
 
+MAX_RECORD_BYTES = 256 * 2**20
+"""Most that is read of a record or a metrics log, many times what any sweep writes."""
+
 
 class OddFileError(StoreError):
     """What stands in the place of a file is none (a named pipe, a device), or is far too large."""
@@ -129,6 +132,19 @@ def move(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):  # another process was first
         source.rename(target)
+
+
+def complete(folder: Path, name: str, data: bytes) -> None:
+    """Write a folder's last file, and give all others its mode, which is what the umask allows.
+
+    Some libraries write files that only their owner may read (safetensors), into shared stores too.
+    """
+    last = folder / name
+    last.write_bytes(data)
+    mode = stat.S_IMODE(last.stat().st_mode)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 def append_line(path: Path, line: bytes) -> None:

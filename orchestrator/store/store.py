@@ -31,8 +31,10 @@ from pyarrow import fs
 
 from prefsweep.orchestrator.store.downloads import download_cache, downloaded, drop_copies
 from prefsweep.orchestrator.store.files import (
+    MAX_RECORD_BYTES,
     OddFileError,
     append_line,
+    complete,
     delete,
     locked_file,
     move,
@@ -69,9 +71,6 @@ from prefsweep.sweeps.errors import DamagedError, StoreError
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-MAX_RECORD_BYTES = 256 * 2**20
-"""Most that is read of a record or a metrics log, many times what any sweep writes."""
 
 
 class Store(Paths):
@@ -218,7 +217,7 @@ class Store(Paths):
         files = file_entries(folder)
         document = manifest_json(manifest, files)
         if self.is_local:
-            self._attempt(path, "written", lambda: (folder / MANIFEST).write_bytes(document))
+            self._attempt(path, "written", lambda: complete(folder, MANIFEST, document))
             self._attempt(path, "written", lambda: self._rename_into_place(folder, path))
             return
         self.delete(f"{path}/{MANIFEST}")

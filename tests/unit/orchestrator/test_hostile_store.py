@@ -1,6 +1,7 @@
 """Stores that others can write to: odd files, sizes and values end no command and hang none."""
 
 import io
+import json
 import logging
 import os
 import sys
@@ -13,14 +14,16 @@ import pytest
 from rich.text import Text
 
 from prefsweep.orchestrator.display.terminal import Terminal, escaped, guard, log_handler
+from prefsweep.orchestrator.results.results import read_results
 from prefsweep.orchestrator.results.status import read_status
 from prefsweep.orchestrator.state.lease import Lease, read_holder
-from prefsweep.orchestrator.state.sweep import Sweep, open_sweep, spec_document
-from prefsweep.orchestrator.state.trial_record import TrialLog
-from prefsweep.orchestrator.store.store import Store
+from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, open_sweep, spec_document
+from prefsweep.orchestrator.state.trial_record import TrialLog, read_failure
+from prefsweep.orchestrator.store.store import Store, new_manifest
 from prefsweep.orchestrator.tasks.trial_output import TrialOutput
 from prefsweep.sweeps.errors import StoreError, UsageError
-from prefsweep.sweeps.records import Status
+from prefsweep.sweeps.records import EvaluationSample, Failure, Status
+from prefsweep.workers.tables import write_records
 from tests.integration.small import small_sweep
 from tests.unit.orchestrator.test_cli import prefsweep
 
@@ -232,3 +235,64 @@ def test_the_view_the_log_and_uncaught_errors_write_control_characters_out(
     finally:
         logging.lastResort, sys.excepthook = last, hook
     assert_harmless(capsys.readouterr().err)
+
+
+# --- values, missing files, modes -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"message": 5}, {"message": None}, {"kind": "odd"}, {"traceback": []}, {"advice": {}}],
+    ids=str,
+)
+def test_a_failure_that_is_not_made_of_texts_is_none(wrong: dict[str, object]) -> None:
+    whole = {"kind": "transient", "message": "why"}
+    assert read_failure(whole) == Failure("transient", "why")
+    assert read_failure(whole | wrong) is None
+
+
+def write_evaluation(sweep: Sweep, metrics: object, *, samples: bool) -> None:
+    """The untrained policy's; its manifest is true."""
+    with sweep.store.staging() as folder:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        if samples:
+            write_records([], EvaluationSample, folder / "samples.parquet")
+        path = sweep.evaluation_path(UNTRAINED)
+        sweep.store.publish(path, folder, new_manifest("f" * 64, 0, 0.0))
+
+
+def test_measurements_that_are_no_numbers_are_left_out(sweep: Sweep) -> None:
+    write_evaluation(sweep, {"kl": 0.5, "entropy": "much", "win_rate": [1]}, samples=True)
+    untrained, *_ = read_results(sweep).results
+    assert untrained.metrics == {"kl": 0.5}
+
+
+def test_without_its_samples_an_evaluation_is_put_aside_with_a_message(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_evaluation(sweep, {}, samples=False)
+    assert prefsweep(monkeypatch, "report", "small", "--storage", sweep.storage) == 1
+    err = " ".join(capsys.readouterr().err.split())
+    assert "samples.parquet cannot be read" in err and "run the sweep again" in err
+    assert sweep.store.manifest(sweep.evaluation_path(UNTRAINED)) is None
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_published_files_have_the_mode_that_the_umask_says(
+    sweep: Sweep, umask: int, mode: int
+) -> None:
+    """Some libraries write weights that only their owner can read, in a shared store too."""
+    before = os.umask(umask)
+    try:
+        with sweep.store.staging() as folder:
+            (folder / "sub").mkdir()
+            for name in ("model.safetensors", "sub/config.json"):
+                (folder / name).write_bytes(b"x")
+                (folder / name).chmod(0o600)
+            sweep.store.publish("trials/a/weights", folder, new_manifest("f", 1, 0.0))
+    finally:
+        os.umask(before)
+    published = Path(sweep.store.display("trials/a/weights"))
+    modes = {file.name: file.stat().st_mode & 0o777 for file in published.rglob("*.*")}
+    names = ("model.safetensors", "config.json", "manifest.json")
+    assert modes == dict.fromkeys(names, mode)

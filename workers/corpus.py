@@ -81,7 +81,7 @@ def load_texts(
         rows = _select(corpus, _noting(records, there), source, messages=messages)
         read = {root(name, tuple(there)) for name in (*required, corpus.label_column)}
         if messages and (unread := [name for name in there if name not in read]):
-            log.warning("%s: columns that are not read: %s", source, ", ".join(unread))
+            log.warning("%s: columns that are not read: %s", source, listed(unread))
     if not rows:
         kept = f" where {dict(corpus.where)}" if corpus.where else ""
         raise DataError(f"{source}: there are no texts{kept}; the corpus needs at least one")

@@ -4,6 +4,11 @@ import math
 import re
 
 DASH = "\N{EN DASH}"
+# C0 and C1 without line break and tab, marks and overrides of the direction of writing, line and
+# paragraph separators, and halves of characters, which no encoding has.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
@@ -67,13 +72,18 @@ def without_terminal_codes(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text on one line, without terminal codes and control characters."""
-    return " ".join(printable(without_terminal_codes(text)).split())
+    """The text on one line, without terminal codes."""
+    return " ".join(without_terminal_codes(text).split())
 
 
-def printable(line: str) -> str:
-    """The line with a space for every character that cannot be printed."""
-    return "".join(char if char.isprintable() else " " for char in line)
+def escaped(text: str) -> str:
+    """The text with control characters escaped (\\x1b); line breaks and tabs are kept."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def clean(text: str) -> str:
+    """The text on one line, with control characters escaped."""
+    return " ".join(escaped(text).split())
 
 
 def encodable(text: str, encoding: str) -> str:

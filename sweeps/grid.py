@@ -6,6 +6,7 @@ brought to one canonical form here, so that they run once.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self, cast, get_args
 
@@ -215,6 +216,18 @@ class GridBlock(BaseModel):
                     f"but loss_type {loss!r} combines {len(split_loss(loss))} losses"
                 )
         return self
+
+    @property
+    def num_points(self) -> int:
+        """Combinations of its values, without seeds (duplicates included)."""
+        axes = (
+            self.loss_type,
+            self.f_divergence_type,
+            self.alpha or (None,),
+            self.beta,
+            self.learning_rate,
+        )
+        return math.prod(map(len, axes))
 
     def trials(self, seeds: Iterable[int]) -> list[TrialSpec]:
         """All trials of this block, seeds innermost, in canonical form (duplicates included)."""

@@ -8,7 +8,7 @@ import difflib
 import reprlib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from prefsweep.sweeps.spec import SweepSpec
 
 MAX_LINES = 20
+MAX_LISTED = 20
 """More mistakes than these are counted, not shown."""
 
 Location = tuple[int | str, ...]
@@ -30,6 +31,13 @@ def short(value: Any) -> str:
     """A value in a message: at most 80 characters, however large or self-containing it is."""
     text = _printer.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in a message: the first MAX_LISTED, each at most 80 characters, and how many more."""
+    texts = [text if len(text) <= 80 else f"{text[:77]}..." for text in map(str, names)]
+    more = f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
+    return (", ".join(texts[:MAX_LISTED]) or "none") + more
 
 
 def mistakes(error: ValidationError) -> list[str]:

@@ -154,12 +154,15 @@ class Status(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+FailureKind = Literal["deterministic", "transient", "out_of_memory"]
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a stage or trial failed: one line, the remote traceback, what to do about it, and where
     the trial's own log is."""
 
-    kind: Literal["deterministic", "transient", "out_of_memory"]
+    kind: FailureKind
     message: str
     traceback: str = ""
     advice: str = ""

@@ -33,6 +33,8 @@ from prefsweep.sweeps.texts import Section as Section
 from prefsweep.sweeps.texts import Seed as Seed
 from prefsweep.sweeps.texts import UnconditionalPrompts as UnconditionalPrompts
 
+MAX_TRIALS = 10_000
+"""Most trials of a sweep: a second of work for `plan` and `status`."""
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -374,6 +376,17 @@ class SweepSpec(Section):
                     f"{self.generation.num_completions} gives ranks 0 to "
                     f"{self.generation.num_completions - 1}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def grid_is_not_too_large(self) -> Self:
+        points = sum(block.num_points for block in self.grid)
+        if points * len(self.seeds) > MAX_TRIALS:
+            raise ValueError(
+                f"grid has {points:,} points, with {len(self.seeds):,} seeds "
+                f"{points * len(self.seeds):,} trials; a sweep has at most {MAX_TRIALS:,}. Shorten "
+                "the lists in grid or seeds, or make several sweeps of them in one store"
+            )
         return self
 
     def trials(self) -> list[TrialSpec]:

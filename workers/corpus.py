@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.spec import (
     BuiltinText,
     DatasetText,
@@ -80,7 +81,7 @@ def load_texts(
         rows = _select(corpus, _noting(records, there), source, messages=messages)
         read = {root(name, tuple(there)) for name in (*required, corpus.label_column)}
         if messages and (unread := [name for name in there if name not in read]):
-            log.warning("%s: columns that are not read: %s", source, ", ".join(unread))
+            log.warning("%s: columns that are not read: %s", source, listed(unread))
     if not rows:
         kept = f" where {dict(corpus.where)}" if corpus.where else ""
         raise DataError(f"{source}: there are no texts{kept}; the corpus needs at least one")
@@ -151,7 +152,7 @@ def _select(
             if not has(record, column):
                 raise DataError(
                     f"{source}, row {number}: there is no column {column!r}; "
-                    f"the columns are {', '.join(map(str, record)) or 'none'}"
+                    f"the columns are {listed(record)}"
                 )
         if not all(_is(cell(record, column), wanted) for column, wanted in corpus.where.items()):
             continue

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from prefsweep.sweeps.entry import OPTIONAL, REQUIRED, EntrySpec
 from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import (
     Completion,
     PreferencePair,
@@ -336,4 +337,4 @@ def _tell_unread(entry: EntrySpec, source: str, unread: list[str]) -> None:
     near = {name: near_column(name, unread) for name in optional}
     maps = ", ".join(f"{name}: {column}" for name, column in near.items() if column)
     remedy = f"; entry.columns={{{maps}}} would read them" if maps else ""
-    log.warning("%s: columns that are not read: %s%s", source, ", ".join(unread), remedy)
+    log.warning("%s: columns that are not read: %s%s", source, listed(unread), remedy)

@@ -15,6 +15,7 @@ from decimal import Decimal
 from numbers import Real
 
 from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.workers.chat import Message, written_messages
 from prefsweep.workers.files import short
 from prefsweep.workers.formats import (
@@ -66,7 +67,7 @@ class Row:
             if not has(self.record, self.columns[name]) and not self._is_elsewhere(name):
                 raise DataError(
                     f"{self.place}: there is no column {self.columns[name]!r}; the columns are "
-                    f"{', '.join(map(str, self.record)) or 'none'}. {advice(name, self.record)}"
+                    f"{listed(self.record)}. {advice(name, self.record)}"
                 )
         if (refused := refused_column(self.record)) is not None:
             raise DataError(

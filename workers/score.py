@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import Completion, ScoredCompletion
 from prefsweep.sweeps.spec import CallableReward, ChatSpec, ClassifierReward, Reward, VaderReward
 from prefsweep.workers.chat import scored_text
@@ -144,5 +145,5 @@ def _label_index(spec: ClassifierReward, id2label: Mapping[Any, str]) -> int:
     for index, label in id2label.items():
         if str(label) == str(spec.label):
             return index
-    known = ", ".join(str(label) for label in id2label.values())
+    known = listed(id2label.values())
     raise ModelError(f"reward.label={spec.label}: {spec.model} has no such label, only {known}")

@@ -22,6 +22,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from prefsweep.sweeps.errors import DataError, ModelError, SpecError, StageError
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.spec import FineTuning
 from prefsweep.workers.corpus import Row, load_texts
 from prefsweep.workers.rendering import finished_ids
@@ -166,7 +167,7 @@ def _check_label(label: str | int, names: tuple[str, ...]) -> None:
     if label not in names and not (isinstance(label, int) and 0 <= label < len(names)):
         raise SpecError(
             f"reward.label={label!r} is not a label of the trained classifier; "
-            f"it has {', '.join(names)} (or 0 to {len(names) - 1})"
+            f"it has {listed(names)} (or 0 to {len(names) - 1})"
         )
 
 

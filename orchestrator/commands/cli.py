@@ -14,7 +14,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from prefsweep.orchestrator.commands.options import (
@@ -34,6 +33,7 @@ from prefsweep.orchestrator.commands.options import (
 )
 from prefsweep.orchestrator.commands.run import RunOptions, run_with_view
 from prefsweep.orchestrator.commands.submit import submit
+from prefsweep.orchestrator.display.terminal import Terminal, console, errors, escaped, guard, say
 from prefsweep.orchestrator.state.hints import DEFAULT_STORAGE
 from prefsweep.orchestrator.store.credentials import redacted
 from prefsweep.sweeps.errors import ClusterError, StoreError, SweepError, UsageError
@@ -48,13 +48,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
 
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        print(f"prefsweep {metadata.version('prefsweep')}")
+        say(f"prefsweep {metadata.version('prefsweep')}")
         raise typer.Exit
 
 
@@ -143,7 +141,7 @@ def status(
         return
     sweep = open_sweep(name, storage)
     if as_json:
-        print(json.dumps(status_document(read_status(sweep)), indent=2))
+        say(json.dumps(status_document(read_status(sweep)), indent=2))
     elif watch:
         watch_status(StatusReader(sweep).read, console)
     else:
@@ -156,16 +154,16 @@ def _list_sweeps(storage: str, *, as_json: bool) -> None:
 
     found = list_sweeps(storage)
     if as_json:
-        print(json.dumps({"sweeps": [asdict(sweep) for sweep in found]}, indent=2))
+        say(json.dumps({"sweeps": [asdict(sweep) for sweep in found]}, indent=2))
     else:
         _wide_console().print(render_list(found))
 
 
-def _wide_console() -> Console:
+def _wide_console() -> Terminal:
     """A console that is wide enough for every column in a pipe, which rich limits to 80."""
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
-    return Console(width=200)
+    return Terminal(width=200)
 
 
 @app.command()
@@ -180,9 +178,9 @@ def stop(
 
     store = Store(storage)
     holder = ask_to_stop(store, name)
-    print(f"stop requested: {holder}")
+    say(f"stop requested: {holder}")
     if wait:
-        print(wait_for_end(store, name, holder))
+        say(wait_for_end(store, name, holder))
 
 
 @app.command()
@@ -193,7 +191,7 @@ def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
 
     sweep = open_sweep(name, storage)
     publish_report(sweep)
-    print(sweep.store.display(report_path(sweep)))
+    say(sweep.store.display(report_path(sweep)))
 
 
 @app.command()
@@ -220,9 +218,9 @@ def compare(
             Path(to).write_text(compare_text.markdown(found), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"--to {to} cannot be written: {error.strerror}") from None
-        print(to)
+        say(to)
     if as_json:
-        print(json.dumps(compare_text.document(found), indent=2))
+        say(json.dumps(compare_text.document(found), indent=2))
     elif to is None:
         _wide_console().print(compare_text.render(found))
 
@@ -242,7 +240,7 @@ def doctor(
 
     found = run_checks(spec, overrides or [], storage, address)
     if as_json:
-        print(json.dumps(document(found), indent=2))
+        say(json.dumps(document(found), indent=2))
     else:
         _wide_console().print(render(found))
     code = 2 if found.stops_a_run else 0
@@ -270,7 +268,7 @@ def gc(
     store = Store(storage)
     garbage = find_garbage(store)
     for item in garbage:
-        print(f"{item.num_bytes / 1e6:10.1f} MB  {item.what:<10}  {store.display(item.path)}")
+        say(f"{item.num_bytes / 1e6:10.1f} MB  {item.what:<10}  {store.display(item.path)}")
     total = f"{len(garbage)} items, {sum(item.num_bytes for item in garbage) / 1e6:.1f} MB"
     problems = delete_garbage(store, garbage) if yes else []
     if problems:
@@ -278,7 +276,7 @@ def gc(
             f"{len(problems)} of {total} could not be deleted:\n" + "\n".join(problems)
         )
     remedy = "deleted" if yes or not garbage else "unreferenced; --yes deletes them"
-    print(f"{total}: {remedy}" if garbage else "nothing to delete: all data is referenced")
+    say(f"{total}: {remedy}" if garbage else "nothing to delete: all data is referenced")
 
 
 @app.command()
@@ -312,13 +310,14 @@ def export(
 
     wanted = ExportRequest(trial, dataset=dataset, merge=merge, repo=push_to_hub, private=private)
     exported = write(open_sweep(name, storage), wanted, Path(to))
-    print(exported.folder)
+    say(exported.folder)
     if exported.url is not None:
-        print(exported.url)
+        say(exported.url)
 
 
 def main() -> None:
     """The `prefsweep` command."""
+    guard()
     _end_as_on_ctrl_c()
     try:
         code = app(standalone_mode=False) or 0  # typer returns the code of an Exit
@@ -332,7 +331,8 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "exit_code"):  # not one of the command line parser's own
             raise
-        error.message = redacted(str(getattr(error, "message", "")))  # pyright: ignore
+        message = str(getattr(error, "message", ""))
+        error.message = escaped(redacted(message))  # pyright: ignore
         error.show()  # pyright: ignore[reportAttributeAccessIssue]
         sys.exit(error.exit_code)  # pyright: ignore[reportAttributeAccessIssue]
 

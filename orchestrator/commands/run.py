@@ -8,21 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from prefsweep.orchestrator.commands.options import exclusive
+from prefsweep.orchestrator.display.terminal import console, errors, log_handler, say
 from prefsweep.orchestrator.state.hints import hint
 from prefsweep.sweeps.errors import INTERRUPTED
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import Stage, Status, TrialResult
 
 if TYPE_CHECKING:
     from prefsweep.orchestrator.execution.cluster import Cluster
     from prefsweep.orchestrator.state.sweep import Sweep
     from prefsweep.sweeps.records import Errored
-
-console = Console()
-errors = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class RunOptions:
 
 def run_with_view(sweep: "Sweep", options: RunOptions) -> None:
     """Run a sweep and print what failed. Raises SweepError, or Exit(1) after failures."""
-    from prefsweep.orchestrator.display.live import LiveView, log_handler
+    from prefsweep.orchestrator.display.live import LiveView
     from prefsweep.orchestrator.pipeline import run_sweep
     from prefsweep.orchestrator.report.publish import report_path
     from prefsweep.orchestrator.results.status import StatusReader
@@ -72,7 +70,7 @@ def run_with_view(sweep: "Sweep", options: RunOptions) -> None:
     if _report_failures(sweep, results, options.until) or num_skipped:
         raise typer.Exit(1)
     if options.until == Stage.REPORT:
-        print(sweep.store.display(report_path(sweep)))
+        say(sweep.store.display(report_path(sweep)))
 
 
 def _cluster(sweep: "Sweep", options: RunOptions) -> "Cluster":
@@ -95,7 +93,7 @@ def _report_failures(sweep: "Sweep", results: Sequence[TrialResult], until: Stag
         return False
     status = hint("status", sweep.spec.name, storage=sweep.storage)
     num = f"{len(failed)} of {len(sweep.trials)}"
-    _print(f"{num} trials have not succeeded: {', '.join(failed)}; {status} shows why")
+    _print(f"{num} trials have not succeeded: {listed(failed)}; {status} shows why")
     return True
 
 

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from prefsweep.orchestrator.commands.options import (
@@ -15,12 +14,11 @@ from prefsweep.orchestrator.commands.options import (
     Until,
     errored_trials,
 )
+from prefsweep.orchestrator.display.terminal import errors, write
 from prefsweep.orchestrator.state.hints import STORAGE_VARIABLE, hint
 from prefsweep.orchestrator.store.credentials import redacted
 from prefsweep.sweeps.errors import INTERRUPTED, ClusterError
 from prefsweep.sweeps.records import Stage
-
-errors = Console(stderr=True)
 
 
 def submit(
@@ -40,7 +38,6 @@ def submit(
     ] = False,
 ) -> None:
     """Submit a sweep to a Ray cluster as a job; finished work is reused."""
-    from prefsweep.orchestrator.execution.job import print_lines
     from prefsweep.orchestrator.execution.jobs import submit as send
     from prefsweep.sweeps.load import load_spec
 
@@ -56,7 +53,7 @@ def submit(
     errors.print(escape(f"job {job.job_id} at {where}: {ways}"), soft_wrap=True)
     if follow:
         try:
-            job.follow(print_lines)
+            job.follow(write)
             code = job.exit_code()
         except KeyboardInterrupt:
             errors.print(escape(f"job {job.job_id} keeps running; {ways}"), soft_wrap=True)

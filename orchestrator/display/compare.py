@@ -10,7 +10,7 @@ from rich.text import Text
 
 from prefsweep.orchestrator.results.compare import METRICS, Match, Side, SweepComparison
 from prefsweep.orchestrator.state.sweep import UNTRAINED
-from prefsweep.orchestrator.text import DASH, inline, one_line, show, with_interval
+from prefsweep.orchestrator.text import DASH, clean, inline, show, with_interval
 
 MAX_FIELDS = 30
 """Differing fields of the spec that are listed; the rest are counted."""
@@ -34,14 +34,14 @@ def markdown(found: SweepComparison) -> str:
 
 def render(found: SweepComparison) -> RenderableType:
     """The comparison as tables for a terminal."""
-    rows = Table(*map(one_line, _head(found)), box=None, pad_edge=False, header_style="dim")
+    rows = Table(*map(clean, _head(found)), box=None, pad_edge=False, header_style="dim")
     for match in found.matches:
-        rows.add_row(*(Text(one_line(cell)) for cell in _row(match)))
+        rows.add_row(*(Text(clean(cell)) for cell in _row(match)))
     fields = Table("field", found.one, found.other, box=None, pad_edge=False, header_style="dim")
     for key, both in _fields(found):
-        fields.add_row(Text(one_line(key)), *(Text(one_line(_value(value))) for value in both))
-    notes = [Text(one_line(note), "yellow") for note in found.notes]
-    facts = [Text(one_line(fact)) for fact in _facts(found)]
+        fields.add_row(Text(clean(key)), *(Text(clean(_value(value))) for value in both))
+    notes = [Text(clean(note), "yellow") for note in found.notes]
+    facts = [Text(clean(fact)) for fact in _facts(found)]
     return Group(rows, Text(), *notes, *facts, *([Text(), fields] if found.spec else []))
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from prefsweep.orchestrator.results.status import describe
-from prefsweep.orchestrator.text import one_line, short_duration
+from prefsweep.orchestrator.text import clean, short_duration
 from prefsweep.sweeps.records import StageStatus, Status, SweepStatus
 
 
@@ -34,7 +34,7 @@ def summary(status: SweepStatus) -> str:
     counts = Counter(trial.status for trial in status.trials)
     trials = ", ".join(f"{num} {kind}" for kind, num in counts.items())
     stages = f"{done} of {len(status.stages)} stages done"
-    return f"{one_line(status.sweep)}: {stages}" + (f"; trials: {trials}" if trials else "")
+    return f"{clean(status.sweep)}: {stages}" + (f"; trials: {trials}" if trials else "")
 
 
 def _driver(before: SweepStatus | None, now: SweepStatus) -> Iterator[str]:
@@ -44,7 +44,7 @@ def _driver(before: SweepStatus | None, now: SweepStatus) -> Iterator[str]:
     if now.driver is None:
         yield "the sweep is no longer running"
         return
-    who = f"pid {now.driver.pid} on {one_line(now.driver.host)}"
+    who = f"pid {now.driver.pid} on {clean(now.driver.host)}"
     if not now.driver.responding:
         yield f"its driver, {who}, does not respond: its process is stopped"
     else:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from prefsweep.orchestrator.display.events import changes
 from prefsweep.orchestrator.display.status import render
-from prefsweep.orchestrator.text import encodable, one_line, printable, short_duration
+from prefsweep.orchestrator.text import clean, encodable, short_duration
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.records import SweepStatus
 
@@ -101,31 +101,9 @@ class LiveView:
             view = self._last
         except Exception as error:
             ago_s = time.monotonic() - self._read_at
-            why, when = one_line(str(error)), short_duration(ago_s)
+            why, when = clean(str(error)), short_duration(ago_s)
             text = f"status could not be read ({why}); shown as of {when} ago"
             view = Group(self._last, Text(text, "yellow"))
         with self._drawing:
             if self._live is not None and not (only_while_open and self._over.is_set()):
                 self._live.update(view, refresh=True)
-
-
-def log_handler(console: Console) -> logging.Handler:
-    """A logging handler that prints `HH:MM:SS message`, above the live view if there is one."""
-    handler = _LineHandler(console)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    return handler
-
-
-class _LineHandler(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = encodable(self.format(record), self._console.encoding)
-            lines = (printable(line) for line in text.splitlines())
-            style = "yellow" if record.levelno >= logging.WARNING else ""
-            self._console.print(Text("\n".join(lines), style), soft_wrap=True)
-        except Exception:
-            self.handleError(record)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from prefsweep.orchestrator.results.status import ListedSweep
 from prefsweep.orchestrator.state.hints import hint
-from prefsweep.orchestrator.text import encodable, one_line, short_duration
+from prefsweep.orchestrator.text import clean, encodable, short_duration
 from prefsweep.sweeps.records import Metrics, StageStatus, Status, SweepStatus, TrialStatus
 
 MIN_TRIAL_ROWS = 3
@@ -115,14 +115,14 @@ def _headline(status: SweepStatus) -> Text:
         parts.append(f"{short_duration(status.elapsed_s)} so far")
     if status.eta_s is not None:
         parts.append(f"{short_duration(status.eta_s)} to go")
-    counted = (one_line(status.sweep), "bold"), "  ", ", ".join(parts)
+    counted = (clean(status.sweep), "bold"), "  ", ", ".join(parts)
     return Text.assemble(*counted, *_driver(status), *_quarantined(status))
 
 
 def _quarantined(status: SweepStatus) -> Iterator[tuple[str, str]]:
     """The prompts that are skipped because they crash every worker."""
     for stage, prompt_ids in status.quarantined.items():
-        shown = ", ".join(one_line(prompt_id) for prompt_id in prompt_ids)
+        shown = ", ".join(clean(prompt_id) for prompt_id in prompt_ids)
         yield f"\n{stage}: quarantined prompts {shown}; --restart-errored retries them", "yellow"
 
 
@@ -131,7 +131,7 @@ def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
     if status.driver is None:
         return
     since = datetime.fromtimestamp(status.driver.since).astimezone()
-    who = f"pid {status.driver.pid} on {one_line(status.driver.host)}"
+    who = f"pid {status.driver.pid} on {clean(status.driver.host)}"
     if not status.driver.responding:
         remedy = f"`kill -CONT {status.driver.pid}` continues it"
         yield f"\nnot responding: its driver, {who}, is stopped; {remedy}", "yellow"
@@ -140,7 +140,7 @@ def _driver(status: SweepStatus) -> Iterator[tuple[str, str]]:
     else:
         resume = "`prefsweep resume`"
         if status.storage is not None:
-            resume = one_line(hint("resume", status.sweep, storage=status.storage))
+            resume = clean(hint("resume", status.sweep, storage=status.storage))
         yield f"\ninterrupted: its driver, {who}, has died; {resume} resumes it", "yellow"
 
 
@@ -252,7 +252,7 @@ def _failures(
             where = f" Its log: {trial.failure.log_path}" if trial.failure.log_path else ""
             message = f"{trial.name}: {trial.failure.message}{advice}{where}"
             text = encodable(message, options.encoding)
-            line = Text.assemble((f"{marks[trial.status]} ", _STYLES[trial.status]), one_line(text))
+            line = Text.assemble((f"{marks[trial.status]} ", _STYLES[trial.status]), clean(text))
             yield line
     if len(failed) > MAX_FAILURES:
         yield Text(f"and {len(failed) - MAX_FAILURES} more failures", "dim")
@@ -263,7 +263,7 @@ def _table() -> Table:
 
 
 def _name(text: str, options: ConsoleOptions) -> Text:
-    return Text(one_line(encodable(text, options.encoding)), no_wrap=True, overflow="ellipsis")
+    return Text(clean(encodable(text, options.encoding)), no_wrap=True, overflow="ellipsis")
 
 
 def _step(trial: TrialStatus) -> Text:

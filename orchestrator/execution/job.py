@@ -6,7 +6,6 @@ again for a while, and a log goes on where it broke off.
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,9 +97,3 @@ def _lost_connection() -> tuple[type[Exception], ...]:
     from ray.exceptions import RayError
 
     return (OSError, RuntimeError, ClientError, RayError)  # requests' errors are OSErrors
-
-
-def print_lines(lines: str) -> None:
-    """Write log lines as they come."""
-    sys.stdout.write(lines)
-    sys.stdout.flush()

@@ -28,6 +28,7 @@ from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.state.trial_record import trial_status
 from prefsweep.orchestrator.store.store import Manifest
 from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import Metrics, Status
 
 MARK = "prefsweep.json"
@@ -102,7 +103,7 @@ def find_trial(sweep: Sweep, word: str) -> Trial:
     if len(found) == 1:
         return found[0]
     problem = "is the prefix of several ids" if found else "is not a trial"
-    known = ", ".join(f"{trial.trial_id} {trial.name}" for trial in found or sweep.trials)
+    known = listed(f"{trial.trial_id} {trial.name}" for trial in found or sweep.trials)
     raise UsageError(f"{word!r} {problem} of {sweep.spec.name}; choose from: {known}")
 
 

@@ -26,7 +26,7 @@ def is_drawn(sweep: Sweep) -> bool:
     there = set(sweep.store.names(sweep.store.sweep(name, "report")))
     if not there.issuperset(FILES):
         return False
-    return sweep.store.read(sweep.store.sweep(name, "report", SHOWN)) == _identity(sweep)
+    return sweep.store.read_record(sweep.store.sweep(name, "report", SHOWN)) == _identity(sweep)
 
 
 def publish_report(sweep: Sweep) -> None:
@@ -58,7 +58,7 @@ def _identity(sweep: Sweep) -> bytes:
             f"{sweep.evaluation_path(trial.trial_id)}/{MANIFEST}",
         ]
     shown = [sweep.spec.model_dump_json(), canonical_json(environment())]
-    parts = [*(text.encode() for text in shown), *(store.read(path) for path in paths)]
+    parts = [*(text.encode() for text in shown), *(store.read_record(path) for path in paths)]
     code = [file for place in CODE for file in (place, *sorted(place.rglob("*")))]
     parts += [f.read_bytes() for f in code if f.is_file() and f.suffix != ".pyc"]
     for part in parts:

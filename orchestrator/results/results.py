@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.state.sweep_record import read_state
-from prefsweep.orchestrator.state.trial_record import parse_metrics, trial_status
+from prefsweep.orchestrator.state.trial_record import parse_metrics, read_metrics, trial_status
 from prefsweep.orchestrator.store.store import Manifest, environment
+from prefsweep.sweeps.errors import DamagedError
 from prefsweep.sweeps.records import (
     DataFacts,
     EvaluationSample,
@@ -102,7 +103,9 @@ def read_result(
 
 
 def _history(sweep: Sweep, trial: Trial) -> list[dict[str, float]]:
-    return parse_metrics(sweep.store.read(sweep.store.trial(trial.trial_id, "metrics.jsonl")))
+    return parse_metrics(
+        sweep.store.read_record(sweep.store.trial(trial.trial_id, "metrics.jsonl"))
+    )
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,19 @@ def _untrained(sweep: Sweep, began: float, *, details: bool) -> TrialResult | No
 def _evaluation(sweep: Sweep, trial_id: str, *, details: bool) -> _Evaluation:
     path = sweep.evaluation_path(trial_id)
     manifest = sweep.store.manifest(path)
-    metrics: Metrics = sweep.store.read_json(f"{path}/metrics.json") or {}
+    metrics = read_metrics(sweep, trial_id)
     seconds = None if manifest is None else manifest.seconds
     if not details:
         return _Evaluation(metrics, [], seconds)
-    samples = tables.read_records(EvaluationSample, [sweep.store.fetch(path) / "samples.parquet"])
+    file = sweep.store.fetch(path) / "samples.parquet"
+    try:
+        samples = tables.read_records(EvaluationSample, [file])
+    except (FileNotFoundError, pa.ArrowException, KeyError) as error:
+        sweep.store.put_aside(path)
+        raise DamagedError(
+            f"{sweep.store.display(path)}/samples.parquet cannot be read ({error}). The evaluation "
+            "was put aside; run the sweep again, which makes it anew"
+        ) from None
     return _Evaluation(metrics, samples, seconds)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from prefsweep.orchestrator.state.lease import read_holder
+from prefsweep.orchestrator.state.lease import Pulse, alive, read_holder
 from prefsweep.orchestrator.state.quarantine import with_recorded_quarantine
 from prefsweep.orchestrator.state.sweep import (
     SHARDED,
@@ -20,7 +20,7 @@ from prefsweep.orchestrator.state.trial_record import (
     trial_status,
 )
 from prefsweep.orchestrator.store.store import Manifest, Store
-from prefsweep.orchestrator.text import one_line
+from prefsweep.orchestrator.text import clean
 from prefsweep.sweeps.records import (
     DriverStatus,
     StageStatus,
@@ -41,6 +41,7 @@ class StatusReader:
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
+        self._pulse = Pulse(sweep.store, sweep.spec.name)
         self._trials: dict[str, tuple[object, TrialStatus]] = {}
         """Trial -> the versions of its files when they were read, and the status read."""
         self._stages: dict[str, StageStatus] = {}
@@ -51,12 +52,12 @@ class StatusReader:
     def read(self) -> SweepStatus:
         """Read the current status. Raises StoreError or OSError if the store cannot be reached."""
         self._switch_if_quarantined()
-        sweep, driver, elapsed = self._sweep, driver_status(self._sweep), None
+        sweep, driver, elapsed = self._sweep, driver_status(self._pulse), None
         stages = [self._stage(name, driver) for name in (*sweep.stages, UNTRAINED)]
         trials = self.trials(sweep.trials)
         if driver is not None and driver.alive:
             _mark_running(stages)
-            elapsed = time.time() - driver.since
+            elapsed = max(0.0, time.time() - driver.since)  # its clock may be ahead
         elif driver is not None:
             trials = [_without_driver(trial) for trial in trials]
         return SweepStatus(
@@ -131,14 +132,13 @@ class StatusReader:
         return [self._shards[shard] for shard in shards if shard in self._shards]
 
 
-def driver_status(sweep: Sweep) -> DriverStatus | None:
-    """The driver that holds the sweep's lease; None without one."""
-    holder = read_holder(sweep.store, sweep.spec.name)
+def driver_status(pulse: Pulse) -> DriverStatus | None:
+    """The driver that holds the sweep's lease, and whether it is alive and responds."""
+    holder, is_alive = pulse.look()
     if holder is None:
         return None
-    return DriverStatus(
-        holder.host, holder.pid, holder.since, holder.seems_alive, not holder.is_stopped
-    )
+    responds = not holder.is_stopped
+    return DriverStatus(holder.host, holder.pid, holder.since, is_alive, responds)
 
 
 def status_document(status: SweepStatus) -> dict[str, Any]:
@@ -225,12 +225,13 @@ class ListedSweep:
 def list_sweeps(storage: str) -> list[ListedSweep]:
     """All sweeps of a store, by name. Reads two small files per sweep."""
     store = Store(storage)
-    return [_listed(store, name) for name in store.sweeps()]
+    holders = {name: holder for name in store.sweeps() if (holder := read_holder(store, name))}
+    running = alive(store, holders)
+    return [_listed(store, name, name in running) for name in store.sweeps()]
 
 
-def _listed(store: Store, name: str) -> ListedSweep:
-    state, holder = read_state(store, name), read_holder(store, name)
-    is_running = holder is not None and holder.seems_alive
+def _listed(store: Store, name: str, is_running: bool) -> ListedSweep:
+    state = read_state(store, name)
     status = state.status
     if status == Status.RUNNING and not is_running:  # its driver has died
         status = Status.INTERRUPTED
@@ -245,9 +246,9 @@ SHOWN_METRICS = ("reward_mean", "kl", "entropy", "win_rate")
 
 def describe(trial: TrialStatus | TrialResult) -> str:
     """sigmoid-beta0.1 succeeded: reward_mean 1.234 kl 0.567; or its failure message."""
-    name = f"{one_line(trial.name)} {trial.status}"
+    name = f"{clean(trial.name)} {trial.status}"
     if trial.failure is not None:
-        return f"{name}: {one_line(trial.failure.message)}"
+        return f"{name}: {clean(trial.failure.message)}"
     values = {key: trial.metrics.get(key) for key in SHOWN_METRICS}
     numbers = " ".join(f"{key} {value:.3f}" for key, value in values.items() if value is not None)
     return f"{name}: {numbers}" if trial.status == Status.SUCCEEDED and numbers else name

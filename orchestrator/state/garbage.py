@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prefsweep.orchestrator.state.inputs import input_paths
-from prefsweep.orchestrator.state.lease import LEASE, STALE_S, read_holder
+from prefsweep.orchestrator.state.lease import LEASE, alive, read_holder
 from prefsweep.orchestrator.state.marker import require_store
 from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, open_sweep
 from prefsweep.orchestrator.store.paths import (
@@ -21,7 +21,7 @@ from prefsweep.orchestrator.store.paths import (
     is_scratch_name,
     is_trial_id,
 )
-from prefsweep.orchestrator.store.scratch import is_abandoned, is_in_use, scratch_name
+from prefsweep.orchestrator.store.scratch import is_abandoned, is_in_use
 from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import StoreError, UsageError
 
@@ -125,19 +125,6 @@ def _leftovers(store: Store, is_quiet: bool) -> Iterator[tuple[str, str]]:
 
 
 def _is_quiet(store: Store) -> bool:
-    """Whether no sweep of the store is run now.
-
-    A driver of another machine is judged by how long ago it renewed its lease, by the storage's
-    clock: those of machines differ. Where the storage tells no times, it is taken to live.
-    """
-    found = {store.sweep(name, LEASE): read_holder(store, name) for name in store.sweeps()}
-    living = {path: holder for path, holder in found.items() if holder and not holder.is_dead}
-    if any(holder.is_here for holder in living.values()):
-        return False
-    if not living:
-        return True
-    probe = store.scratch(scratch_name())
-    store.write(probe, b"")
-    now_ns, *renewed_ns = (changed_ns for _, changed_ns in store.stamps([probe, *living]))
-    store.delete(probe)
-    return all(changed_ns and now_ns - changed_ns > STALE_S * 1e9 for changed_ns in renewed_ns)
+    """Whether no sweep of the store is run now."""
+    holders = {name: holder for name in store.sweeps() if (holder := read_holder(store, name))}
+    return not alive(store, holders)

@@ -11,14 +11,15 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from prefsweep.orchestrator.state.hints import hint
 from prefsweep.orchestrator.store.processes import is_stopped, machine, started
+from prefsweep.orchestrator.store.scratch import scratch_name
 from prefsweep.orchestrator.store.store import Store
-from prefsweep.sweeps.errors import LeaseError, LostStoreError
+from prefsweep.sweeps.errors import LeaseError, LostStoreError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +59,6 @@ class Holder:
     def is_stopped(self) -> bool:
         """Whether its process is there but does not run (`kill -STOP`, Ctrl-Z)."""
         return self.is_here and not self.is_dead and is_stopped(self.pid)
-
-    @property
-    def seems_alive(self) -> bool:
-        """What one look tells: good enough to show, not to take the lease.
-
-        A process of another machine is judged by its last heartbeat and the wall clock here.
-        """
-        is_silent = not self.is_here and time.time() - self.heartbeat > STALE_S
-        return not (self.is_dead or is_silent)
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since).astimezone()
@@ -179,6 +171,62 @@ class Lease:
     def _held(self) -> Holder:
         assert self._mine is not None, "the lease is acquired first"
         return self._mine
+
+
+class Pulse:
+    """Whether the driver of a sweep is alive, for those who look again and again.
+
+    The first look asks `alive`; later ones see whether the heartbeats go on.
+    """
+
+    def __init__(self, store: Store, name: str, clock: Clock | None = None) -> None:
+        self._store, self._name, self._clock = store, name, clock or Clock()
+        self._seen: Holder | None = None
+        self._seen_at_s = 0.0
+        self._is_alive = False
+
+    def look(self) -> tuple[Holder | None, bool]:
+        """Who has the lease now, and whether that process is alive."""
+        found, now_s = read_holder(self._store, self._name), self._clock.monotonic()
+        if found is None:
+            self._seen, self._is_alive = None, False
+        elif self._seen is None or found.is_here or found.token != self._seen.token:
+            self._is_alive = bool(alive(self._store, {self._name: found}))
+        elif found != self._seen:
+            self._is_alive = True
+        elif now_s - self._seen_at_s > STALE_S:
+            self._is_alive = False
+        if found != self._seen:
+            self._seen, self._seen_at_s = found, now_s
+        return found, self._is_alive
+
+
+def alive(store: Store, holders: Mapping[str, Holder]) -> set[str]:
+    """The sweeps (name -> who has its lease) whose driver is alive, as far as one look tells: good
+    enough to show, not to take the lease.
+
+    A driver of another machine is alive if it has renewed its lease within STALE_S by the clock of
+    the storage, because the clocks of machines differ. Where the storage does not tell the time, or
+    may only be read, such a driver is taken to be alive.
+    """
+    living = {name for name, holder in holders.items() if not holder.is_dead}
+    elsewhere = sorted(name for name in living if not holders[name].is_here)
+    silent_s = _unchanged_s(store, [store.sweep(name, LEASE) for name in elsewhere])
+    return living - {n for n, s in zip(elsewhere, silent_s, strict=True) if s > STALE_S}
+
+
+def _unchanged_s(store: Store, paths: Sequence[str]) -> list[float]:
+    """Seconds since these files were written, by the storage's clock; 0 where it does not tell."""
+    if not paths:
+        return []
+    probe = store.scratch(scratch_name())
+    try:
+        store.write(probe, b"")
+        now_ns, *written_ns = (at_ns for _, at_ns in store.stamps([probe, *paths]))
+        store.delete(probe)
+    except StoreError:
+        return [0.0] * len(paths)
+    return [(now_ns - at_ns) / 1e9 if now_ns and at_ns else 0.0 for at_ns in written_ns]
 
 
 def continue_or_end(holder: Holder) -> str:

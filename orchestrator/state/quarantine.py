@@ -13,6 +13,7 @@ from prefsweep.orchestrator.state.sweep import SHARDED, Sweep
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.identity import Fingerprints, Inputs
 from prefsweep.sweeps.load import validate_spec
+from prefsweep.sweeps.mistakes import listed
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def quarantine(sweep: Sweep, killers: Mapping[str, Sequence[str]]) -> Sweep:
             "%s: the prompts %s crash every worker that processes them; the sweep continues "
             "without them (--restart-errored retries them)",
             stage,
-            ", ".join(prompt_ids),
+            listed(prompt_ids),
         )
     return after
 

@@ -14,6 +14,7 @@ from prefsweep.orchestrator.state.hints import hint
 from prefsweep.orchestrator.state.lease import (
     STALE_S,
     Holder,
+    alive,
     continue_or_end,
     read_holder,
 )
@@ -33,7 +34,7 @@ def request_stop(store: Store, name: str) -> None:
 
 def stop_requested(store: Store, name: str) -> bool:
     """Whether the sweep `name` was asked to stop; one small read, so ask about once a second."""
-    return store.read(store.sweep(name, STOP)) is not None
+    return store.read_record(store.sweep(name, STOP)) is not None
 
 
 def clear_stop(store: Store, name: str) -> None:
@@ -63,7 +64,7 @@ def polled(look: Callable[[], bool]) -> Callable[[], bool]:
 def ask_to_stop(store: Store, name: str) -> Holder:
     """Ask the driver that runs a sweep to stop; returns who it is. Raises UsageError."""
     holder = read_holder(store, name)
-    if holder is None or not holder.seems_alive:
+    if holder is None or not alive(store, {name: holder}):
         if name not in store.sweeps():
             raise UsageError(f"there is no sweep {name!r} in --storage {store.uri}")
         died = "" if holder is None else f"; its driver ({holder}) gives no sign of life"

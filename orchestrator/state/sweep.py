@@ -11,6 +11,7 @@ from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.grid import TrialSpec, trial_names
 from prefsweep.sweeps.identity import Fingerprints, Inputs, needs_making
 from prefsweep.sweeps.load import validate_spec
+from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import PreferencePair
 from prefsweep.sweeps.spec import CallableReward, ClassifierReward, SweepSpec
 from prefsweep.workers import tables
@@ -133,12 +134,12 @@ def open_sweep(name: str, storage: str) -> Sweep:
     path = store.sweep(name, "spec.json")
     document = store.read_json(path)
     where = store.display(path)
-    if document is None and store.read(path) is not None:
+    if document is None and store.read_record(path) is not None:
         raise UsageError(
             f"{where} is damaged; run the sweep's own spec again, which writes it anew"
         )
     if document is None:
-        known = ", ".join(store.sweeps()) or "none"
+        known = listed(store.sweeps())
         raise UsageError(
             f"there is no sweep {name!r} in --storage {storage} (there are: {known}); "
             "start it with `prefsweep run`, or name the storage it is in"
@@ -147,6 +148,9 @@ def open_sweep(name: str, storage: str) -> Sweep:
         inputs = Inputs(**document["inputs"])
         sweep = Sweep(validate_spec(document["spec"], where), inputs, absolute(storage))
         assert sweep.fingerprints  # which read all of the inputs
+        left_out = [item for ids in inputs.quarantined.values() for item in ids]
+        if not all(isinstance(item, str) for item in left_out):
+            raise TypeError("ids of prompts are texts")
         return sweep
     except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{where} is damaged ({error}); run the sweep's own spec again") from None

@@ -15,12 +15,12 @@ import os
 import socket
 import time
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, get_args
 
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
 from prefsweep.orchestrator.store.manifest import node
 from prefsweep.orchestrator.store.store import Store
-from prefsweep.sweeps.records import Failure, Metrics, Status, TrialStatus
+from prefsweep.sweeps.records import Failure, FailureKind, Metrics, Status, TrialStatus
 
 REWRITE_S = 5.0
 """Shortest time between two writes of all metrics to a store without append."""
@@ -174,15 +174,23 @@ def read_failure(value: Any) -> Failure | None:
     """A failure as status.json holds it; None if there is none."""
     known = {field.name for field in fields(Failure)}
     try:
-        return Failure(**{key: item for key, item in value.items() if key in known})
+        found = Failure(**{key: item for key, item in value.items() if key in known})
     except (AttributeError, TypeError):
         return None
+    is_whole = all(isinstance(item, str) for item in asdict(found).values())
+    return found if is_whole and found.kind in get_args(FailureKind) else None
 
 
 def read_count(document: dict[str, Any], key: str) -> int:
     """A count in a status.json; 0 where it has none."""
     value: Any = document.get(key)
     return int(value) if _is_number(value) and math.isfinite(value) else 0
+
+
+def read_metrics(sweep: Sweep, trial_id: str) -> Metrics:
+    """What an evaluation has measured; values that are no numbers are left out."""
+    found = sweep.store.read_object(f"{sweep.evaluation_path(trial_id)}/metrics.json")
+    return {key: item for key, item in found.items() if item is None or _is_number(item)}
 
 
 def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
@@ -229,12 +237,12 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
     """Where one trial stands; finished artefacts count for more than what status.json says."""
     store, trial_id = sweep.store, trial.trial_id
     document = _whole(read_document(sweep, trial))
-    metrics: Metrics = newest_metrics(store.read(store.trial(trial_id, "metrics.jsonl")))
+    metrics: Metrics = newest_metrics(store.read_record(store.trial(trial_id, "metrics.jsonl")))
     failure = read_failure(document.get("failure"))
     status = read_status_field(document)
     if is_finished(sweep, trial_id):
         status, failure = Status.SUCCEEDED, None
-        metrics |= store.read_object(f"{sweep.evaluation_path(trial_id)}/metrics.json")
+        metrics |= read_metrics(sweep, trial_id)
     elif status == Status.SUCCEEDED:  # another evaluation of the same weights
         status = Status.PENDING
     return TrialStatus(
@@ -274,7 +282,7 @@ def _seconds(document: dict[str, Any], status: Status) -> float | None:
     if "started" not in document or status == Status.PENDING:
         return None
     end = time.time() if status == Status.RUNNING else document["updated"]
-    return end - document["started"]
+    return max(0.0, end - document["started"])
 
 
 def _step_seconds(document: dict[str, Any], status: Status) -> float | None:

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from pyarrow import fs
@@ -11,14 +13,46 @@ from pyarrow import fs
 from prefsweep.orchestrator.store.retry import attempt
 from prefsweep.sweeps.errors import StoreError
 
+MAX_RECORD_BYTES = 256 * 2**20
+"""Most that is read of a record or a metrics log, many times what any sweep writes."""
 
-def read_file(system: fs.FileSystem, path: str) -> bytes | None:
-    """The file's content, or None if there is no such file."""
+
+class OddFileError(StoreError):
+    """What stands in the place of a file is none (a named pipe, a device), or is far too large."""
+
+
+def read_file(system: fs.FileSystem, path: str, most_bytes: int | None) -> bytes | None:
+    """The file's content, or None if there is no such file.
+
+    Raises OddFileError for what is no regular file or has more than `most_bytes`, unread.
+    """
     try:
-        with system.open_input_stream(path) as stream:
-            return stream.read()
+        if isinstance(system, fs.LocalFileSystem):
+            with open(path, "rb", opener=_open_regular) as file:
+                size = os.fstat(file.fileno()).st_size
+                data = b"" if most_bytes is not None and size > most_bytes else file.read()
+        else:
+            with system.open_input_stream(path) as stream:
+                data = stream.read(None if most_bytes is None else most_bytes + 1)
+                size = len(data)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if most_bytes is not None and size > most_bytes:
+        raise OddFileError(f"{path} is larger than {most_bytes} bytes, the most that is read of it")
+    return data
+
+
+def open_to_append(path: str, flags: int) -> int:
+    """An opener (see `open`) that neither follows a link nor waits at a named pipe."""
+    return _open_regular(path, flags | os.O_NOFOLLOW)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OddFileError(f"{path} is not a regular file")
 
 
 def stamps(system: fs.FileSystem, paths: list[str]) -> list[tuple[int, int]]:
@@ -61,9 +95,9 @@ def num_bytes(system: fs.FileSystem, path: str) -> int:
 
     In a local folder links count by themselves: they may lead anywhere.
     """
-    if isinstance(system, fs.LocalFileSystem) and (os.path.isdir(path) or os.path.islink(path)):
-        found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        return sum(map(_own_size, found))
+    if isinstance(system, fs.LocalFileSystem):
+        below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        return sum(map(_own_size, [Path(path)] if not _is_folder(path) else below))
     info = system.get_file_info(path)
     if info.type != fs.FileType.Directory:
         return info.size or 0
@@ -71,10 +105,14 @@ def num_bytes(system: fs.FileSystem, path: str) -> int:
     return sum(item.size or 0 for item in below)
 
 
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
 def _own_size(file: Path) -> int:
     try:
         return file.lstat().st_size
-    except FileNotFoundError:  # deleted meanwhile
+    except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile
         return 0
 
 
@@ -96,10 +134,23 @@ def move(source: Path, target: Path) -> None:
         source.rename(target)
 
 
+def complete(folder: Path, name: str, data: bytes) -> None:
+    """Write a folder's last file, and give all others its mode, which is what the umask allows.
+
+    Some libraries write files that only their owner may read (safetensors), into shared stores too.
+    """
+    last = folder / name
+    last.write_bytes(data)
+    mode = stat.S_IMODE(last.stat().st_mode)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Add a line to a local file, or nothing if there is no room for all of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=open_to_append) as file:
         size, rest = os.fstat(file.fileno()).st_size, line
         try:
             while rest:
@@ -118,7 +169,8 @@ def locked_file(path: Path) -> Iterator[None]:
     import fcntl
 
     attempt(str(path), "written", lambda: path.parent.mkdir(parents=True, exist_ok=True))
-    with attempt(str(path), "written", lambda: path.open("ab")) as file:
+    look = partial(open, path, "ab", opener=open_to_append)
+    with attempt(str(path), "written", look) as file:
         # the kernel unlocks it when the process ends
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)

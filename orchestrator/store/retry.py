@@ -16,7 +16,10 @@ RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Waits between attempts; after the last one the failure is for good."""
 
 _FULL = "the disk is full (or a quota is): free some space, then run the same command again"
-_NO_RIGHT = "this user may not: give it the right, or name another --storage"
+_NO_RIGHT = (
+    "this user may not: give it the right (a store that users share needs one group, `chmod -R "
+    "g+rwXs` and umask 002), or name another --storage"
+)
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,

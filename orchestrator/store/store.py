@@ -31,7 +31,10 @@ from pyarrow import fs
 
 from prefsweep.orchestrator.store.downloads import download_cache, downloaded, drop_copies
 from prefsweep.orchestrator.store.files import (
+    MAX_RECORD_BYTES,
+    OddFileError,
     append_line,
+    complete,
     delete,
     locked_file,
     move,
@@ -91,7 +94,18 @@ class Store(Paths):
 
     def read(self, path: str) -> bytes | None:
         """The file's content, or None if there is no such file."""
-        return self._attempt(path, "read", lambda: read_file(self.fs, self._full(path)))
+        return self._attempt(path, "read", lambda: read_file(self.fs, self._full(path), None))
+
+    def read_record(self, path: str) -> bytes | None:
+        """The content of a record or a log, or None if there is no such file.
+
+        What is no regular file or has more than MAX_RECORD_BYTES counts as damaged: b"".
+        """
+        try:
+            look = partial(read_file, self.fs, self._full(path), MAX_RECORD_BYTES)
+            return self._attempt(path, "read", look)
+        except OddFileError:
+            return b""
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole: under another name first, where the file system can rename."""
@@ -104,7 +118,7 @@ class Store(Paths):
 
     def read_json(self, path: str) -> Any:
         """The parsed JSON file; None if it is missing or damaged."""
-        data = self.read(path)
+        data = self.read_record(path)
         try:
             return None if data is None else json.loads(data)
         except (ValueError, RecursionError):
@@ -170,7 +184,7 @@ class Store(Paths):
 
     def manifest(self, path: str) -> Manifest | None:
         """The manifest of a finished artefact; None if it is not finished or files are missing."""
-        data = self.read(f"{path}/{MANIFEST}")
+        data = self.read_record(f"{path}/{MANIFEST}")
         if data is None:
             return None
         manifest = parse_manifest(data)
@@ -203,7 +217,7 @@ class Store(Paths):
         files = file_entries(folder)
         document = manifest_json(manifest, files)
         if self.is_local:
-            self._attempt(path, "written", lambda: (folder / MANIFEST).write_bytes(document))
+            self._attempt(path, "written", lambda: complete(folder, MANIFEST, document))
             self._attempt(path, "written", lambda: self._rename_into_place(folder, path))
             return
         self.delete(f"{path}/{MANIFEST}")
@@ -222,7 +236,7 @@ class Store(Paths):
 
     def shard_manifest(self, path: str) -> Manifest | None:
         """The manifest of a finished shard, None if it is not finished or was damaged."""
-        manifest = parse_manifest(self.read(f"{path}.json"))
+        manifest = parse_manifest(self.read_record(f"{path}.json"))
         name = PurePosixPath(path).name
         if manifest is None or name not in manifest.files:
             return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
+from prefsweep.orchestrator.store.files import open_to_append
 from prefsweep.orchestrator.store.scratch import scratch_folder, scratch_home
 from prefsweep.sweeps.errors import StoreError
 
@@ -83,6 +84,11 @@ def _handler(file: Path) -> logging.Handler:
 
 class _Quiet(RotatingFileHandler):
     """A log that cannot be written (the disk is full) is left as it is."""
+
+    def _open(self) -> Any:
+        """Neither through a link nor into a named pipe, which whoever writes to the store may have
+        put in its place."""
+        return open(self.baseFilename, self.mode, encoding="utf-8", opener=open_to_append)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

@@ -81,7 +81,7 @@ class TrialWatch:
             self._num_logged[trial_id] = 0
             config = trial_config(trial, sweep.spec.name)
             self._mirror.trial_started(trial_id, trial.name, config)
-        data = sweep.store.read(sweep.store.trial(trial_id, "metrics.jsonl"))
+        data = sweep.store.read_record(sweep.store.trial(trial_id, "metrics.jsonl"))
         records = parse_metrics(data)
         num_logged = self._num_logged[trial_id]
         for record in records[num_logged:]:

@@ -169,3 +169,16 @@ def test_the_vocabulary_loads_nothing_heavy():
     loaded = loaded_by(*(f"prefsweep.sweeps.{name}" for name in names))
     assert {"spec", "load", "grid", "identity", "records"} <= set(names)
     assert loaded & ({"ray", "wandb"} | HEAVY) == set()
+
+
+def test_text_leaves_the_process_at_one_place():
+    """Where control characters are written out; `survey` speaks JSON to its parent process."""
+    found: dict[str, list[int]] = {}
+    for path in (ROOT / "orchestrator").rglob("*.py"):
+        if path.name in ("terminal.py", "survey.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in ("print", "Console", "typer.echo") or called.endswith("stdout.write"):
+                found.setdefault(in_tree(path), []).append(getattr(node, "lineno", 0))
+    assert found == {}

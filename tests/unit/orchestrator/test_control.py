@@ -8,8 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
@@ -18,14 +16,13 @@ from prefsweep.orchestrator.driver import control as control_module
 from prefsweep.orchestrator.driver.control import SAME_SIGNAL_S, Control
 from prefsweep.orchestrator.results.status import driver_status
 from prefsweep.orchestrator.state import stop
-from prefsweep.orchestrator.state.lease import Lease, read_holder
+from prefsweep.orchestrator.state.lease import Lease, Pulse, read_holder
 from prefsweep.orchestrator.state.stop import (
     ask_to_stop,
     request_stop,
     stop_requested,
     wait_for_end,
 )
-from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.store.processes import started
 from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import LeaseError, LostStoreError, UsageError
@@ -198,8 +195,7 @@ def test_a_driver_that_is_stopped_does_not_respond_but_has_not_died(store: Store
         assert f"does not respond: it is stopped (kill -STOP, Ctrl-Z); {go_on}" in wait_for_end(
             store, "mine", holder
         )
-        shown = SimpleNamespace(store=store, spec=SimpleNamespace(name="mine"))
-        driver = driver_status(cast("Sweep", shown))
+        driver = driver_status(Pulse(store, "mine"))
         assert driver is not None and driver.alive and not driver.responding
         said = str(_headline(SweepStatus("mine", [], [], driver=driver)))
         assert f"not responding: its driver, pid {process.pid}" in said

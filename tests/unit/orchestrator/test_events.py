@@ -43,7 +43,7 @@ def test_failures_are_told_as_they_happen_on_one_line_without_control_characters
     failure = Failure("deterministic", "loss is nan\x1b[31m\nat step 5")
     failed = replace(TRIALS[1], name="two\x07", status=Status.FAILED, failure=failure)
     (line,) = changes(BEFORE, replace(BEFORE, trials=[TRIALS[0], failed]))
-    assert line == "trial two failed: loss is nan at step 5 (1 of 2 ended)"
+    assert line == r"trial two\x07 failed: loss is nan\x1b[31m at step 5 (1 of 2 ended)"
 
 
 def test_the_drivers_death_and_leaving_are_told() -> None:

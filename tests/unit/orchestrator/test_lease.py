@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,20 @@ from typing import Any
 
 import pytest
 
-from prefsweep.orchestrator.state.lease import HEARTBEAT_S, STALE_S, Clock, Lease, read_holder
+from prefsweep.orchestrator.results.status import list_sweeps
+from prefsweep.orchestrator.state.lease import (
+    HEARTBEAT_S,
+    STALE_S,
+    Clock,
+    Lease,
+    Pulse,
+    alive,
+    read_holder,
+)
+from prefsweep.orchestrator.state.stop import ask_to_stop
 from prefsweep.orchestrator.store import processes
 from prefsweep.orchestrator.store.store import Store
-from prefsweep.sweeps.errors import LeaseError
+from prefsweep.sweeps.errors import LeaseError, StoreError, UsageError
 
 
 @dataclass
@@ -69,7 +80,8 @@ def test_a_driver_takes_the_lease_says_who_it_is_and_gives_it_back(store: Store)
     holder = read_holder(store, "mine")
     assert holder is not None
     assert (holder.pid, holder.since, holder.beats) == (os.getpid(), 1_000_000.0, 1)
-    assert holder.is_here and not holder.is_dead and holder.seems_alive
+    assert holder.is_here and not holder.is_dead
+    assert alive(store, {"mine": holder}) == {"mine"}
     lease.release()
     assert read_holder(store, "mine") is None
     assert read_holder(store, "other") is None
@@ -223,3 +235,53 @@ def test_of_many_that_start_at_once_one_gets_the_lease(tmp_path: Path) -> None:
     for process in crowd:
         process.join(60)
     assert outcomes == ["holds", *["refused"] * 5]
+
+
+@pytest.mark.parametrize("ahead_s", [-120.0, 0.0, 120.0])
+@pytest.mark.parametrize("silent_s", [5.0, 3600.0])
+def test_whether_a_driver_elsewhere_is_alive_is_told_by_the_storages_clock(
+    store: Store, ahead_s: float, silent_s: float
+) -> None:
+    """Its heartbeats are stamped by its own clock, which may be two minutes ahead or behind."""
+    taken_elsewhere(store)
+    change(store, heartbeat=time.time() + ahead_s)
+    lease, written_at_s = Path(store.display("sweeps/mine/lease.json")), time.time() - silent_s
+    os.utime(lease, (written_at_s, written_at_s))
+    is_alive = silent_s < STALE_S
+    holder = read_holder(store, "mine")
+    assert holder is not None
+    assert alive(store, {"mine": holder}) == ({"mine"} if is_alive else set())
+    assert Pulse(store, "mine").look() == (holder, is_alive)
+    assert [sweep.running for sweep in list_sweeps(store.uri)] == [is_alive]
+    if is_alive:
+        assert ask_to_stop(store, "mine") == holder
+    else:
+        with pytest.raises(UsageError, match="gives no sign of life"):
+            ask_to_stop(store, "mine")
+
+
+def test_in_a_store_that_may_only_be_read_a_driver_elsewhere_is_taken_to_be_alive(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_elsewhere(store)
+    os.utime(store.display("sweeps/mine/lease.json"), (0, 0))
+
+    def refuse(self: Store, path: str, data: bytes) -> None:
+        raise StoreError("this user may not")
+
+    monkeypatch.setattr(Store, "write", refuse)
+    assert Pulse(store, "mine").look()[1]
+
+
+def test_who_looks_again_and_again_goes_by_the_heartbeats(store: Store) -> None:
+    fake = FakeTime()
+    pulse = Pulse(store, "mine", fake.clock)
+    assert pulse.look() == (None, False)
+    taken_elsewhere(store)
+    looks: list[bool] = []
+    for beats in (0, 1, 1, 1, 2):
+        change(store, beats=beats)
+        looks.append(pulse.look()[1])
+        os.utime(store.display("sweeps/mine/lease.json"), (0, 0))  # not asked again
+        fake.sleep(STALE_S / 2 + 1)
+    assert looks == [True, True, True, False, True]

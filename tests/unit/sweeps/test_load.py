@@ -324,3 +324,19 @@ def test_small_texts_that_unfold_to_huge_values_give_short_messages(folder: Path
     (folder / "a.yaml").write_text("\n".join([*lines, "name: *a29", "grid: *a29"]))
     assert len(refusal("a.yaml")) < 10_000
     assert len(short("x" * 1000)) == 80 and len(short([["x" * 100] * 100] * 100)) == 80
+
+
+def test_a_grid_of_a_thousand_million_trials_is_refused_at_once_with_its_size(folder: Path) -> None:
+    many = list(range(1, 1001))
+    text = MINIMAL.replace("[{beta: 0.1}]", f"[{{beta: {many}, learning_rate: {many}}}]")
+    with pytest.raises(SpecError) as caught:
+        load(folder, text, f"seeds={many}")
+    said = str(caught.value)
+    assert "1,000,000 points, with 1,000 seeds 1,000,000,000 trials" in said
+    assert "at most 10,000" in said and "Shorten the lists in grid or seeds" in said
+
+
+def test_a_sweep_may_have_as_many_trials_as_is_said(folder: Path) -> None:
+    text = MINIMAL.replace("[{beta: 0.1}]", f"[{{beta: {list(range(1, 5001))}}}]")
+    assert len(load(folder, text, "seeds=[0, 1]").trials()) == 10_000
+    assert "15,000 trials" in refusal("a.yaml", "seeds=[0, 1, 2]")

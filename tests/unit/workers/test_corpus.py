@@ -291,3 +291,12 @@ def test_the_module_imports_neither_datasets_nor_pyarrow_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_of_300_000_columns_the_first_are_named(tmp_path: Path) -> None:
+    row = {f"column_{n}": "x" for n in range(300_000)} | {"y" * 10_000: "x"}
+    path = tmp_path / "wide.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"column_19 and 299981 more$") as caught:
+        load_texts(of_file(path))
+    assert len(str(caught.value)) < 1000

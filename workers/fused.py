@@ -254,10 +254,11 @@ class _Group:
         """The batches of the steps that are left, on the CPU."""
         rows, size = next(iter(self._rows.values())), batch_size(self._spec)
         sampler = PromptSampler([row["prompt_id"] for row in rows], self._trials[0].seed)
-        per_epoch = self._steps_per_epoch()
+        per_epoch, order = self._steps_per_epoch(), list[int]()
         for step in range(self.step, self.total):
-            sampler.set_epoch(step // per_epoch)
-            order = list(sampler)
+            if not order or step % per_epoch == 0:
+                sampler.set_epoch(step // per_epoch)
+                order = list(sampler)
             begin = step % per_epoch * size
             yield self._collated(order[begin : begin + size])
 

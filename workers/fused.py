@@ -47,9 +47,9 @@ from prefsweep.workers.lora_stack import AdapterStack
 from prefsweep.workers.losses import mixes_rows
 from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.packing import OUTPUTS, take_plan, unpack
+from prefsweep.workers.precision import precision
 from prefsweep.workers.row_optim import RowOptimizer
 from prefsweep.workers.solo import Solo
-from prefsweep.workers.precision import precision
 from prefsweep.workers.train import lora_config, training_arguments
 
 Outcome = dict[str, float] | Exception

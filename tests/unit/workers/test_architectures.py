@@ -9,7 +9,7 @@ import torch
 
 from prefsweep.sweeps.errors import ModelError
 from prefsweep.sweeps.records import Prompt
-from prefsweep.sweeps.spec import EvaluationSpec
+from prefsweep.sweeps.spec import EvaluationSpec, LoraSpec
 from prefsweep.workers import forward
 from prefsweep.workers.forward import Batching, packs_exactly, token_logps
 from prefsweep.workers.generate import Generator, check_prompt_lengths
@@ -195,3 +195,16 @@ def test_a_token_of_a_prompt_beyond_the_embedding_is_refused_before_work(
     prompts = [Prompt("0", "A film"), Prompt("1", "<|user|> A film")]
     with pytest.raises(ModelError, match=r"<\|user\|> in the texts has the id 1149"):
         check_prompt_lengths(prompts, source, 4, "generation.max_new_tokens")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_experts_with_an_auxiliary_loss_are_trained_alone(
+    sources: dict[str, ModelSource], tmp_path: Path, name: str
+) -> None:
+    """A fused group has no such loss."""
+    from prefsweep.workers.fused import UnfusableError, train_group
+
+    model, tokenizer = load_policy(sources[name]), load_tokenizer(sources[name])
+    spec = SIX_STEPS.model_copy(update={"lora": LoraSpec(r=2)})
+    with pytest.raises(UnfusableError, match="auxiliary loss"):
+        train_group([trial()], spec, model, tokenizer, [], [tmp_path], [Hooks(lambda line: None)])

@@ -28,6 +28,7 @@ from prefsweep.workers.files import (
     first_line,
     require_known,
 )
+from prefsweep.workers.folders import contents
 from prefsweep.workers.locations import expand, file_sha256
 
 log = logging.getLogger(__name__)
@@ -294,7 +295,6 @@ def _cached_commit(dataset: str, revision: str) -> str | None:
 
 def _folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
-    for path in files:
+    for path in contents(folder).files:
         digest.update(f"{path.relative_to(folder).as_posix()}:{file_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
 from prefsweep.sweeps.spec import ModelSection, PolicySpec
+from prefsweep.workers.folders import contents
 
 BUILTIN = "builtin:"
 PACKAGE = "package:"
@@ -101,7 +102,12 @@ def model_identity(section: ModelSection, field: str) -> str:
     source = model_source(section)
     folder = Path(source.path)
     if os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
-        return _folder_identity(folder, source.gguf_file, field)
+        try:
+            if not section.model.startswith(PACKAGE):
+                contents(folder)
+            return _folder_identity(folder, source.gguf_file, field)
+        except DataError as error:
+            raise ModelError(f"{field}: {error}") from None
     if section.model.startswith((PACKAGE, "/", ".", "~")):
         raise ModelError(f"{field}={section.model}: there is no folder {folder}")
     return _hub_identity(section.model, section.revision, field)

@@ -280,7 +280,8 @@ def _hub_commit(corpus: DatasetText) -> str:
         commit = _cached_commit(corpus.dataset, revision)
         if commit is None:
             raise DataError(_why_not_found(corpus, first_line(error))) from None
-    assert commit is not None, "the hub answers with a commit"
+    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise DataError(f"dataset={corpus.dataset}: its commit is no commit hash but {commit!r}")
     return commit
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -173,7 +174,7 @@ def _hub_identity(model: str, revision: str | None, field: str) -> str:
             files = {sibling.rfilename for sibling in found.siblings or ()}
             if ADAPTER in files:
                 raise ModelError(_is_adapter(f"{field}={model}", Path(ADAPTER)))
-            return f"{model}@{found.sha}"
+            return f"{model}@{_commit(found.sha, model, field)}"
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
     except HFValidationError:
         raise ModelError(
@@ -198,7 +199,14 @@ def _hub_identity(model: str, revision: str | None, field: str) -> str:
             f"{field}={model}: not a folder here and not in the local Hugging Face cache, and the "
             "hub is switched off (HF_HUB_OFFLINE). Download it first, or unset HF_HUB_OFFLINE"
         )
-    return f"{model}@{Path(cached).parent.name}"
+    return f"{model}@{_commit(Path(cached).parent.name, model, field)}"
+
+
+def _commit(found: str | None, model: str, field: str) -> str:
+    """Raises ModelError for what the hub or the cache gives as a commit and is no hash."""
+    if found is None or not re.fullmatch(r"[0-9a-f]{40}", found):
+        raise ModelError(f"{field}={model}: its commit is no commit hash but {found!r}")
+    return found
 
 
 def load_function(name: str) -> Callable[[list[str], list[str]], Sequence[float]]:

@@ -11,7 +11,9 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from prefsweep.sweeps.errors import ClusterError
 
@@ -29,10 +31,9 @@ def private_token() -> dict[str, str]:
 
 def read_environment() -> None:
     """Make Ray in this process read mode and token anew: it does so once, when it is imported."""
-    from ray._raylet import AuthenticationTokenLoader, Config
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = import_module("ray._raylet")  # compiled: it has no types
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def use_token_if_asked(address: str) -> None:
@@ -117,14 +118,14 @@ def _close_to_others(file: Path) -> None:
 def _ask(address: str) -> None:
     """Ask the cluster anything. Raises AuthenticationError; what else is wrong is told later."""
     from ray._private.services import canonicalize_bootstrap_address
-    from ray._raylet import GcsClient
     from ray.exceptions import AuthenticationError, RayError
 
+    raylet: Any = import_module("ray._raylet")
     try:
         where = canonicalize_bootstrap_address(address) if address == "auto" else address
         if where is not None:
             with _silent():  # a refusal is an answer, which Ray would print
-                GcsClient(address=where).get_all_node_info(timeout=TIMEOUT_S)
+                raylet.GcsClient(address=where).get_all_node_info(timeout=TIMEOUT_S)
     except AuthenticationError:
         raise
     except (ConnectionError, RuntimeError, ValueError, RayError):

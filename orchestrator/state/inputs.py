@@ -65,6 +65,15 @@ def input_identity(spec: SweepSpec, member: str) -> str:
         raise type(error)(f"{field}: {error}") from None
 
 
+def named_value(spec: SweepSpec, member: str) -> tuple[str, str | None]:
+    """What the spec calls an input, and the revision it wants of it; "" where it names none."""
+    for field in (field for field, of in _SOURCES.items() if of == member):
+        value = _get(spec, field)
+        if isinstance(value, str):
+            return value, _get(spec, f"{field.rpartition('.')[0]}.revision")
+    return "", None
+
+
 def named_input(spec: SweepSpec, member: str) -> str:
     """The field that names an input, with its value."""
     named = {field: _get(spec, field) for field, of in _SOURCES.items() if of == member}

@@ -64,12 +64,10 @@ class Head(HTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
-    server: Head
-
     def do_GET(self) -> None:
-        sent = self.headers.get("Authorization", "")
+        assert isinstance(self.server, Head)
+        sent, wanted = self.headers.get("Authorization", ""), self.server.token or ""
         self.server.sent.append(sent)
-        wanted = self.server.token or ""
         self.send_response(200 if wanted in sent else 403 if sent else 401)
         self.end_headers()
         answer = {"version": "4", "ray_version": "2", "ray_commit": ""}

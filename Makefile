@@ -69,5 +69,8 @@ bench: install  ## Measure against named baselines
 hooks: install  ## Run the checks of .pre-commit-config.yaml before every commit
 	$(BIN)/pre-commit install
 
+bench-gpu: install  ## Measure groups of trials against TRL on this machine's GPU (ARGS=--tiny: on the CPU)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.gpu $(ARGS)
+
 clean:  ## Remove .venv; runs are kept
 	rm -rf $(VENV)

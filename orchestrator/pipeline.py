@@ -38,6 +38,7 @@ def _steps(run: Run) -> None:
     """The steps of a sweep; each one skips what is in the store already."""
     sweep = run.sweep
     run.run_in_driver(data_tasks(sweep))
+    run.adapters()
     run.tasks([MakePolicy(sweep), MakeReward(sweep)])
     run.tasks(data_tasks(sweep))
     run.shards([Generate(sweep), Score(sweep)])

@@ -21,11 +21,11 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "prompts": 2,
     "eval_prompts": 2,
     "completions": 4,
-    "scores": 1,
+    "scores": 2,
     "pairs": 2,
     "reference": 5,
-    "trial": 3,
-    "evaluation": 5,
+    "trial": 4,
+    "evaluation": 6,
     "entry": 2,
 }
 """Versions of the stages' code, and of the reader of entered data. Bump one when the same inputs

@@ -132,7 +132,8 @@ class ClassifierReward(ModelSection):
     batch_size: int = Field(default=32, ge=1)
     """Texts a forward pass."""
     max_length: int | None = Field(default=None, ge=1)
-    """Tokens kept of each text; None keeps what the model can read."""
+    """Tokens kept of each text; None keeps what the model can read. A longer text loses the
+    beginning of its prompt, and a completion that is too long alone is reported."""
     train: FineTuning | None = None
     """Training of the classifier on labelled texts before the sweep; None takes it as it is."""
 

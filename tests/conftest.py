@@ -46,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "integration" not in item.path.parts)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Ids that are the same in every worker: compressed bytes hold the time, objects an address."""
+    if isinstance(val, bytes) and not (val.isascii() and val.decode().isprintable()):
+        return f"{argname}-{len(val)}"
+    return None
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_garbage_collection() -> None:
     """Every trial collects garbage, which takes half a second among the objects of torch and TRL.

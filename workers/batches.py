@@ -71,8 +71,9 @@ def flat(rows: Sequence[Example]) -> list[Example]:
 
 
 def some_sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[Ids, Ids]]:
-    """(prompt_ids, completion_ids) of a few training pairs, each once, to try packing with."""
-    train = [pair for pair in pairs if pair.split == "train"][:4]
+    """(prompt_ids, completion_ids) of the first training pairs and of the longest, each once."""
+    train = [pair for pair in pairs if pair.split == "train"]
+    train = [*train[:4], max(train, key=_longest)]
     return list(
         dict.fromkeys(
             (tuple(pair.prompt_ids), tuple(ids))
@@ -263,6 +264,11 @@ def _num_tokens(pairs: Sequence[Example], *, packed: bool) -> int:
     }
     prompts = {prompt_ids for prompt_ids, _ in completions}
     return sum(len(ids) - 1 for ids in prompts) + sum(len(ids) for _, ids in completions)
+
+
+def _longest(pair: TokenizedPair) -> int:
+    """Tokens of the longer sequence of a pair."""
+    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
 def _row(pair: TokenizedPair, ld_alpha: float | None) -> dict[str, Any]:

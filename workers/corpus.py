@@ -32,6 +32,7 @@ from prefsweep.workers.files import (
     short,
     text_lines,
 )
+from prefsweep.workers.folders import require_own_file
 from prefsweep.workers.formats import (
     UnreadableError,
     cell,
@@ -41,7 +42,7 @@ from prefsweep.workers.formats import (
     root,
     written_conversation,
 )
-from prefsweep.workers.locations import file_sha256, local_path
+from prefsweep.workers.locations import PACKAGE, file_sha256, local_path
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +211,8 @@ def _local(corpus: FileText) -> Path:
         raise DataError(f"path={corpus.path}: is a folder; give it as dataset={corpus.path}")
     if not os.path.isfile(path):
         raise DataError(f"path={corpus.path}: no such file (looked in {Path.cwd()})")
+    if not corpus.path.startswith(PACKAGE):
+        require_own_file(path)
     require_known(path)
     return path
 

@@ -28,6 +28,7 @@ from prefsweep.workers.files import (
     first_line,
     require_known,
 )
+from prefsweep.workers.folders import contents
 from prefsweep.workers.locations import expand, file_sha256
 
 log = logging.getLogger(__name__)
@@ -279,7 +280,8 @@ def _hub_commit(corpus: DatasetText) -> str:
         commit = _cached_commit(corpus.dataset, revision)
         if commit is None:
             raise DataError(_why_not_found(corpus, first_line(error))) from None
-    assert commit is not None, "the hub answers with a commit"
+    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise DataError(f"dataset={corpus.dataset}: its commit is no commit hash but {commit!r}")
     return commit
 
 
@@ -294,7 +296,6 @@ def _cached_commit(dataset: str, revision: str) -> str | None:
 
 def _folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
-    for path in files:
+    for path in contents(folder).files:
         digest.update(f"{path.relative_to(folder).as_posix()}:{file_sha256(path)}\n".encode())
     return digest.hexdigest()

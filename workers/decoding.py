@@ -17,6 +17,7 @@ prompt b), V tokens of the vocabulary, T tokens so far.
 """
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.cache_utils import DynamicLayer
+
+from prefsweep.workers.forward import base_model
 
 LEAVE_AT = 0.75
 """Share of live rows below which the others are taken out of the batch."""
@@ -75,13 +78,13 @@ class Decoding:
     ) -> torch.Tensor:
         """New tokens (B x G, longest limit), padded behind a row's end."""
         device, pad = input_ids.device, generation_config.pad_token_id
+        keeps = keeps_cache(model)
         limits_N = torch.tensor(self.limits, device=device).repeat_interleave(self.copies)
         new_tokens = torch.full(
             (len(limits_N), max(self.limits)), pad, dtype=torch.long, device=device
         )
-        outputs = _forward(model, input_ids, model_kwargs, None)
-        logits_NV = outputs.logits[:, -1].repeat_interleave(self.copies, 0)
-        state = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+        logits_BV, state = _next(model, input_ids, model_kwargs if keeps else {}, None)
+        logits_NV = logits_BV.repeat_interleave(self.copies, 0)
         prompts_N = torch.arange(len(input_ids), device=device).repeat_interleave(self.copies)
         state = _rows(state, logits_processor, prompts_N)
         ids_NT = input_ids.repeat_interleave(self.copies, 0)
@@ -104,9 +107,7 @@ class Decoding:
                     kept = stays_N.nonzero()[:, 0]
                     state = _rows(state, logits_processor, kept)
                     ids_NT, rows_N, live_N = ids_NT[kept], rows_N[kept], live_N[kept]
-            outputs = _forward(model, ids_NT, state, 1)
-            state = model._update_model_kwargs_for_generation(outputs, state)
-            logits_NV = outputs.logits[:, -1]
+            logits_NV, state = _next(model, ids_NT, state, 1)
         return new_tokens
 
 
@@ -216,24 +217,41 @@ def _with_room(filled: torch.Tensor, size: int) -> torch.Tensor:
     return buffer
 
 
-def _forward(
+def keeps_cache(model: Any) -> bool:
+    """Whether the model reads earlier tokens from keys and values that the loop can select rows of.
+
+    Others (Mamba, RWKV) keep a state of their own. They are run over the whole text at each token,
+    and cannot be given padding.
+    """
+    return "past_key_values" in inspect.signature(base_model(model).forward).parameters
+
+
+def _next(
     model: Any, input_ids: torch.Tensor, state: dict[str, Any], next_length: int | None
-) -> Any:
-    """The whole prompt first (next_length None), then one token at a time."""
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The logits of the next token (N, V) and the state after the forward pass.
+
+    The whole prompt first (next_length None), then one token at a time; without a state, always the
+    whole text.
+    """
+    if not state:
+        return model(input_ids=input_ids, use_cache=False, return_dict=True).logits[:, -1], state
     inputs = model.prepare_inputs_for_generation(
         input_ids,
         next_sequence_length=next_length,
         is_first_iteration=next_length is None,
         **state,
     )
-    return model(**inputs, return_dict=True)
+    outputs = model(**inputs, return_dict=True)
+    return outputs.logits[:, -1], model._update_model_kwargs_for_generation(outputs, state)
 
 
 def _rows(
     state: dict[str, Any], processors: LogitsProcessorList, rows: torch.Tensor
 ) -> dict[str, Any]:
     """The model's inputs, cache and processors with these rows only (a row may come twice)."""
-    state["past_key_values"].batch_select_indices(rows)
+    if state:
+        state["past_key_values"].batch_select_indices(rows)
     for processor in processors:
         padding = getattr(processor, "prompt_ignore_length", None)
         if isinstance(padding, torch.Tensor):  # of the repetition penalty: one number a row

@@ -98,10 +98,9 @@ def divergences(
     """(kl, predictive_entropy, ref_logp) of every sample, in order, as the module defines them."""
     sequences = [(tuple(s.prompt_ids), tuple(s.completion_ids)) for s in samples]
     values: dict[tuple[Ids, Ids], tuple[float, float, float]] = {}
-    packed: bool | None = None
+    packed = batching.packs and packs_exactly(policy, sequences, batching.halvings)
     for batch in batches(sequences, batching.halvings):
         batching.before_each()
-        packed = packs_exactly(policy, batch) if packed is None else packed
         logits = completion_logits(policy, batch, packed=packed)
         with reference() as model:
             ref_logits = completion_logits(model, batch, packed=packed)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from prefsweep.workers.attention import UnpackableError, announce, segmented
 from prefsweep.workers.head import CHUNK_VALUES, is_plain_head
+from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.packing import Ids, pack
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Batching:
     """How often to halve them, because they did not fit the memory."""
     before_each: Callable[[], None] = lambda: None
     """Called before each; what it raises ends the evaluation."""
+    packs: bool = True
+    """Whether to run sequences packed where that gives the same values (training.packing)."""
 
 
 WHOLE = Batching()
@@ -71,30 +74,35 @@ def token_logps(
 ) -> dict[tuple[Ids, Ids], list[float]]:
     """Sequence -> log-probability of every completion token, fp32, nats."""
     logps: dict[tuple[Ids, Ids], list[float]] = {}
-    packed: bool | None = None
+    packed = batching.packs and packs_exactly(model, sequences, batching.halvings)
     for batch in batches(sequences, batching.halvings):
         batching.before_each()
-        packed = packs_exactly(model, batch) if packed is None else packed
         parts = _batch_logps(model, batch, packed=packed).split([len(c) for _, c in batch])
         logps |= dict(zip(batch, (part.tolist() for part in parts), strict=True))
     return logps
 
 
 @torch.no_grad()
-def packs_exactly(model: Model, batch: Sequences) -> bool:
-    """Whether the model gives log-probabilities of (the start of) a batch packed as it does padded.
+def packs_exactly(model: Model, sequences: Sequences, halvings: int = 0) -> bool:
+    """Whether the model gives the same log-probabilities packed as padded.
 
-    If not, a line in the log says by how much they differ.
+    Tried on a few sequences, the longest among them. If not, a line in the log says why. Whatever a
+    model raises when it is run packed, except for a lack of memory, means that it cannot be packed.
     """
-    some, name = next(batches(batch[:8])), type(base_model(model)).__name__
+    name, difference = type(base_model(model)).__name__, 0.0
     was_training = model.training
     model.eval()
     try:
-        packed_N = _batch_logps(model, some, packed=True)
-        difference = (packed_N - _batch_logps(model, some, packed=False)).abs().max().item()
-    except UnpackableError as error:
-        log.warning("%s: %s; it is run unpacked", name, error)
-        return False
+        for batch in batches(_some(sequences), halvings):
+            padded_N = _batch_logps(model, batch, packed=False)
+            try:
+                packed_N = _batch_logps(model, batch, packed=True)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                log.warning("%s: %s; it is run unpacked", name, _why(error))
+                return False
+            difference = max(difference, (packed_N - padded_N).abs().max().item())
     finally:
         model.train(was_training)
     half = next(model.parameters()).dtype != torch.float32
@@ -102,6 +110,19 @@ def packs_exactly(model: Model, batch: Sequences) -> bool:
         return True
     log.warning("%s: packed log-probabilities differ by %.2g; it is run unpacked", name, difference)
     return False
+
+
+def _some(sequences: Sequences) -> list[tuple[Ids, Ids]]:
+    """The first few sequences of the first batch and the longest of all."""
+    first = next(batches(sequences), [])[:8]
+    return [*first, *sorted(sequences, key=lambda s: len(s[0]) + len(s[1]))[-1:]]
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnpackableError):
+        return str(error)
+    said = (str(error).splitlines() or [""])[0]
+    return f"it cannot be run packed ({type(error).__name__}: {said})"
 
 
 def completion_logits(model: Model, batch: Sequences, *, packed: bool) -> Iterator[torch.Tensor]:
@@ -136,6 +157,18 @@ def completion_logits(model: Model, batch: Sequences, *, packed: bool) -> Iterat
 def completion_ids(batch: Sequences, device: torch.device) -> torch.Tensor:
     """(N,), the completions' tokens."""
     return torch.tensor([token for _, ids in batch for token in ids], device=device)
+
+
+def padded_logps(model: Model, sequences: Sequences) -> torch.Tensor:
+    """(N,) log-probabilities of the tokens of a few completions, run padded."""
+    return torch.cat([_batch_logps(model, b, packed=False) for b in batches(sequences)])
+
+
+def has_auxiliary_loss(model: Any) -> bool:
+    """Whether TRL adds a loss of the model's routers, which is a mean over padded rows."""
+    config = model.config.get_text_config()
+    coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+    return hasattr(config, "output_router_logits") and coefficient != 0.0
 
 
 def base_model(model: Any) -> Any:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import disable_dropout_in_model
 
 from prefsweep.sweeps.errors import OutOfMemory, StopRequested
 from prefsweep.sweeps.grid import TrialSpec
@@ -38,7 +37,8 @@ from prefsweep.workers.batches import (
     preference_rows,
     some_sequences,
 )
-from prefsweep.workers.forward import packs_exactly
+from prefsweep.workers.dropout import require_no_noise, without_dropout
+from prefsweep.workers.forward import has_auxiliary_loss, packs_exactly
 from prefsweep.workers.group_attention import attend, gathers
 from prefsweep.workers.group_loss import GroupLoss
 from prefsweep.workers.head import FrozenHead, is_plain_head, token_outputs
@@ -47,6 +47,7 @@ from prefsweep.workers.lora_stack import AdapterStack
 from prefsweep.workers.losses import mixes_rows
 from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.packing import OUTPUTS, take_plan, unpack
+from prefsweep.workers.precision import precision
 from prefsweep.workers.row_optim import RowOptimizer
 from prefsweep.workers.solo import Solo
 from prefsweep.workers.train import lora_config, training_arguments
@@ -73,11 +74,15 @@ def train_group(
     All resume from checkpoints of one step, or none does. Raises OutOfMemory for all of them, and
     UnfusableError before anything is trained where the model's attention cannot be packed.
     """
-    if not packs_exactly(model, some_sequences(pairs)) or not is_plain_head(model):
+    if has_auxiliary_loss(model):
+        raise UnfusableError(f"{type(model).__name__} has an auxiliary loss over padded rows")
+    sequences = some_sequences(pairs)
+    if not packs_exactly(model, sequences) or not is_plain_head(model):
         raise UnfusableError(f"{type(model).__name__} cannot be run packed")
     group = _Group(trials, spec, model, tokenizer, pairs, output_dirs, hooks)
     try:
-        with segmented(model):
+        with without_dropout(model), segmented(model):
+            require_no_noise(model, sequences)
             group.run()
     except Exception as error:
         if not is_out_of_memory(error):
@@ -106,14 +111,14 @@ class _Group:
         self._trials, self._spec, self._model, self._pairs = trials, spec, model, pairs
         self._device = torch.device(model.device)
         self._half = torch.bfloat16 if spec.bf16 else None
-        disable_dropout_in_model(model)
         config = lora_config(spec.lora, model)
         seed = trials[0].seed
         self._stack = AdapterStack(model, config, len(trials), seed=seed, half=self._half)
         if spec.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.total = max_steps(spec, pairs)
-        arguments = [training_arguments(trial, spec, output_dirs[0]) for trial in trials]
+        computing = precision(spec, model)
+        arguments = [training_arguments(trial, spec, computing, output_dirs[0]) for trial in trials]
         stack = self._stack
         self._optimizer = RowOptimizer(stack.values_KP, stack.grads_KP, arguments, self.total)
         self._solos = [
@@ -254,10 +259,11 @@ class _Group:
         """The batches of the steps that are left, on the CPU."""
         rows, size = next(iter(self._rows.values())), batch_size(self._spec)
         sampler = PromptSampler([row["prompt_id"] for row in rows], self._trials[0].seed)
-        per_epoch = self._steps_per_epoch()
+        per_epoch, order = self._steps_per_epoch(), list[int]()
         for step in range(self.step, self.total):
-            sampler.set_epoch(step // per_epoch)
-            order = list(sampler)
+            if not order or step % per_epoch == 0:
+                sampler.set_epoch(step // per_epoch)
+                order = list(sampler)
             begin = step % per_epoch * size
             yield self._collated(order[begin : begin + size])
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,13 +25,19 @@ from prefsweep.workers.decoding import (
     DiverseGroups,
     Draws,
     Greedy,
+    keeps_cache,
     roomy_cache,
     uniforms,
     word_ids,
 )
 from prefsweep.workers.endings import completion_text, end_ids
 from prefsweep.workers.locations import ModelSource
-from prefsweep.workers.models import context_length, load_tokenizer
+from prefsweep.workers.models import (
+    check_ids,
+    context_length,
+    load_tokenizer,
+    vocabulary_size,
+)
 from prefsweep.workers.rendering import token_ids
 
 
@@ -85,10 +92,16 @@ class Generator:
         samples: dict[int, list[Sample]] = {}
         for start in range(0, len(prompts), self._spec.batch_size):
             self._before_batch()
-            batch = by_length[start : start + self._spec.batch_size]
-            drawn = self._sample_batch([prompts[i] for i in batch], num_completions)
-            samples |= dict(zip(batch, drawn, strict=True))
+            for batch in self._parts(by_length[start : start + self._spec.batch_size], prompts):
+                drawn = self._sample_batch([prompts[i] for i in batch], num_completions)
+                samples |= dict(zip(batch, drawn, strict=True))
         return [sample for i in range(len(prompts)) for sample in samples[i]]
+
+    def _parts(self, batch: list[int], prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The batch, or its parts of one prompt length for a model that cannot be given padding."""
+        if keeps_cache(self._model):
+            return [batch]
+        return [list(part) for _, part in groupby(batch, lambda i: len(self._ids(prompts[i])))]
 
     def _sample_batch(self, prompts: Sequence[Prompt], num_completions: int) -> list[list[Sample]]:
         prompt_ids = [self._ids(prompt) for prompt in prompts]
@@ -133,9 +146,14 @@ class Generator:
                 input_ids=ids_BT.to(self._model.device),
                 attention_mask=mask_BT.to(self._model.device),
                 generation_config=self._config(max(decoding.limits)),
-                past_key_values=roomy_cache(self._model),
                 custom_generate=decoding,
+                **self._cache(),
             )
+
+    def _cache(self) -> dict[str, Any]:
+        if keeps_cache(self._model):
+            return {"past_key_values": roomy_cache(self._model)}
+        return {"use_cache": False}
 
     def _sample_of(
         self, prompt: Prompt, sample_idx: int, prompt_ids: list[int], ids: list[int]
@@ -200,14 +218,14 @@ def check_prompt_lengths(
     field: str,
     chat: ChatSpec | None = None,
 ) -> None:
-    """Raises ModelError if a prompt with `max_new_tokens` more exceeds the model's context."""
-    limit = context_length(source)
-    if limit is None:
-        return
-    tokenizer = load_tokenizer(source)
+    """Raises ModelError if a prompt with `max_new_tokens` more exceeds the model's context, or has
+    a token that the model has no embedding for."""
+    limit, rows, tokenizer = context_length(source), vocabulary_size(source), load_tokenizer(source)
     for prompt in prompts:
-        length = len(token_ids(tokenizer, prompt.text, chat=chat))
-        if length + max_new_tokens > limit:
+        ids = token_ids(tokenizer, prompt.text, chat=chat)
+        check_ids(ids, rows, tokenizer)
+        length = len(ids)
+        if limit is not None and length + max_new_tokens > limit:
             raise ModelError(
                 f"prompt {prompt.text[:60]!r} has {length} tokens; with {field}={max_new_tokens} "
                 f"that exceeds the {limit} tokens that {source.path} can read. "

@@ -7,7 +7,10 @@ references of a sweep before any worker starts.
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,9 +26,11 @@ from huggingface_hub.errors import (
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
 from prefsweep.sweeps.spec import ModelSection, PolicySpec
+from prefsweep.workers.folders import contents
 
 BUILTIN = "builtin:"
 PACKAGE = "package:"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,12 @@ def model_identity(section: ModelSection, field: str) -> str:
     source = model_source(section)
     folder = Path(source.path)
     if os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
-        return _folder_identity(folder, source.gguf_file, field)
+        try:
+            if not section.model.startswith(PACKAGE):
+                contents(folder)
+            return _folder_identity(folder, source.gguf_file, field)
+        except DataError as error:
+            raise ModelError(f"{field}: {error}") from None
     if section.model.startswith((PACKAGE, "/", ".", "~")):
         raise ModelError(f"{field}={section.model}: there is no folder {folder}")
     return _hub_identity(section.model, section.revision, field)
@@ -130,12 +140,27 @@ def _folder_identity(folder: Path, gguf_file: str | None, field: str) -> str:
             raise ModelError(f"{field}: gguf_file {gguf_file!r} is not in {folder}")
         return file_sha256(folder / gguf_file)
     names = sorted(item.name for item in folder.iterdir() if item.suffix in _MODEL_SUFFIXES)
+    if ADAPTER in names:  # transformers would load its base, whatever else is in the folder
+        raise ModelError(_is_adapter(f"{field}={folder}", folder / ADAPTER))
     if "config.json" not in names:
         raise ModelError(f"{field}={folder}: the folder has no config.json; is it a model folder?")
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}:{file_sha256(folder / name)}\n".encode())
     return digest.hexdigest()
+
+
+def _is_adapter(named: str, config: Path) -> str:
+    try:
+        base = json.loads(config.read_text("utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    return (
+        f"{named}: this is a LoRA adapter{f' of {base}' if base else ''}, not a model. Merge it "
+        "into its base first: load it with peft's AutoPeftModelForCausalLM, call "
+        "merge_and_unload() and save_pretrained(), and save the tokenizer beside it (for a trial "
+        "of a sweep: `prefsweep export SWEEP TRIAL --to FOLDER --merge`)"
+    )
 
 
 _MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".py"})
@@ -145,7 +170,11 @@ def _hub_identity(model: str, revision: str | None, field: str) -> str:
     """The commit of a hub model: the hub's answer, else the commit in the local cache."""
     try:
         if not os.environ.get("HF_HUB_OFFLINE"):
-            return f"{model}@{HfApi().model_info(model, revision=revision, timeout=20).sha}"
+            found = HfApi().model_info(model, revision=revision, timeout=20)
+            files = {sibling.rfilename for sibling in found.siblings or ()}
+            if ADAPTER in files:
+                raise ModelError(_is_adapter(f"{field}={model}", Path(ADAPTER)))
+            return f"{model}@{_commit(found.sha, model, field)}"
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
     except HFValidationError:
         raise ModelError(
@@ -162,12 +191,22 @@ def _hub_identity(model: str, revision: str | None, field: str) -> str:
                 f"the hub says: {said}. Check the id (and HF_TOKEN, if it is gated), and whether "
                 "there is a network"
             ) from None
+    adapter = try_to_load_from_cache(model, ADAPTER, revision=revision)
+    if isinstance(adapter, str) and Path(adapter).name == ADAPTER:
+        raise ModelError(_is_adapter(f"{field}={model}", Path(adapter)))
     if not isinstance(cached, str):
         raise ModelError(
             f"{field}={model}: not a folder here and not in the local Hugging Face cache, and the "
             "hub is switched off (HF_HUB_OFFLINE). Download it first, or unset HF_HUB_OFFLINE"
         )
-    return f"{model}@{Path(cached).parent.name}"
+    return f"{model}@{_commit(Path(cached).parent.name, model, field)}"
+
+
+def _commit(found: str | None, model: str, field: str) -> str:
+    """Raises ModelError for what the hub or the cache gives as a commit and is no hash."""
+    if found is None or not re.fullmatch(r"[0-9a-f]{40}", found):
+        raise ModelError(f"{field}={model}: its commit is no commit hash but {found!r}")
+    return found
 
 
 def load_function(name: str) -> Callable[[list[str], list[str]], Sequence[float]]:
@@ -181,5 +220,23 @@ def load_function(name: str) -> Callable[[list[str], list[str]], Sequence[float]
             "be on PYTHONPATH of every worker"
         ) from error
     if callable(function):
+        _check_signature(name, function)
         return cast("Callable[[list[str], list[str]], Sequence[float]]", function)
     raise UsageError(f"reward.function={name} is a {type(function).__name__}, not a function")
+
+
+def _check_signature(name: str, function: Callable[..., Any]) -> None:
+    """Raise UsageError if it cannot be called with two lists, or gives a coroutine."""
+    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+        raise UsageError(
+            f"reward.function={name} is defined with `async def`; define it with `def`. Use "
+            "asyncio.run inside it for calls that have to be awaited"
+        )
+    try:
+        inspect.signature(function).bind([], [])
+    except TypeError as error:
+        raise UsageError(
+            f"reward.function={name} cannot be called as f(prompts, completions): {error}"
+        ) from None
+    except ValueError:  # built in, without a signature
+        pass

@@ -1,7 +1,8 @@
 """Model sources in, loaded models and tokenizers out (transformers, peft); nothing is cached."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -37,6 +38,7 @@ def load_policy(source: ModelSource, on: str | None = None) -> PreTrainedModel:
             trust_remote_code=source.trust_remote_code,
             dtype=getattr(torch, source.dtype),
             **_gguf(source),
+            **_without_padding(source),
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"policy {source.path}: {error}") from error
@@ -92,11 +94,15 @@ def load_trained(
         base = load_policy(source) if load_base is None else load_base()
         adapted = PeftModel.from_pretrained(base, str(weights_dir))
         return adapted.to(device()).eval()
-    return load_policy(ModelSource(path=str(weights_dir), dtype=source.dtype))
+    return load_policy(ModelSource(path=str(weights_dir)))  # float32, as it was trained
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer with a pad token, padding on the left. Raises ModelError."""
+    """The policy's tokenizer with a pad token, padding on the left.
+
+    A pad token without a row in the model's embedding is replaced by the end-of-text token: padding
+    is masked, but has to be looked up. Raises ModelError.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source.path,
@@ -109,19 +115,40 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise ModelError(f"tokenizer of {source.path}: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"tokenizer of {source.path} has no end-of-text token; DPO needs one")
-    if tokenizer.pad_token_id is None:
+    rows = vocabulary_size(source)
+    if rows is not None and tokenizer.eos_token_id >= rows:
+        raise ModelError(
+            f"tokenizer of {source.path}: its end-of-text token {tokenizer.eos_token} has the id "
+            f"{tokenizer.eos_token_id}, but the model has {rows} embeddings. Resize them "
+            "(model.resize_token_embeddings(len(tokenizer))), train the new rows and save the model"
+        )
+    pad = tokenizer.pad_token_id
+    if pad is None or (rows is not None and pad >= rows):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
+def check_ids(ids: Iterable[int], rows: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError for an id of a text that has no row in the model's embedding."""
+    largest = max(ids, default=0)
+    if rows is not None and largest >= rows:
+        raise ModelError(
+            f"the token {tokenizer.convert_ids_to_tokens(largest)} in the texts has the id "
+            f"{largest}, but the model has {rows} embeddings: the tokenizer of "
+            f"{tokenizer.name_or_path} was extended and the model was not. Resize the model "
+            "(model.resize_token_embeddings(len(tokenizer))) and train the new rows, or take the "
+            "tokenizer that belongs to it"
+        )
+
+
+def vocabulary_size(source: ModelSource) -> int | None:
+    """Rows of the model's embedding, where its config says so."""
+    return getattr(_config(source).get_text_config(), "vocab_size", None)
+
+
 def context_length(source: ModelSource) -> int | None:
     """The model's longest input in tokens, where its config says so."""
-    config = AutoConfig.from_pretrained(
-        source.path,
-        revision=source.revision or "main",
-        trust_remote_code=source.trust_remote_code,
-        **_gguf(source),
-    )
+    config = _config(source)
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
 
@@ -141,6 +168,27 @@ def load_classifier(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTok
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device()).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def _config(source: ModelSource) -> Any:
+    try:
+        return AutoConfig.from_pretrained(
+            source.path,
+            revision=source.revision or "main",
+            trust_remote_code=source.trust_remote_code,
+            **_gguf(source),
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"configuration of {source.path}: {error}") from error
+
+
+def _without_padding(source: ModelSource) -> dict[str, None]:
+    """Drops a padding id that the embedding has no row for; torch would refuse to build it."""
+    if source.gguf_file is not None:
+        return {}
+    config = _config(source).get_text_config()
+    pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    return {"pad_token_id": None} if pad is not None and rows is not None and pad >= rows else {}
 
 
 def _gguf(source: ModelSource) -> dict[str, str]:

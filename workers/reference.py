@@ -15,7 +15,8 @@ from prefsweep.sweeps.errors import DataError, ModelError
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair
 from prefsweep.sweeps.spec import ChatSpec, TrainingSpec
 from prefsweep.workers.endings import closing_id
-from prefsweep.workers.forward import token_logps
+from prefsweep.workers.forward import Batching, token_logps
+from prefsweep.workers.models import check_ids
 from prefsweep.workers.rendering import Ids, answered_ids, token_ids
 
 
@@ -100,8 +101,11 @@ def reference_pairs(
     sequences = dict.fromkeys(
         (t.prompt_ids, ids) for _, t in kept for ids in (t.chosen_ids, t.rejected_ids)
     )
+    rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
+    check_ids((i for part in sequences for ids in part for i in ids), rows, tokenizer)
     _check_context(model, max((len(p) + len(c) for p, c in sequences), default=0))
-    logps = token_logps(model, list(sequences))
+    batching = Batching(packs=spec.packing == "auto")
+    logps = token_logps(model, list(sequences), batching)
     return [
         TokenizedPair(
             pair.pair_id,

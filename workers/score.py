@@ -1,7 +1,10 @@
 """Completions in, rewards out: a sequence classifier, the VADER lexicon, or a Python function."""
 
+import inspect
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +16,8 @@ from prefsweep.sweeps.spec import CallableReward, ChatSpec, ClassifierReward, Re
 from prefsweep.workers.chat import scored_text
 from prefsweep.workers.locations import ModelSource, load_function
 from prefsweep.workers.rendering import decoded, start_ids
+
+log = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
@@ -76,24 +81,46 @@ class ClassifierScorer:
         self._max_length = min((limit for limit in limits if limit), default=512)
         self._start = decoded(self.tokenizer, start_ids(self.tokenizer))
 
+        # what is judged is the completion: a text that is too long loses the prompt's beginning
+        self.tokenizer.truncation_side = "left" if spec.over == "full" else "right"
+
     @torch.inference_mode()
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         texts = _texts(prompts, completions, self._spec.over, self._chat)
         texts = [text.removeprefix(self._start) for text in texts]  # the tokenizer puts it there
         scores: list[float] = []
-        for start in range(0, len(texts), self._spec.batch_size):
+        num_cut, size = 0, self._spec.batch_size
+        for start in range(0, len(texts), size):
             encoded = self.tokenizer(
-                texts[start : start + self._spec.batch_size],
+                texts[start : start + size],
                 return_tensors="pt",
                 padding=True,
                 truncation=True,
                 max_length=self._max_length,
             ).to(self._model.device)
+            num_cut += self._num_cut(encoded["attention_mask"], completions[start : start + size])
             logits_BL = self._model(**encoded).logits.float()
             if self._spec.output == "probability":
                 logits_BL = logits_BL.softmax(-1)
             scores += logits_BL[:, self._label].tolist()
+        if num_cut:
+            log.warning(
+                "reward: %d of %d completions are longer than the %d tokens that it reads; it has "
+                "scored their %s",
+                *(num_cut, len(texts), self._max_length),
+                "end" if self._spec.over == "full" else "beginning",
+            )
         return scores
+
+    def _num_cut(self, mask_BT: Any, completions: Sequence[str]) -> int:
+        """Completions of a batch that are longer than what is read."""
+        full = (mask_BT.sum(1) >= self._max_length).tolist()
+        room = self._max_length - self.tokenizer.num_special_tokens_to_add()
+        return sum(
+            len(self.tokenizer.tokenize(completion)) > room
+            for completion, is_full in zip(completions, full, strict=True)
+            if is_full
+        )
 
 
 class VaderScorer:
@@ -115,20 +142,62 @@ class VaderScorer:
 
 
 class CallableScorer:
-    """A user's function, called with all prompts and completions of a shard at once."""
+    """A user's function, called with all prompts and completions of a shard at once.
+
+    Raises DataError, which names the function and the first prompt it was called with, if it raises
+    or returns anything but one number for each completion.
+    """
 
     def __init__(self, spec: CallableReward) -> None:
         self._name = spec.function
         self._function = load_function(spec.function)
 
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        scores = [float(score) for score in self._function(list(prompts), list(completions))]
-        if len(scores) != len(completions):
-            raise DataError(
-                f"reward.function={self._name} returned {len(scores)} scores "
-                f"for {len(completions)} completions"
-            )
-        return scores
+        called = f"reward.function={self._name}, called with {len(completions)} completions"
+        if prompts:
+            called += f" (the first for the prompt {prompts[0][:60]!r})"
+        try:
+            returned: Any = self._function(list(prompts), list(completions))
+            if isinstance(returned, Iterator):
+                returned = list(returned)
+        except (Exception, SystemExit) as error:
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise DataError(f"{called}, raised {said}{_line_of(error)}") from error
+        return _as_scores(returned, len(completions), called)
+
+
+def _as_scores(returned: Any, num: int, called: str) -> list[float]:
+    """What a user's function has returned, as numbers."""
+    wanted = f"; it must return a list of {num} numbers, one for each completion"
+    kind = type(returned).__name__
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise DataError(f"{called}, returned a coroutine{wanted}. Call asyncio.run inside it")
+    try:
+        if isinstance(returned, str | bytes | Mapping | Set):
+            raise TypeError
+        values = list(returned)
+    except TypeError:
+        shown = "None" if returned is None else f"a {kind}"
+        raise DataError(f"{called}, returned {shown}{wanted}") from None
+    scores: list[float] = []
+    for index, score in enumerate(values):
+        try:
+            if isinstance(score, str | bytes):
+                raise TypeError
+            scores.append(float(score))
+        except (TypeError, ValueError, RuntimeError):
+            shown = repr(score)[:60]
+            raise DataError(f"{called}, returned {shown} as score {index + 1}{wanted}") from None
+    if len(scores) != num:
+        raise DataError(f"{called}, returned {len(scores)} scores{wanted}")
+    return scores
+
+
+def _line_of(error: BaseException) -> str:
+    """Where the user's code raised, as " (file, line N)"."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def _texts(

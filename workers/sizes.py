@@ -16,10 +16,8 @@ from prefsweep.workers.locations import ModelSource
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """Files by which `from_pretrained` finds a model's weights; one is enough."""
-BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a number, by the names of `policy.dtype`."""
-ADAPTER_BYTES = 4
-"""peft keeps and saves adapters in float32."""
+TRAINED_BYTES = 4
+"""Bytes of a trained number: weights and adapters are trained and saved in float32."""
 OPTIMIZER_COPIES = 2
 """Float32 numbers that AdamW keeps beside each trained one."""
 
@@ -67,19 +65,18 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def trial_size(shapes: dict[str, list[int]], dtype: str, training: TrainingSpec) -> TrialSize:
+def trial_size(shapes: dict[str, list[int]], training: TrainingSpec) -> TrialSize:
     """What a trial writes: an adapter's two matrices for each adapted one, or all weights."""
     if training.lora is None:
         num = sum(math.prod(shape) for shape in shapes.values())
-        weights = num * BYTES_OF[dtype]
     else:
         num = training.lora.r * sum(
             sum(shape)
             for name, shape in shapes.items()
             if _is_adapted(name, shape, training.lora.target_modules)
         )
-        weights = num * ADAPTER_BYTES
-    optimizer = num * OPTIMIZER_COPIES * BYTES_OF["float32"]
+    weights = num * TRAINED_BYTES
+    optimizer = weights * OPTIMIZER_COPIES
     return TrialSize(weights, weights + optimizer)
 
 

@@ -88,7 +88,7 @@ class Solo:
                     self.end(
                         TrialError(
                             f"the {what} is {value} at step {step}; "
-                            "lower the learning rate, raise beta, or use bf16 instead of fp16"
+                            "lower the learning rate or raise beta"
                         )
                     )
                     return False
@@ -172,7 +172,7 @@ class Solo:
             self.end(
                 TrialError(
                     "the adapter holds values that are not finite after the last step; lower the "
-                    "learning rate, raise beta, or use bf16 instead of fp16"
+                    "learning rate or raise beta"
                 )
             )
         if self._end is not None:

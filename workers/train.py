@@ -4,6 +4,7 @@ The reference log-probabilities come with the pairs, so no reference model is in
 tokenizes anything. The trial is handed `report` and `publish`; it knows no Ray, W&B or store.
 """
 
+import logging
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -14,13 +15,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
 )
-from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import TrainOutput
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -29,7 +29,8 @@ from prefsweep.sweeps.errors import OutOfMemory, StopRequested, TrialError
 from prefsweep.sweeps.fusing import why_not_fused
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import TokenizedPair
-from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
+from prefsweep.sweeps.spec import TrainingSpec
+from prefsweep.workers.adapters import lora_config
 from prefsweep.workers.attention import segmented
 from prefsweep.workers.batches import (
     CHOSEN_PLACES,
@@ -44,13 +45,17 @@ from prefsweep.workers.batches import (
     some_sequences,
 )
 from prefsweep.workers.deferred import Deferring, deferred, outside, read, read_metrics
-from prefsweep.workers.forward import base_model, packs_exactly
+from prefsweep.workers.dropout import require_no_noise, without_dropout
+from prefsweep.workers.forward import base_model, has_auxiliary_loss, packs_exactly
 from prefsweep.workers.hooks import Hooks as Hooks
 from prefsweep.workers.hooks import HooksCallback, checkpoint_folder
 from prefsweep.workers.losses import mixes_rows, trl_arguments
 from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.packing import PackedModel, add_packed_head, take_plan
+from prefsweep.workers.precision import Precision, hold_master_weights, precision
 from prefsweep.workers.window import LogWindow, is_of_group
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -83,9 +88,11 @@ def train(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     work_dir = output_dir.parent / f"{output_dir.name}-work"
+    computing = precision(spec, model)
+    hold_master_weights(spec, model)
     trainer = PreparedDPOTrainer(
         model=model,
-        args=training_arguments(trial, spec, work_dir),
+        args=training_arguments(trial, spec, computing, work_dir),
         train_dataset=preference_dataset(
             pairs, trial.ld_alpha, by_prompt=spec.prompts_per_batch is not None
         ),
@@ -96,17 +103,17 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.window.go_on_from(hooks.resume_from)
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    trainer.packing = (
-        spec.packing == "auto"
-        and not trainer.aux_loss_enabled
-        and packs_exactly(trained, some_sequences(pairs))
-    )
+    trainer.remedy = computing.remedy
+    trainer.packing = spec.packing == "auto" and _packs(trained, pairs)
     tokens_after = partial(halved_tokens, spec, pairs, seed=trial.seed, packed=trainer.packing)
     limit = max_tokens(spec, pairs) if not hooks.halvings else tokens_after(hooks.halvings)[0]
     limit = None if mixes_rows(trial) else limit
     assert isinstance(tokenizer.pad_token_id, int), "load_tokenizer sees to it"
     trainer.data_collator = BatchCollator(tokenizer.pad_token_id, limit, packed=trainer.packing)
-    with segmented(base_model(trained)) if trainer.packing else nullcontext():
+    quiet = without_dropout(trained) if spec.disable_dropout else nullcontext()
+    with quiet, segmented(base_model(trained)) if trainer.packing else nullcontext():
+        if spec.disable_dropout:
+            require_no_noise(trained, some_sequences(pairs))
         outcome = _fit(
             trainer,
             hooks.resume_from,
@@ -115,9 +122,9 @@ def train(
     if trainer.num_skipped == outcome.global_step:
         raise TrialError(
             f"the gradient was not finite in any of the {trainer.num_skipped} steps, and fp16's "
-            "loss scaling has skipped them all; use bf16 instead of fp16"
+            f"loss scaling has skipped them all; {computing.remedy}"
         )
-    _check_finite(trained)
+    _check_finite(trained, computing.remedy)
     trained.save_pretrained(str(output_dir))
     if not isinstance(trained, PeftModel):
         tokenizer.save_pretrained(str(output_dir))
@@ -154,6 +161,8 @@ class PreparedDPOTrainer(DPOTrainer):
 
     packing = False
     """Whether batches are run packed."""
+    remedy = ""
+    """What to change where a loss or gradient is not finite."""
     num_skipped = 0
     """Steps that fp16's loss scaling has skipped."""
 
@@ -225,10 +234,7 @@ class PreparedDPOTrainer(DPOTrainer):
         values = read(deferred(v) if torch.is_tensor(v) else v for _, _, v in unchecked)
         for (step, what, _), value in zip(unchecked, values, strict=True):
             if not math.isfinite(value):
-                raise TrialError(
-                    f"the {what} is {value} at step {step}; "
-                    "lower the learning rate, raise beta, or use bf16 instead of fp16"
-                )
+                raise TrialError(f"the {what} is {value} at step {step}; {self.remedy}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Reads the metrics of the window from the device."""
@@ -257,17 +263,13 @@ class PreparedDPOTrainer(DPOTrainer):
         self.window.save(checkpoint_folder(self.args, self.state))
 
 
-def lora_config(spec: LoraSpec, model: PreTrainedModel) -> LoraConfig:
-    """peft's configuration of a LoRA section for `model`, whose linear layers may be Conv1D."""
-    modules = spec.target_modules
-    return LoraConfig(
-        r=spec.r,
-        lora_alpha=spec.lora_alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=spec.lora_dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        task_type="CAUSAL_LM",
-    )
+def _packs(model: PreTrainedModel | PeftModel, pairs: Sequence[TokenizedPair]) -> bool:
+    """Whether batches are run packed. If not, a line in the log says why."""
+    if has_auxiliary_loss(base_model(model)):
+        name = type(base_model(model)).__name__
+        log.info("%s: its auxiliary loss is over padded rows; it is trained unpacked", name)
+        return False
+    return packs_exactly(model, some_sequences(pairs))
 
 
 def _fit(
@@ -292,17 +294,18 @@ def _fit(
     return outcome
 
 
-def _check_finite(model: torch.nn.Module) -> None:
+def _check_finite(model: torch.nn.Module, remedy: str) -> None:
     """The last update has no next loss that would show what it did."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise TrialError(
-                f"{name} holds values that are not finite after the last step; "
-                "lower the learning rate, raise beta, or use bf16 instead of fp16"
+                f"{name} holds values that are not finite after the last step; {remedy}"
             )
 
 
-def training_arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path) -> DPOConfig:
+def training_arguments(
+    trial: TrialSpec, spec: TrainingSpec, computing: Precision, work_dir: Path
+) -> DPOConfig:
     """A trial as TRL's and transformers' arguments."""
     return DPOConfig(
         output_dir=str(work_dir),
@@ -315,8 +318,8 @@ def training_arguments(trial: TrialSpec, spec: TrainingSpec, work_dir: Path) -> 
         max_grad_norm=spec.max_grad_norm,
         lr_scheduler_type=spec.lr_scheduler_type,
         warmup_steps=spec.warmup_steps,
-        bf16=spec.bf16,
-        fp16=spec.fp16,
+        bf16=computing.bf16,
+        fp16=computing.fp16,
         activation_checkpointing=spec.gradient_checkpointing,
         disable_dropout=spec.disable_dropout,
         seed=trial.seed,

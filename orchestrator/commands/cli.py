@@ -27,6 +27,7 @@ from prefsweep.orchestrator.commands.options import (
     Skip,
     Spec,
     Storage,
+    TrustCode,
     Until,
     errored_trials,
     exclusive,
@@ -106,13 +107,17 @@ def resume(
     restart_errored: Restart = False,
     resume_errored: Resume = False,
     skip_errored: Skip = False,
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Resume a sweep from its stored spec."""
+    from prefsweep.orchestrator.state.stored_spec import require_consent
     from prefsweep.orchestrator.state.sweep import open_sweep
 
     errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
     options = RunOptions(address, until, inline, errored)
-    run_with_view(open_sweep(name, storage), options)
+    sweep = open_sweep(name, storage)
+    require_consent(sweep, given=trust_remote_code)
+    run_with_view(sweep, options)
 
 
 app.command()(submit)
@@ -300,16 +305,21 @@ def export(
         bool, typer.Option("--private", help="Push to a private repository.")
     ] = False,
     storage: Storage = DEFAULT_STORAGE,
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Write a trial's model, or the preference pairs, as a folder that others can load."""
     from pathlib import Path
 
     from prefsweep.orchestrator.export.export import ExportRequest
     from prefsweep.orchestrator.export.export import export as write
+    from prefsweep.orchestrator.state.stored_spec import require_consent
     from prefsweep.orchestrator.state.sweep import open_sweep
 
     wanted = ExportRequest(trial, dataset=dataset, merge=merge, repo=push_to_hub, private=private)
-    exported = write(open_sweep(name, storage), wanted, Path(to))
+    sweep = open_sweep(name, storage)
+    if not dataset:
+        require_consent(sweep, given=trust_remote_code, only_policy=True)
+    exported = write(sweep, wanted, Path(to))
     say(exported.folder)
     if exported.url is not None:
         say(exported.url)

@@ -33,6 +33,13 @@ Resume = Annotated[
     typer.Option("--resume-errored", help="Resume all failed trials from their latest checkpoint."),
 ]
 Skip = Annotated[bool, typer.Option("--skip-errored", help="Skip all failed trials.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that the stored spec names: a model's own, or a reward function.",
+    ),
+]
 
 
 def errored_trials(*, restart: bool, resume: bool, skip: bool) -> "Errored":

@@ -44,7 +44,7 @@ def submit(
     errored = errored_trials(restart=restart_errored, resume=resume_errored, skip=skip_errored)
     sweep, flags = load_spec(spec, overrides or []), ["--until", until]
     flags += [f"--{errored}-errored"] if errored != "retry" else []
-    job = send(sweep, address, storage, flags)
+    job = send(sweep, address, storage, flags, _tell)
     ways = (
         f"{hint('status', sweep.name, storage=storage)} shows its status, "
         f"{hint('stop', sweep.name, storage=storage)} stops it"
@@ -62,3 +62,7 @@ def submit(
             errors.print(escape(ways), soft_wrap=True)
             raise
         raise typer.Exit(code)
+
+
+def _tell(line: str) -> None:
+    errors.print(escape(line), soft_wrap=True)

@@ -41,7 +41,7 @@ from prefsweep.orchestrator.tasks.shards import (
     ShardStage,
     finish_shards,
 )
-from prefsweep.orchestrator.tasks.stages import CheckPrompts, Task
+from prefsweep.orchestrator.tasks.stages import CheckAdapters, CheckPrompts, Task
 from prefsweep.orchestrator.tracking.watcher import TrialWatch
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 from prefsweep.sweeps.records import DROPPED, NOTED, Errored, Stage, Status
@@ -162,6 +162,12 @@ class Run:
                 with self.control.interruptible():
                     task.run()
                 self._log_done(task.name)
+
+    def adapters(self) -> None:
+        """Check the adapters of trials that will run, so that wrong ones are refused early."""
+        if self.sweep.spec.training.lora is not None and self._is_unfinished("trials"):
+            cluster = self._cluster_for("finishing the check of the adapters first")
+            cluster.run_tasks([CheckAdapters(self.sweep)])
 
     def tasks(self, tasks: Sequence[Task]) -> None:
         """Run the tasks that are needed and not done, in parallel."""

@@ -8,12 +8,14 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefsweep.orchestrator.execution.job import Job
 from prefsweep.orchestrator.execution.package import make_parcel
-from prefsweep.orchestrator.execution.ray_session import TOKEN_REMEDY, worker_environment
+from prefsweep.orchestrator.execution.ray_session import worker_environment
+from prefsweep.orchestrator.execution.ray_token import enable_token, refusal
 from prefsweep.orchestrator.state.command import COMMAND_VARIABLE, typed_command
 from prefsweep.orchestrator.state.inputs import absent_inputs, copy, local_inputs, with_inputs
 from prefsweep.orchestrator.store.credentials import refuse_credentials
@@ -30,8 +32,16 @@ SPEC_FILE = "sweep.json"
 _NO_CLIENT = "submit needs Ray's job client: pip install 'ray[default]'"
 
 
-def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) -> Job:
+def submit(
+    spec: SweepSpec,
+    address: str,
+    storage: str,
+    arguments: list[str],
+    tell: Callable[[str], None] = log.info,
+) -> Job:
     """Send a sweep to the cluster whose dashboard is at `address`, to run with `arguments`.
+
+    What of the user's files goes with it is told, a line each.
 
     Raises UsageError for a relative storage or one with credentials in it, and ClusterError.
     """
@@ -50,8 +60,11 @@ def submit(spec: SweepSpec, address: str, storage: str, arguments: list[str]) ->
     command = ["python", "-m", "prefsweep.orchestrator.commands.cli", "run", SPEC_FILE]
     command += ["--storage", storage, *arguments]
     with scratch_folder(scratch_home()) as folder:
-        make_parcel(folder, spec)
-        (folder / SPEC_FILE).write_text(_sent_spec(spec, folder), encoding="utf-8")
+        sent = make_parcel(folder, spec)
+        document, files = _sent_spec(spec, folder)
+        (folder / SPEC_FILE).write_text(document, encoding="utf-8")
+        for line in (*sent, *files):
+            tell(f"sent along: {line}")
         settings = worker_environment(spec.resources.threads_per_worker, os.environ)
         settings[COMMAND_VARIABLE] = typed_command(sys.argv, os.environ)
         client = _client(address)
@@ -89,12 +102,14 @@ def _client(address: str) -> "JobSubmissionClient":
         raise UsageError(_NO_CLIENT) from None
     logging.getLogger("ray").setLevel(logging.WARNING)  # not every upload and closed connection
     try:
-        return JobSubmissionClient(address)
+        try:
+            return JobSubmissionClient(address)
+        except AuthenticationError:  # Ray sends the token only if its mode is set
+            if not enable_token():
+                raise
+            return JobSubmissionClient(address)
     except AuthenticationError:
-        raise ClusterError(
-            f"--address {address}: it asks for its token, which is missing here or another one; "
-            f"{TOKEN_REMEDY}"
-        ) from None
+        raise ClusterError(refusal(f"--address {address}")) from None
     except RuntimeError as error:
         if "ray[default]" in str(error):
             raise UsageError(_NO_CLIENT) from None
@@ -106,14 +121,15 @@ def _client(address: str) -> "JobSubmissionClient":
         ) from None
 
 
-def _sent_spec(spec: SweepSpec, folder: Path) -> str:
-    """The spec as JSON, with its local files copied into `folder` and named by where they lie."""
-    places: dict[str, str] = {}
+def _sent_spec(spec: SweepSpec, folder: Path) -> tuple[str, list[str]]:
+    """The spec as JSON, with its local files copied into `folder` and named by where they lie; and
+    what was copied, a line each."""
+    places, told = dict[str, str](), list[str]()
     for field, path in local_inputs(spec).items():
         place = f"files/{field}/{path.name}"
-        copy(path, folder / place)
+        told.append(f"{field}: {copy(path, folder / place)}")
         places[field] = f"./{place}"
-    return json.dumps(with_inputs(spec, places).model_dump(mode="json"))
+    return json.dumps(with_inputs(spec, places).model_dump(mode="json")), told
 
 
 def _shell(command: list[str]) -> str:

@@ -19,8 +19,11 @@ PACKAGES = ("sweeps", "workers", "orchestrator")
 DISTRIBUTION = "prefsweep"
 
 
-def make_parcel(folder: Path, spec: SweepSpec | None) -> None:
-    """Fill `folder` with all that has to be importable where a sweep, or nothing (None), runs."""
+def make_parcel(folder: Path, spec: SweepSpec | None) -> list[str]:
+    """Fill `folder` with all that has to be importable where a sweep, or nothing (None), runs.
+
+    Returns what of the user's own is in it, a line each.
+    """
     for name in PACKAGES:
         source = Path(str(import_module(f"prefsweep.{name}").__file__)).parent
         ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -31,10 +34,11 @@ def make_parcel(folder: Path, spec: SweepSpec | None) -> None:
     told = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""  # of a checkout
     (info / "METADATA").write_text(told, encoding="utf-8")
     if spec is not None and isinstance(spec.reward, CallableReward):
-        _add_module(folder, spec.reward.function)
+        return _add_module(folder, spec.reward.function)
+    return []
 
 
-def _add_module(folder: Path, function: str) -> None:
+def _add_module(folder: Path, function: str) -> list[str]:
     """The top-level module or package of a user's function, unless it is installed like ours.
 
     Raises UsageError if there is no such function.
@@ -42,10 +46,9 @@ def _add_module(folder: Path, function: str) -> None:
     load_function(function)
     name = function.partition(":")[0].partition(".")[0]
     if name in (DISTRIBUTION, *sys.stdlib_module_names):  # ours travels whole
-        return
-    for source in _sources(import_module(name)):
-        if not _is_installed(source):
-            copy(source, folder / source.name)
+        return []
+    own = [source for source in _sources(import_module(name)) if not _is_installed(source)]
+    return [f"reward.function: {copy(source, folder / source.name)}" for source in own]
 
 
 def _sources(module: ModuleType) -> list[Path]:

@@ -10,12 +10,19 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
 from prefsweep.orchestrator.execution.package import make_parcel
+from prefsweep.orchestrator.execution.ray_token import (
+    private_token,
+    read_environment,
+    token_place,
+    use_token_if_asked,
+)
 from prefsweep.orchestrator.store.scratch import scratch_folder, scratch_home
 from prefsweep.sweeps.errors import ClusterError, StageError
 from prefsweep.sweeps.spec import SweepSpec
@@ -38,19 +45,27 @@ SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """What Ray adds to the temporary folder for the longest of its sockets (of the largest pid)."""
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for a cluster's head to take a connection."""
-TOKEN_REMEDY = (
-    "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token) as "
-    "on its nodes"
-)
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""The only switch by which Ray gives a node the loopback address: it is meant for these systems,
+where others would have the firewall ask, and works on Linux as well."""
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH")
 _PLACE = re.compile(r"_(HOME|CACHE|DIR|PATH|FILE)$")
 
 
 def start_ray(threads: int, num_cpus: int | None, num_gpus: int | None = None) -> ModuleType:
-    """A Ray on this machine that ends with this process; its workers inherit our environment."""
+    """A Ray on this machine that ends with this process; its workers inherit our environment.
+
+    Nobody else reaches it: it asks for a token of its own, and listens on the loopback address
+    (where this process has not imported Ray before, which reads that setting once).
+    """
+    with suppress(ClusterError):
+        token_place()  # a file that earlier versions of Ray left open to others
     # inherited, not in a runtime_env: workers start a second sooner
-    environment = worker_environment(threads, {}) | short_temp_folder(os.environ)
-    with _environment(environment), _deaf_to_hangup():
+    settings = worker_environment(threads, {}) | short_temp_folder(os.environ) | private_token()
+    if "ray" not in sys.modules:
+        settings |= ON_LOOPBACK
+    with _environment(settings), _deaf_to_hangup():
+        read_environment()
         own = {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
         return _init("local", None, own)
 
@@ -68,11 +83,13 @@ def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
         )
     if problem := unreachable(address):
         raise ClusterError("; ".join(problem))
+    use_token_if_asked(address)
     threads = 1 if spec is None else spec.resources.threads_per_worker
     environment = worker_environment(threads, os.environ)
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours takes the place of its
     with scratch_folder(scratch_home()) as folder:
-        make_parcel(folder, spec)
+        for line in make_parcel(folder, spec):
+            log.info("sent to the workers: %s", line)
         runtime_env = {"env_vars": environment, "working_dir": str(folder)}
         return _init(address, runtime_env, {})
 
@@ -173,7 +190,7 @@ def _explained(address: str, message: str) -> str:
     if "Failed to connect" in message:  # Ray says why in its log alone
         return (
             f"Ray at {where}: {message}. See that it runs (ray status there) and that this is its "
-            f"address; where it asks for a token, {TOKEN_REMEDY}"
+            "address"
         )
     return f"Ray at {where}: {message}"
 

@@ -289,7 +289,7 @@ def _size(sweep: Sweep) -> tuple[TrialSize | None, str]:
         return None, "the policy has no safetensors file to read shapes from"
     lora = sweep.spec.training.lora
     basis = "all weights" if lora is None else f"LoRA r={lora.r}"
-    return trial_size(shapes, sweep.spec.policy.dtype, sweep.spec.training), basis
+    return trial_size(shapes, sweep.spec.training), basis
 
 
 def _policy_folder(sweep: Sweep) -> Path | None:

@@ -5,6 +5,7 @@ else; workers read them from there. `submit` sends them along with the job inste
 sweep enters with is read by the driver alone.
 """
 
+import logging
 import shutil
 from collections.abc import Mapping
 from hashlib import sha256
@@ -17,7 +18,10 @@ from prefsweep.sweeps.identity import Inputs
 from prefsweep.sweeps.spec import ClassifierReward, EntrySpec, PolicySpec, SweepSpec
 from prefsweep.workers.corpus import source_identity
 from prefsweep.workers.entry import entry_identity
+from prefsweep.workers.folders import contents
 from prefsweep.workers.locations import BUILTIN, PACKAGE, model_identity
+
+log = logging.getLogger(__name__)
 
 SECTIONS: Mapping[str, str] = {
     "policy": "policy",
@@ -59,6 +63,15 @@ def input_identity(spec: SweepSpec, member: str) -> str:
         return entry_identity(section) if is_entry else source_identity(section)
     except UsageError as error:
         raise type(error)(f"{field}: {error}") from None
+
+
+def named_value(spec: SweepSpec, member: str) -> tuple[str, str | None]:
+    """What the spec calls an input, and the revision it wants of it; "" where it names none."""
+    for field in (field for field, of in _SOURCES.items() if of == member):
+        value = _get(spec, field)
+        if isinstance(value, str):
+            return value, _get(spec, f"{field.rpartition('.')[0]}.revision")
+    return "", None
 
 
 def named_input(spec: SweepSpec, member: str) -> str:
@@ -127,10 +140,11 @@ def store_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
             with store.staging() as folder:
                 target = folder / "input"
                 target.mkdir()
-                copy(source, _inside(target, source))
+                told = copy(source, _inside(target, source))
                 if input_identity(spec, _SOURCES[field]) != identity:
                     raise DataError(f"{field}={source}: it changed while it was copied; run again")
                 store.publish(path, target, new_manifest(identity, 1, 0.0))
+                log.info("%s: copied into the store: %s", field, told)
     return list(local)
 
 
@@ -167,13 +181,17 @@ def input_paths(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
     ]
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder with all that is in it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(source, target)
+def copy(source: Path, target: Path) -> str:
+    """Copy a file, or a folder with the files in it; returns what was copied, in words.
+
+    Raises DataError for links that leave the folder, and what is no regular file.
+    """
+    found = contents(source)
+    for file in found.files:
+        place = target if file == source else target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    return f"{found} of {source}" if source.is_dir() else f"{source}, {found}"
 
 
 def _path(store: Store, identity: str, named: Path) -> str:

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from prefsweep.orchestrator.state.inputs import SECTIONS, input_identity, stored_inputs
+from prefsweep.orchestrator.state.stored_spec import check_identities
 from prefsweep.orchestrator.store.store import Store, absolute
 from prefsweep.sweeps.entry import ARTEFACTS
 from prefsweep.sweeps.errors import UsageError
@@ -147,6 +148,7 @@ def open_sweep(name: str, storage: str) -> Sweep:
     try:
         inputs = Inputs(**document["inputs"])
         sweep = Sweep(validate_spec(document["spec"], where), inputs, absolute(storage))
+        check_identities(sweep.spec, inputs, where)
         assert sweep.fingerprints  # which read all of the inputs
         left_out = [item for ids in inputs.quarantined.values() for item in ids]
         if not all(isinstance(item, str) for item in left_out):

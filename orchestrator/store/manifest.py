@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 MANIFEST = "manifest.json"
 PACKAGES = ("prefsweep", "torch", "transformers", "trl", "peft", "ray")
 """Whose versions are recorded."""
+_ARTIFACT = re.compile(r"(\w+)-([0-9a-f]{16})")
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,31 @@ def parse_manifest(data: bytes | None) -> Manifest | None:
     is_whole = all(isinstance(number, int | float) for number in numbers)
     is_whole = is_whole and all(isinstance(text, str) for text in texts)
     return manifest if is_whole and all(_is_inside(name) for name in files) else None
+
+
+def fault(manifest: Manifest | None, path: str, sizes: list[int | None]) -> str:
+    """What is wrong with the artefact at `path`, whose files have these sizes; "" if nothing is."""
+    if manifest is None:
+        return "its manifest cannot be read"
+    if not _belongs_at(manifest, path):
+        return "its manifest is that of something else"
+    is_whole = sizes == [entry.size for entry in manifest.files.values()]
+    return "" if is_whole else "a file is missing or cut short"
+
+
+def _belongs_at(manifest: Manifest, path: str) -> bool:
+    """Whether a manifest is of the artefact that its path, made of the spec's identity, stands for.
+
+    What workers read of the driver's disk (`input`) is found by another name of its content.
+    """
+    match path.split("/"):
+        case ["artifacts", name] if (found := _ARTIFACT.fullmatch(name)) and found[1] != "input":
+            return manifest.fingerprint.startswith(found[2])
+        case ["trials", _, "evaluations", fingerprint]:
+            return manifest.fingerprint.startswith(fingerprint)
+        case ["trials", trial_id, "weights" | "checkpoints", *_]:
+            return manifest.fingerprint == trial_id
+    return True
 
 
 def _is_inside(name: str) -> bool:

@@ -48,6 +48,7 @@ from prefsweep.orchestrator.store.manifest import (
     FileEntry,
     Manifest,
     damaged_files,
+    fault,
     file_entries,
     file_entry,
     manifest_json,
@@ -189,12 +190,12 @@ class Store(Paths):
             return None
         manifest = parse_manifest(data)
         sizes = self._sizes([f"{path}/{name}" for name in manifest.files]) if manifest else []
-        if manifest and sizes == [entry.size for entry in manifest.files.values()]:
+        wrong = fault(manifest, path, sizes)
+        if not wrong:
             return manifest
         if path not in self._told:
             self._told.add(path)
-            why = "a file is missing or cut short" if manifest else "its manifest cannot be read"
-            log.warning("%s is damaged (%s) and counts as not made", self.display(path), why)
+            log.warning("%s is damaged (%s) and counts as not made", self.display(path), wrong)
         return None
 
     def staging(self) -> AbstractContextManager[Path]:

@@ -377,7 +377,7 @@ def _reference_of(kept: Kept, policy: Any) -> Any:
                 yield policy
 
         return adapter_off
-    reference = kept.reference()
+    reference = kept.reference(policy.dtype)
     return lambda: nullcontext(reference)
 
 

@@ -14,6 +14,7 @@ from prefsweep.sweeps.records import EvaluationSample, Prompt, TokenizedPair
 from prefsweep.workers import tables
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from prefsweep.workers.score import Scorer
@@ -78,13 +79,14 @@ class Kept:
             self._base = base
         return _on(copy.deepcopy(self._base), device())
 
-    def reference(self) -> "PreTrainedModel":
-        """The policy before training, to read only."""
+    def reference(self, dtype: "torch.dtype") -> "PreTrainedModel":
+        """The policy before training, to read only, in the data type of what it is compared with:
+        rounding must not count as a difference."""
         from prefsweep.workers.models import device
 
-        if self._base is not None and device().type == "cpu":
+        if self._base is not None and self._base.dtype == dtype and device().type == "cpu":
             return self._base
-        return self.policy()
+        return _on(self.policy(), dtype)
 
 
 def _on(model: Any, device: Any) -> Any:

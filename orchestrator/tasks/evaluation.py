@@ -121,10 +121,11 @@ def evaluate_fitting(
             raise StopRequested("the evaluation was asked to stop; it is done again as a whole")
 
     spec, chat = kept.sweep.spec.evaluation, kept.sweep.spec.policy.chat
+    packs = kept.sweep.spec.training.packing == "auto"
     prompts = [p for p in kept.eval_prompts if only is None or p.prompt_id in only]
     halvings = 0
     while True:
-        batching = Batching(halvings, before_each)
+        batching = Batching(halvings, before_each, packs)
         models = (policy, reference, kept.tokenizer, prompts, kept.scorer)
         try:
             return *evaluate(*models, spec, chat, batching), batching

@@ -138,6 +138,30 @@ class MakePrompts:
 
 
 @dataclass(frozen=True)
+class CheckAdapters:
+    """Refuses LoRA adapters that the policy cannot have, before anything is computed."""
+
+    sweep: Sweep
+    name: str = "check adapters"
+
+    def done(self) -> bool:
+        return False
+
+    def run(self) -> None:
+        from prefsweep.workers.adapters import check_adapters
+        from prefsweep.workers.builtin import write_base_model
+        from prefsweep.workers.locations import BUILTIN, ModelSource, model_source
+
+        spec, training = self.sweep.located.policy, self.sweep.spec.training
+        if not spec.model.startswith(BUILTIN):
+            check_adapters(training, model_source(spec))
+            return
+        with self.sweep.store.staging() as folder:
+            write_base_model(spec.model.removeprefix(BUILTIN), folder / "base", 0)  # pyright: ignore
+            check_adapters(training, ModelSource(str(folder / "base")))
+
+
+@dataclass(frozen=True)
 class CheckPrompts:
     """Refuses prompts that do not fit the model's context, before other workers start."""
 

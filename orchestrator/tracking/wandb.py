@@ -11,7 +11,6 @@ import math
 import netrc
 import os
 import queue
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +31,7 @@ from prefsweep.orchestrator.tracking.rows import (
     summary,
     without_secrets,
 )
+from prefsweep.orchestrator.tracking.wandb_files import artifact_name, move_temporary_folders
 from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 from prefsweep.sweeps.spec import WandbSpec
 
@@ -56,8 +56,6 @@ ARTIFACTS_TIMEOUT_S = 900.0
 
 Folder = Callable[[], Path]
 """Fetches a folder; called on the mirror's thread."""
-_ARTIFACT_NAME = re.compile(r"[^A-Za-z0-9._-]+")
-"""Characters that W&B forbids in artifact names, such as the plus of combined losses."""
 _EXIT_CODES = {Status.SUCCEEDED: 0, Status.INTERRUPTED: 255}
 """Exit codes that W&B shows as finished and killed; any other status is 1, failed."""
 
@@ -260,6 +258,7 @@ class _Writer:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        move_temporary_folders()
         self._folder.mkdir(parents=True, exist_ok=True)
         upload_s = ARTIFACTS_TIMEOUT_S if self._spec.log_artifacts else UPLOAD_TIMEOUT_S
         settings = wandb.Settings(**_quiet(wandb.Settings.model_fields, upload_s))
@@ -321,7 +320,7 @@ class _Writer:
         import wandb
 
         try:
-            artifact = wandb.Artifact(_ARTIFACT_NAME.sub("-", name), type=kind)
+            artifact = wandb.Artifact(artifact_name(name), type=kind)
             artifact.add_dir(str(folder()))
             run.log_artifact(artifact)
         except Exception as error:

@@ -190,7 +190,8 @@ def prefsweep(
     *words: str, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """The command as a process of its own, started in another folder."""
-    settings = {"HF_HUB_OFFLINE": "1", **AUTH} | dict(environment or {})
+    token = {"RAY_AUTH_TOKEN": AUTH["RAY_AUTH_TOKEN"]}  # that it is wanted, the cluster says
+    settings = {"HF_HUB_OFFLINE": "1", **token} | dict(environment or {})
     modules = [str(cwd), os.environ.get("PYTHONPATH", "")]
     settings["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
     return subprocess.Popen(

@@ -157,7 +157,7 @@ def test_all_nodes_share_the_storage_and_ask_for_the_token() -> None:
     for name in ("head", "worker"):
         node = load("compose.yaml")["services"][name]
         assert "store:/data" in node["volumes"]
-        assert node["environment"]["RAY_AUTH_MODE"] == "token"
+        assert node["environment"]["RAY_AUTH_MODE"] == "${RAY_AUTH_MODE:-token}"
         assert node["secrets"] == ["ray_auth_token"]
 
 

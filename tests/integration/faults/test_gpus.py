@@ -11,7 +11,7 @@ from prefsweep.orchestrator.tasks.probe import ProbeTrial
 from prefsweep.sweeps.records import Status
 from prefsweep.workers.probe import GpuMemory
 
-from ..small import small_sweep
+from ..small import run_inline, small_sweep
 
 ARMED, MET = "armed", "met"
 FOUR = "grid=[{loss_type: sigmoid, beta: [0.1, 0.2, 0.3, 0.4], learning_rate: 1e-3}]"
@@ -56,7 +56,7 @@ def test_four_half_gpu_trials_at_once_have_two_cards_as_a_probe_found(
     def open_cluster() -> RayCluster:
         return RayCluster(sweep.spec.resources, num_cpus=4, num_gpus=2, probe=ProbeThatSaysHalf)
 
-    run_sweep(sweep, open_cluster, until="untrained")
+    run_inline(sweep, until="untrained")
     (tmp_path / ARMED).touch()
     results = run_sweep(sweep, open_cluster)
     assert [result.status for result in results] == [Status.SUCCEEDED] * 5

@@ -1,4 +1,4 @@
-"""The whole quickstart into an S3 server (moto's), its driver killed twice, resumed from elsewhere.
+"""The small sweep into an S3 server (moto's), its driver killed twice, resumed from elsewhere.
 
 Everything is real but the server: the command, a Ray of its own, its workers.
 """
@@ -11,38 +11,31 @@ from prefsweep.orchestrator.store.store import Store
 
 from ..small import table, weights
 from .conftest import Start
-from .harness import Fault
-
-COMMAND = ["run", "quickstart", "training.save_steps=10"]
+from .harness import Fault, words
 
 
-def test_quickstart_on_s3_killed_and_resumed_from_other_folders_gives_the_same_table(
-    s3: str, start: Start, tmp_path: Path
+def test_a_sweep_on_s3_killed_and_resumed_from_other_folders_gives_the_same_table(
+    s3: str, undisturbed: Sweep, start: Start, tmp_path: Path
 ) -> None:
-    undisturbed = start(tmp_path / "undisturbed", *COMMAND)
-    assert undisturbed.wait() == 0, undisturbed.output
-    here = open_sweep("quickstart", str(tmp_path / "undisturbed"))
-
     store, driver = Store(s3), tmp_path / "driver"  # every run has a folder of its own beside it
-    first = start(driver, *COMMAND, uri=s3, faults=[Fault("completions", after=2)])
+    first = start(driver, *words(), uri=s3, faults=[Fault("completions", after=1)])
     first.held()
     first.kill()
-    in_second_trial = Fault("training", after=40 + 25)
-    second = start(driver, *COMMAND, uri=s3, faults=[in_second_trial])
-    second.held()
-    trained = second.until(lambda: trials_with_weights(store, least=3))
+    second = start(driver, *words(), uri=s3, faults=[Fault("training", after=5)])
+    second.held()  # one trial, while another one goes on to its end
+    trained = second.until(lambda: trials_with_weights(store, least=1))
     second.kill()
     assert "policy: cached" in second.output
-    third = start(driver, "resume", "quickstart", uri=s3)
+    third = start(driver, "resume", "small", uri=s3)
     assert third.wait() == 0, third.output
     assert "reference: cached" in third.output
 
-    there = open_sweep("quickstart", s3)
-    goes_on = [trial for trial in there.trials if "training from step 20" in log_of(there, trial)]
+    there = open_sweep("small", s3)
+    goes_on = [trial for trial in there.trials if "training from step 4" in log_of(there, trial)]
     assert goes_on and not {trial.trial_id for trial in goes_on} & set(trained)
-    assert table(there) == table(here)
-    assert weights(there) == weights(here)
-    assert curves(there) == curves(here)
+    assert table(there) == table(undisturbed)
+    assert weights(there) == weights(undisturbed)
+    assert curves(there) == curves(undisturbed)
     assert not driver.exists(), "nothing of the store is on the driver's disk"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.execution import tuning
+from prefsweep.orchestrator.execution import ray_session, tuning
 from prefsweep.orchestrator.execution.cluster import RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.sweeps.records import Status
@@ -23,6 +23,8 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "w4nT/0uRk9Zb2qXs6YvCj8LmPd3HfGe7",
     "HTTPS_PROXY_PASSWORD": "pr0xy-p4ssw0rd-kept-private",
 }
+OWN_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5c7e9ab1d3f50617283940a1b2c3d4e5f6"}
+"""Of the Ray that the run starts."""
 
 
 @pytest.fixture
@@ -52,6 +54,7 @@ def test_no_secret_is_in_the_store_ray_s_files_tune_s_or_wandb_s(
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tuning, "scratch_folder", kept_folder)
+    monkeypatch.setattr(ray_session, "private_token", lambda: OWN_TOKEN)
     sweep = small_sweep(
         tmp_path / "store",
         "tracking.wandb.mode=offline",
@@ -67,7 +70,8 @@ def test_no_secret_is_in_the_store_ray_s_files_tune_s_or_wandb_s(
     assert holders(tmp_path / "store", "sigmoid") and holders(tmp_path / "tune", "trial_id")
     found = {
         name: files
-        for name, value in SECRETS.items()
+        for name, value in (SECRETS | OWN_TOKEN).items()
+        if name != "RAY_AUTH_MODE"
         if (files := [file for place in places for file in holders(place, value)])
     }
     assert found == {}

@@ -101,6 +101,7 @@ def test_storage_that_fails_for_good_ends_the_run_and_is_gone_on_with_when_it_wo
     assert first.wait() == 1, first.output
     assert "Traceback" not in first.output
     assert "Input/output error" in first.output
+    assert "see to the storage, then run the same command" in " ".join(first.output.split())
     before = finished(storage)
     failing.write_text("0")
     again = on_flaky_storage(start, storage, failing)

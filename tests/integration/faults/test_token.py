@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prefsweep.orchestrator.execution.nodes import own_versions
-from prefsweep.orchestrator.execution.survey import survey
+from .test_secrets import holders
 
 TOKEN = "f3a1c5d2e4b6978812345678aabbccdd"
 START_TIMEOUT_S = 120
@@ -93,16 +91,6 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("ray start did not open its port")
 
 
-def test_with_the_token_the_nodes_answer_and_share_the_storage(
-    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.setenv(name, head.environment[name])
-    [node] = survey(head.address, str(tmp_path), START_TIMEOUT_S)
-    assert (node.cpus, node.error, node.storage_error, node.differences) == (1.0, "", "", "")
-    assert node.versions == own_versions()
-
-
 def test_workers_have_the_keys_of_their_node_and_not_the_driver_s(head: Head) -> None:
     program = """
 import os, sys, ray
@@ -122,30 +110,98 @@ print(ray.get(ray.remote(lambda: os.environ.get("HF_TOKEN")).remote()))
 LOOK = """
 import sys
 from prefsweep.orchestrator.execution.survey import survey
-survey(*sys.argv[1:3], float(sys.argv[3]))
+[node] = survey(*sys.argv[1:3], float(sys.argv[3]))
+assert (node.cpus, node.error, node.storage_error, node.differences) == (1.0, "", "", "")
+print("looked")
 """
 ATTACH = """
 import sys
 from prefsweep.orchestrator.execution.ray_session import attach_ray
-attach_ray(sys.argv[1], None)
+from prefsweep.sweeps.errors import ClusterError
+try:
+    ray = attach_ray(sys.argv[1], None)
+    print(ray.get(ray.remote(lambda: "worked").remote()))
+except ClusterError as error:
+    print(error)
 """
 
 
-def test_without_the_token_a_driver_is_refused_and_told_what_it_needs(
+def from_another_home(address: str, home: Path, program: str, **given: str) -> str:
+    """What a program says on a machine that shares nothing with the head but what is given."""
+    hidden = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    run = subprocess.run(
+        [sys.executable, "-c", program, address, str(home / "store"), str(START_TIMEOUT_S)],
+        env=kept | {"HOME": str(home)} | given,
+        capture_output=True,
+        text=True,
+    )
+    assert TOKEN not in run.stdout + run.stderr
+    assert not holders(home / "store", TOKEN)
+    return run.stdout + run.stderr
+
+
+def test_the_token_that_exists_is_used_without_more_to_set(head: Head, tmp_path: Path) -> None:
+    homes = {name: tmp_path / name for name in ("variable", "named", "home")}
+    for home in homes.values():
+        home.mkdir()
+    (homes["named"] / "secret").write_text(TOKEN)
+    (homes["home"] / ".ray").mkdir()
+    (homes["home"] / ".ray" / "auth_token").write_text(f"{TOKEN}\n")
+    given = {"variable": {"RAY_AUTH_TOKEN": TOKEN}, "home": {}}
+    given["named"] = {"RAY_AUTH_TOKEN_PATH": str(homes["named"] / "secret")}
+    looked = from_another_home(head.address, homes["variable"], LOOK, **given["variable"])
+    assert looked == "looked\n"
+    for name, home in homes.items():
+        said = from_another_home(head.address, home, ATTACH, **given[name])
+        assert "worked" in said.splitlines(), said
+    assert (homes["named"] / "secret").stat().st_mode & 0o077 == 0, "others could read it"
+
+
+def test_a_missing_or_wrong_token_is_one_sentence_with_what_to_do(
     head: Head, tmp_path: Path
 ) -> None:
-    def refusal(program: str, **given: str) -> str:
-        words = [sys.executable, "-c", program, head.address, str(tmp_path), str(START_TIMEOUT_S)]
-        run = subprocess.run(words, env=os.environ | given, capture_output=True, text=True)
-        assert run.returncode != 0
-        assert TOKEN not in run.stdout + run.stderr
-        assert "ClusterError: Ray at 127.0.0.1" in run.stderr
-        assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN" in run.stderr
-        return run.stderr
+    none = from_another_home(head.address, tmp_path, ATTACH)
+    assert none.startswith(f"Ray at {head.address} asks for a token, and there is none here: set")
+    assert len(none.splitlines()) == 1
+    other = from_another_home(head.address, tmp_path, ATTACH, RAY_AUTH_TOKEN="0" * 32)
+    assert "asks for another token than that of RAY_AUTH_TOKEN" in other
+    disabled = from_another_home(head.address, tmp_path, LOOK, RAY_AUTH_MODE="disabled")
+    assert "ClusterError: Ray at 127.0.0.1" in disabled
+    assert "RAY_AUTH_MODE=disabled is set here: unset it" in disabled
 
-    none = {"RAY_AUTH_MODE": "disabled"}
-    another = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
-    with ThreadPoolExecutor() as pool:
-        refused = [pool.submit(refusal, LOOK, **given) for given in (none, another)]
-        pool.submit(refusal, ATTACH, **another).result()
-        assert all("it asks for its token" in said.result() for said in refused)
+
+OWN = """
+import psutil
+from prefsweep.orchestrator.execution.ray_session import start_ray
+ray = start_ray(1, 1)
+assert ray.get(ray.remote(lambda: "worked").remote()) == "worked"
+family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+ports = [c.laddr for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+assert ports, "a Ray listens"
+print([port for port in ports if port.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")])
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+
+
+def test_a_ray_of_our_own_is_out_of_reach_of_other_machines_and_other_users(
+    tmp_path: Path,
+) -> None:
+    environment = os.environ | {"HOME": str(tmp_path / "mine"), "RAY_AUTH_MODE": "disabled"}
+    with subprocess.Popen(
+        [sys.executable, "-c", OWN],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        elsewhere, address = process.stdout.readline(), process.stdout.readline().strip()
+        try:
+            assert elsewhere == "[]\n", "ports that other machines reach"
+            refused = from_another_home(address, tmp_path, ATTACH)
+            assert "asks for a token, and there is none here" in refused
+            assert not list(tmp_path.glob("mine/.ray/*"))
+        finally:
+            process.kill()

@@ -34,7 +34,7 @@ def test_a_trial_that_moved_on_is_drawn(sweep: Sweep) -> None:
 def test_a_new_artefact_is_drawn(sweep: Sweep, tmp_path: Path) -> None:
     folder = tmp_path / "pairs"
     folder.mkdir()
-    sweep.store.publish(sweep.path("pairs"), folder, new_manifest("", 0, 0.0))
+    sweep.store.publish(sweep.path("pairs"), folder, new_manifest(sweep.fingerprints.pairs, 0, 0.0))
     assert not is_drawn(sweep)
 
 

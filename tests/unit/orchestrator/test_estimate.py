@@ -28,14 +28,15 @@ def finish(
     store = sweep.store
     store.write_json(store.sweep(sweep.spec.name, "spec.json"), spec_document(sweep))
     notes = ({"gpu_memory_gib": 1.0} if gpu else {}) | more_notes
-    for path, seconds in (
-        (store.trial(trial.trial_id, "weights"), train_s),
-        (sweep.evaluation_path(trial.trial_id), evaluation_s),
+    evaluation = sweep.fingerprints.evaluation(trial.trial_id)
+    for path, own, seconds in (
+        (store.trial(trial.trial_id, "weights"), trial.trial_id, train_s),
+        (sweep.evaluation_path(trial.trial_id), evaluation, evaluation_s),
     ):
         with store.staging() as folder:
             (folder / "made").mkdir()
             (folder / "made" / "file").write_text("x")
-            store.publish(path, folder / "made", new_manifest("f", 1, seconds, notes))
+            store.publish(path, folder / "made", new_manifest(own, 1, seconds, notes))
 
 
 def of_rest(sweep: Sweep, num_done: int = 0) -> Estimate:

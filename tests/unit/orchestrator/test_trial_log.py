@@ -77,8 +77,9 @@ def trained(sweep: Sweep) -> None:
     """Weights of the trial, as another run has made them."""
     with sweep.store.staging() as folder:
         (folder / "weights").mkdir()
-        path = sweep.store.trial(sweep.trials[0].trial_id, "weights")
-        sweep.store.publish(path, folder / "weights", new_manifest("f", 1, 0.0))
+        trial_id = sweep.trials[0].trial_id
+        path = sweep.store.trial(trial_id, "weights")
+        sweep.store.publish(path, folder / "weights", new_manifest(trial_id, 1, 0.0))
 
 
 def test_two_runs_that_train_a_trial_at_once_write_no_line_twice(tmp_path: Path) -> None:

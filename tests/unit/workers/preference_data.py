@@ -48,10 +48,15 @@ def preference_pairs(num_test: int = 0) -> list[PreferencePair]:
     ]
 
 
-def tokenized_pairs(source: ModelSource, num_test: int = 0) -> list[TokenizedPair]:
+def tokenized_pairs(
+    source: ModelSource, num_test: int = 0, spec: TrainingSpec | None = None
+) -> list[TokenizedPair]:
     """The pairs with the reference's log-probabilities."""
     return reference_pairs(
-        preference_pairs(num_test), load_policy(source), load_tokenizer(source), TrainingSpec()
+        preference_pairs(num_test),
+        load_policy(source),
+        load_tokenizer(source),
+        spec or TrainingSpec(),
     )
 
 

@@ -12,6 +12,8 @@ from prefsweep.workers import locations
 from prefsweep.workers.corpus import source_identity
 from prefsweep.workers.locations import model_identity
 
+COMMIT = "c0ffee" + "0" * 34
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +33,10 @@ def test_a_model_that_is_not_cached_is_refused_with_what_to_do() -> None:
 
 
 def test_a_model_that_is_cached_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cached = str(tmp_path / "commit" / "config.json")
+    cached = str(tmp_path / COMMIT / "config.json")
     monkeypatch.setattr(locations, "try_to_load_from_cache", lambda *args, **kwargs: cached)
-    assert model_identity(ModelSection(model="owner/name"), "policy.model") == "owner/name@commit"
+    identity = model_identity(ModelSection(model="owner/name"), "policy.model")
+    assert identity == f"owner/name@{COMMIT}"
 
 
 def test_a_dataset_that_is_not_cached_is_refused_with_what_to_do() -> None:

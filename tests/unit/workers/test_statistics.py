@@ -60,7 +60,9 @@ REWARDS: dict[Callable[[np.random.Generator, tuple[int, ...]], Floats], float] =
 # --- the interval of a mean ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("draw", "truth"), REWARDS.items(), ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("draw", "truth"), REWARDS.items(), ids=lambda value: getattr(value, "__name__", "")
+)
 def test_the_95_percent_interval_covers_the_true_mean_of_skewed_rewards(
     draw: Callable[[np.random.Generator, tuple[int, ...]], Floats], truth: float
 ) -> None:

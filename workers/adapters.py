@@ -1,0 +1,104 @@
+"""LoRA adapters: peft's configuration of a LoRA section, and the check that a model can take it.
+
+The check builds the model without memory for weights (torch's meta device) and loads none.
+"""
+
+import difflib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from prefsweep.sweeps.errors import ModelError, SpecError
+from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
+from prefsweep.workers.locations import ModelSource
+
+TARGETS = "training.lora.target_modules"
+
+
+def lora_config(spec: LoraSpec, model: PreTrainedModel) -> LoraConfig:
+    """peft's configuration of a LoRA section for `model`, whose linear layers may be Conv1D."""
+    modules = spec.target_modules
+    return LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.lora_alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=spec.lora_dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="CAUSAL_LM",
+    )
+
+
+def check_adapters(spec: TrainingSpec, source: ModelSource) -> None:
+    """Raise SpecError if `training.lora` asks for what the policy at `source` cannot have."""
+    config = AutoConfig.from_pretrained(
+        source.path,
+        revision=source.revision or "main",
+        trust_remote_code=source.trust_remote_code,
+        **({} if source.gguf_file is None else {"gguf_file": source.gguf_file}),
+    )
+    check_adapters_of(spec, config, trust_remote_code=source.trust_remote_code)
+
+
+def check_adapters_of(
+    spec: TrainingSpec, config: PretrainedConfig, *, trust_remote_code: bool = False
+) -> None:
+    """The same for a model of that config."""
+    assert spec.lora is not None
+    if spec.lora.lora_dropout and spec.disable_dropout:
+        raise SpecError(
+            f"training.lora.lora_dropout={spec.lora.lora_dropout:g} has no effect while "
+            "training.disable_dropout is true: as in TRL, that turns off the dropout of adapters, "
+            "too. Set training.disable_dropout=false or training.lora.lora_dropout=0"
+        )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    if not isinstance(spec.lora.target_modules, str):
+        _check_targets(spec.lora.target_modules, model)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they are repeated in training
+            get_peft_model(model, lora_config(spec.lora, model))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        named = _shown(spec.lora.target_modules)
+        raise ModelError(f"{TARGETS}={named}: peft refuses it for this model: {said}") from error
+
+
+def _check_targets(targets: Sequence[str], model: Any) -> None:
+    """Every target has to be the end of a layer's name, and none the output layer's."""
+    kind = type(model).__name__
+    modules = {name: m for name, m in model.named_modules() if hasattr(m, "weight")}
+    matches = {
+        target: [name for name in modules if name == target or name.endswith(f".{target}")]
+        for target in targets
+    }
+    output = model.get_output_embeddings()
+    layers = {
+        name.rpartition(".")[2]: None
+        for name, module in modules.items()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output
+    }
+    told = ", ".join(layers)
+    for target, names in matches.items():
+        if any(modules[name] is output for name in names):
+            raise SpecError(
+                f"{TARGETS}: {target} is the output layer of {kind}, and TRL computes "
+                f"log-probabilities from its weights without the adapter; remove it. The linear "
+                f"layers are {told}"
+            )
+    missing = [target for target, names in matches.items() if not names]
+    if missing:
+        near = [name for t in missing for name in difflib.get_close_matches(t, layers, 2, 0.5)]
+        nearest = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
+        raise SpecError(
+            f"{TARGETS}={_shown(targets)}: {kind} has no layer called {' or '.join(missing)}"
+            f"{nearest}. Its linear layers are {told}; write some of them, or all-linear"
+        )
+
+
+def _shown(targets: Sequence[str] | str) -> str:
+    return targets if isinstance(targets, str) else f"[{', '.join(targets)}]"

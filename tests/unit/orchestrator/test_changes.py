@@ -98,12 +98,12 @@ def test_changed_content_outside_the_spec_is_named(
 
 
 def test_new_code_is_named(before: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = identity.STAGE_VERSIONS["pairs"]
+    was = identity.STAGE_VERSIONS["pairs"]
     versions = {**identity.STAGE_VERSIONS, "pairs": 99}
     monkeypatch.setattr(identity, "STAGE_VERSIONS", versions)
     monkeypatch.setattr("prefsweep.orchestrator.planning.changes.STAGE_VERSIONS", versions)
     now = Sweep(before.spec, before.inputs, before.storage)
-    line = f"pairs: will be rebuilt, because its code is version 99, it was {old}"
+    line = f"pairs: will be rebuilt, because its code is version 99, it was {was}"
     assert line in changes(now)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import pty
 import re
@@ -15,6 +16,7 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,8 +57,14 @@ def test_a_refresh_reads_no_file_of_what_is_finished(
 ) -> None:
     reader = StatusReader(finished)
     first, read = reader.read(), list[str]()
-    whole = Store.read
-    monkeypatch.setattr(Store, "read", lambda self, path: (read.append(path), whole(self, path))[1])
+    for name in ("read", "read_record"):
+
+        @functools.wraps(original := getattr(Store, name))
+        def noted(self: Store, path: str, original: Any = original) -> bytes | None:
+            read.append(path)
+            return original(self, path)
+
+        monkeypatch.setattr(Store, name, noted)
     assert reader.read() == first == read_status(finished)
     read.clear()
     reader.read()

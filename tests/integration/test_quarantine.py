@@ -51,7 +51,7 @@ def test_a_prompt_that_kills_its_workers_is_left_out_and_the_rest_completes(
 
     left_out = run(sweep)
     assert left_out.inputs.quarantined == {"scores": [killer]}
-    assert f"the prompts {killer} end every worker that takes them" in caplog.text
+    assert f"the prompts {killer} crash every worker that processes them" in caplog.text
     assert "shard" in caplog.text and "killed 3 workers" in caplog.text
     assert len(scored_prompts(left_out)) == 5
     manifest = left_out.store.manifest(left_out.path("scores"))

@@ -109,7 +109,7 @@ def test_a_loss_that_is_not_finite_fails_once_and_waits_to_be_asked_for(
     failure = status.failure
     assert failure is not None and failure.kind == "deterministic"
     assert "the loss is nan at step 5" in failure.message
-    assert "in _compute_loss" in failure.traceback
+    assert "TrialError: the loss is nan at step 5" in failure.traceback
     assert "--restart-errored" in failure.advice
     assert failure.log_path.endswith("trial.log")
     assert "the loss is nan at step 5" in log_text(sweep)

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import functools
 import os
 import pty
 import re
@@ -16,7 +15,6 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -57,14 +55,18 @@ def test_a_refresh_reads_no_file_of_what_is_finished(
 ) -> None:
     reader = StatusReader(finished)
     first, read = reader.read(), list[str]()
-    for name in ("read", "read_record"):
 
-        @functools.wraps(original := getattr(Store, name))
-        def noted(self: Store, path: str, original: Any = original) -> bytes | None:
+    def note_reads_of(name: str) -> None:
+        original = getattr(Store, name)
+
+        def noted(self: Store, path: str) -> bytes | None:
             read.append(path)
             return original(self, path)
 
         monkeypatch.setattr(Store, name, noted)
+
+    note_reads_of("read")
+    note_reads_of("read_record")
     assert reader.read() == first == read_status(finished)
     read.clear()
     reader.read()

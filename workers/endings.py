@@ -6,6 +6,7 @@ answer (<|im_end|>, <|eot_id|>, <end_of_turn>, ...).
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -22,12 +23,21 @@ def closing_id(tokenizer: PreTrainedTokenizerBase, chat: ChatSpec | None) -> int
     assert isinstance(eos, int), "load_tokenizer refuses tokenizers without end-of-text"
     if chat is None:
         return eos
+    closing = _closing_of_template(tokenizer, chat, str(tokenizer.chat_template))
+    return eos if closing is None else closing
+
+
+@lru_cache(maxsize=8)  # asked for with every pair; the template can be set anew
+def _closing_of_template(
+    tokenizer: PreTrainedTokenizerBase, chat: ChatSpec, template: str
+) -> int | None:
+    """The added token that the template puts behind an answer, if it puts one there."""
     try:
         text = rendered(tokenizer, "question", chat, _ANSWER)
     except ModelError:  # a template that wants other messages says so at the first prompt
-        return eos
+        return None
     tail = bare_ids(tokenizer, text.rpartition(_ANSWER)[2].lstrip())
-    return tail[0] if tail and tail[0] in added_ids(tokenizer) else eos
+    return tail[0] if tail and tail[0] in added_ids(tokenizer) else None
 
 
 def end_ids(
@@ -61,6 +71,13 @@ def completion_text(
     a text's first word, so the tokens are decoded behind others.
     """
     shown = [each for each in ids if each != tokenizer.pad_token_id]
-    before = () if chat is not None else bare_ids(tokenizer, "a")
-    head, whole = decoded(tokenizer, before), decoded(tokenizer, [*before, *shown])
+    before, head = ((), "") if chat is not None else _some_text(tokenizer)
+    whole = decoded(tokenizer, [*before, *shown])
     return whole.removeprefix(head) if whole.startswith(head) else decoded(tokenizer, shown)
+
+
+@lru_cache(maxsize=8)  # asked for with every completion
+def _some_text(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, str]:
+    """Tokens of a short text, and the text that they are decoded to."""
+    ids = bare_ids(tokenizer, "a")
+    return ids, decoded(tokenizer, ids)

@@ -123,6 +123,7 @@ def finished_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     return text_ids(tokenizer, text.removesuffix(end) + end)
 
 
+@lru_cache(maxsize=8)  # asked for with every text, and the same for all
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
     """What the tokenizer puts before every text: its first token (bos), or nothing."""
     bare, whole = bare_ids(tokenizer, "a"), tuple(tokenizer("a")["input_ids"])  # pyright: ignore

@@ -4,7 +4,6 @@ Nothing here reads files or the environment; `load.py` makes a SweepSpec from YA
 """
 
 import datetime
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -32,6 +31,7 @@ from prefsweep.sweeps.texts import PromptSelection as PromptSelection
 from prefsweep.sweeps.texts import Section as Section
 from prefsweep.sweeps.texts import Seed as Seed
 from prefsweep.sweeps.texts import UnconditionalPrompts as UnconditionalPrompts
+from prefsweep.sweeps.texts import is_commit
 
 MAX_TRIALS = 10_000
 """Most trials of a sweep: a second of work for `plan` and `status`."""
@@ -77,7 +77,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def remote_code_is_pinned(self) -> Self:
-        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+        if self.trust_remote_code and not is_commit(self.revision):
             raise ValueError(
                 f"trust_remote_code needs revision to be a full commit hash, not {self.revision!r}"
             )

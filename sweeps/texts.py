@@ -3,7 +3,8 @@
 Sections of the spec only; `workers/prompts.py` and `workers/sft.py` read the texts.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+import re
+from typing import Annotated, ClassVar, Literal, Self, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -18,6 +19,14 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         str_max_length=1_000_000,  # any limit makes pydantic refuse halves of characters, too
     )
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_commit(revision: str | None) -> TypeGuard[str]:
+    """Whether a revision of a model or dataset is a full commit hash, which stays what it is."""
+    return _COMMIT.fullmatch(revision or "") is not None
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

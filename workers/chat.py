@@ -37,12 +37,17 @@ def written_messages(prompt: str) -> list[Message] | None:
         return None
 
 
+def talk_of(prompt: str) -> list[Message]:
+    """The prompt as messages: those it holds, or itself as the user's one message."""
+    return written_messages(prompt) or [{"role": "user", "content": prompt}]
+
+
 def messages_of(prompt: str, chat: ChatSpec) -> list[Message]:
     """The conversation that the policy answers, the system prompt first if it brings none.
 
     Raises DataError if the last message is not the user's.
     """
-    messages = written_messages(prompt) or [{"role": "user", "content": prompt}]
+    messages = talk_of(prompt)
     if messages[-1]["role"] != "user":
         raise DataError(
             f"prompt {prompt[:60]!r}: its last message is the {messages[-1]['role']}'s; "

@@ -18,6 +18,7 @@ from typing import Any
 
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.spec import DatasetText
+from prefsweep.sweeps.texts import is_commit
 from prefsweep.workers.files import (
     BATCH_ROWS,
     SUFFIXES,
@@ -134,7 +135,7 @@ def _hub_records(corpus: DatasetText, choose: Choose) -> Iterator[tuple[int, Rec
     commit, options = _hub_commit(corpus), dict[str, Any]()
     builder = datasets.load_dataset_builder(corpus.dataset, corpus.config, revision=commit)
     found = str(builder.hash)
-    if re.fullmatch(r"[0-9a-f]{40}", found) and found != commit:  # offline, from the cache
+    if is_commit(found) and found != commit:  # offline, from the cache
         raise DataError(
             f"dataset={corpus.dataset}: the local cache holds commit {found}, and not {commit}; "
             f"unset HF_HUB_OFFLINE, or set revision={found}"
@@ -270,7 +271,7 @@ def _hub_commit(corpus: DatasetText) -> str:
     )
 
     revision = corpus.revision or "main"
-    if re.fullmatch(r"[0-9a-f]{40}", revision):
+    if is_commit(revision):
         return revision
     try:
         commit = HfApi().dataset_info(corpus.dataset, revision=revision, timeout=20).sha
@@ -280,7 +281,7 @@ def _hub_commit(corpus: DatasetText) -> str:
         commit = _cached_commit(corpus.dataset, revision)
         if commit is None:
             raise DataError(_why_not_found(corpus, first_line(error))) from None
-    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
+    if not is_commit(commit):
         raise DataError(f"dataset={corpus.dataset}: its commit is no commit hash but {commit!r}")
     return commit
 

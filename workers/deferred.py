@@ -55,12 +55,16 @@ def deferred(tensor: torch.Tensor) -> Deferred:
     return Deferred([tensor.detach()], lambda value: value)
 
 
+def transferred(tensors: Sequence[torch.Tensor]) -> list[float]:
+    """The numbers in tensors of one element, in one transfer; each is exact in float64."""
+    return torch.stack([tensor.double() for tensor in tensors]).tolist() if tensors else []
+
+
 def read(values: Iterable["Deferred | float"]) -> list[float]:
     """The numbers, in one transfer from the device."""
     values = list(values)
     tensors = [tensor for each in values if isinstance(each, Deferred) for tensor in each.tensors]
-    # every float and every count of tokens is exact in float64
-    numbers = iter(torch.stack([t.double() for t in tensors]).tolist() if tensors else ())
+    numbers = iter(transferred(tensors))
     return [
         each.of(*(next(numbers) for _ in each.tensors)) if isinstance(each, Deferred) else each
         for each in values

@@ -23,7 +23,8 @@ def closing_id(tokenizer: PreTrainedTokenizerBase, chat: ChatSpec | None) -> int
     assert isinstance(eos, int), "load_tokenizer refuses tokenizers without end-of-text"
     if chat is None:
         return eos
-    closing = _closing_of_template(tokenizer, chat, str(tokenizer.chat_template))
+    template = str(tokenizer.chat_template)
+    closing = _closing_of_template(tokenizer, chat, template)  # pyright: ignore  frozen: hashable
     return eos if closing is None else closing
 
 

@@ -122,7 +122,7 @@ class _Group:
         stack = self._stack
         self._optimizer = RowOptimizer(stack.values_KP, stack.grads_KP, arguments, self.total)
         self._solos = [
-            Solo(stack, self._optimizer, index, output_dir, own)
+            Solo(stack, self._optimizer, index, output_dir, own, computing.remedy)
             for index, (output_dir, own) in enumerate(zip(output_dirs, hooks, strict=True))
         ]
         self.outcomes: list[Outcome] = []

@@ -46,10 +46,13 @@ class GroupLoss:
             alike.setdefault(fixed, []).append(position)
         self._trials = list(trials)
         self._calls = [
-            (tuple(positions), torch.tensor([trials[p].beta for p in positions], device=device))
+            (
+                tuple(positions),
+                torch.tensor([trials[p].beta for p in positions], device=device),
+                _trainer(trials[positions[0]], device),
+            )
             for positions in alike.values()
         ]
-        self._device = device
 
     def __call__(
         self,
@@ -64,10 +67,9 @@ class GroupLoss:
         losses: list[torch.Tensor | None] = [None] * len(self._trials)
         numbers: list[Numbers] = []
         places = [batch.get(name) for name in (CHOSEN_PLACES, REJECTED_PLACES)]
-        for positions, betas in self._calls:
-            trial = self._trials[positions[0]]
-            inputs = {**batch, **references[trial.ld_alpha]}
-            loss = _Call(trial, inputs, places, self._device)
+        for positions, betas, trainer in self._calls:
+            inputs = {**batch, **references[self._trials[positions[0]].ld_alpha]}
+            loss = _Call(trainer, inputs, places)
             own = [outputs[name] for name in OUTPUTS]
             if len(positions) < len(self._trials):
                 own = [torch.stack([each[p] for p in positions]) for each in own]
@@ -90,14 +92,13 @@ class _Call:
 
     def __init__(
         self,
-        trial: TrialSpec,
+        trainer: Any,
         inputs: Mapping[str, torch.Tensor],
         places: Sequence[torch.Tensor | None],
-        device: torch.device,
     ) -> None:
         names = ("input_ids", "attention_mask", "completion_mask", *REFERENCE_SUMS)
         self._inputs = {name: inputs[name] for name in names}
-        self._trainer, self._places = _trainer(trial, device), places
+        self._trainer, self._places = trainer, places
         self.of: dict[str, Callable[..., float]] = {}
 
     def __call__(

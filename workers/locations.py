@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +25,7 @@ from huggingface_hub.errors import (
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
 from prefsweep.sweeps.spec import ModelSection, PolicySpec
+from prefsweep.sweeps.texts import is_commit
 from prefsweep.workers.folders import contents
 
 BUILTIN = "builtin:"
@@ -204,7 +204,7 @@ def _hub_identity(model: str, revision: str | None, field: str) -> str:
 
 def _commit(found: str | None, model: str, field: str) -> str:
     """Raises ModelError for what the hub or the cache gives as a commit and is no hash."""
-    if found is None or not re.fullmatch(r"[0-9a-f]{40}", found):
+    if not is_commit(found):
         raise ModelError(f"{field}={model}: its commit is no commit hash but {found!r}")
     return found
 

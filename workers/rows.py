@@ -16,7 +16,7 @@ from numbers import Real
 
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.mistakes import listed
-from prefsweep.workers.chat import Message, written_messages
+from prefsweep.workers.chat import Message, talk_of
 from prefsweep.workers.files import short
 from prefsweep.workers.formats import (
     UnreadableError,
@@ -114,7 +114,7 @@ class Row:
                 raise self._error("prompt", "is missing, and the answers bring no messages before")
             return self._conversation_before(before)
         prompt = self.prompt()
-        talk = written_messages(prompt) or [{"role": "user", "content": prompt}]
+        talk = talk_of(prompt)
         without_system = [message for message in talk if message["role"] != "system"]
         if before in ([], talk, without_system):
             return prompt
@@ -239,7 +239,7 @@ class Row:
         """A prompt that is a text; with a system message it is a conversation."""
         if not self.chat:
             return text
-        asked = written_messages(text) or [{"role": "user", "content": text}]
+        asked = talk_of(text)
         self._require_question(asked)
         with_system = self._with_system(asked)
         return text if with_system == asked else json.dumps(with_system)
@@ -302,7 +302,7 @@ class Row:
         before, text = self._answer(name, index, value)
         if before:
             prompt = self.prompt()
-            asked = written_messages(prompt) or [{"role": "user", "content": prompt}]
+            asked = talk_of(prompt)
             if before not in (asked, [m for m in asked if m["role"] != "system"]):
                 raise self._error(
                     name, f"{index} has other messages before the last than its prompt"

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 
 from prefsweep.sweeps.errors import TrialError
+from prefsweep.workers.deferred import transferred
 from prefsweep.workers.group_loss import Numbers
 from prefsweep.workers.hooks import Hooks
 from prefsweep.workers.lora_stack import AdapterStack
 from prefsweep.workers.row_optim import RowOptimizer
+from prefsweep.workers.trial_end import end_metrics, not_finite_at_end, not_finite_in_step
 from prefsweep.workers.window import STATE_FILE, WINDOW_FILE
 
 OPTIMIZER = "optimizer.pt"
@@ -38,10 +40,12 @@ class Solo:
         index: int,
         output_dir: Path,
         hooks: Hooks,
+        remedy: str,
     ) -> None:
+        """`remedy` says what to change where values are not finite (precision.py)."""
         self._stack, self._index, self._hooks, self._output_dir = stack, index, hooks, output_dir
         self._work_dir = output_dir.parent / f"{output_dir.name}-work"
-        self._optimizer = optimizer
+        self._optimizer, self._remedy = optimizer, remedy
         self._window: list[Step] = []
         self._logged: dict[str, list[float]] = {}
         """Metrics of the open window that were read already, a number a step; with "loss"."""
@@ -85,12 +89,7 @@ class Solo:
             loss, norm = next(numbers), next(numbers)
             for what, value in (("loss", loss), ("gradient norm", norm)):
                 if not math.isfinite(value):
-                    self.end(
-                        TrialError(
-                            f"the {what} is {value} at step {step}; "
-                            "lower the learning rate or raise beta"
-                        )
-                    )
+                    self.end(not_finite_in_step(what, value, step, self._remedy))
                     return False
             self._norm, values = norm, {"loss": loss}
             for share, each in parts:
@@ -169,24 +168,12 @@ class Solo:
     def finish(self, num_steps: int) -> dict[str, float] | Exception:
         """Save the adapter; the trial's metrics, or what ended it."""
         if self.is_running and self.check() and not self._is_finite():
-            self.end(
-                TrialError(
-                    "the adapter holds values that are not finite after the last step; lower the "
-                    "learning rate or raise beta"
-                )
-            )
+            self.end(not_finite_at_end("the adapter", self._remedy))
         if self._end is not None:
             return self._end
         self._stack.save(self._index, self._output_dir)
         total_loss = self._total_loss + sum(self._logged.get("loss", ()))
-        metrics = {
-            "train_seconds": self.seconds,
-            "train_loss": total_loss / num_steps,
-            "steps": float(num_steps),
-        }
-        if torch.cuda.is_available():
-            metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        return metrics
+        return end_metrics(self.seconds, total_loss / num_steps, num_steps)
 
     def _is_finite(self) -> bool:
         return bool(torch.isfinite(self._stack.values_KP[self._index]).all())
@@ -199,4 +186,4 @@ class Solo:
             for _, each in parts:
                 at = each.positions.index(self._index)
                 values += [t[at] for tensors in each.tensors.values() for t in tensors]
-        return torch.stack([value.double() for value in values]).tolist()
+        return transferred(values)

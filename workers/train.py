@@ -53,6 +53,7 @@ from prefsweep.workers.losses import mixes_rows, trl_arguments
 from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.packing import PackedModel, add_packed_head, take_plan
 from prefsweep.workers.precision import Precision, hold_master_weights, precision
+from prefsweep.workers.trial_end import end_metrics, not_finite_at_end, not_finite_in_step
 from prefsweep.workers.window import LogWindow, is_of_group
 
 log = logging.getLogger(__name__)
@@ -128,14 +129,7 @@ def train(
     trained.save_pretrained(str(output_dir))
     if not isinstance(trained, PeftModel):
         tokenizer.save_pretrained(str(output_dir))
-    metrics = {
-        "train_seconds": trainer.window.seconds,
-        "train_loss": outcome.training_loss,
-        "steps": float(outcome.global_step),
-    }
-    if torch.cuda.is_available():
-        metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return metrics
+    return end_metrics(trainer.window.seconds, outcome.training_loss, outcome.global_step)
 
 
 def _runs_as_group(spec: TrainingSpec, model: PreTrainedModel, resume_from: Path | None) -> bool:
@@ -234,7 +228,7 @@ class PreparedDPOTrainer(DPOTrainer):
         values = read(deferred(v) if torch.is_tensor(v) else v for _, _, v in unchecked)
         for (step, what, _), value in zip(unchecked, values, strict=True):
             if not math.isfinite(value):
-                raise TrialError(f"the {what} is {value} at step {step}; {self.remedy}")
+                raise not_finite_in_step(what, value, step, self.remedy)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Reads the metrics of the window from the device."""
@@ -295,12 +289,9 @@ def _fit(
 
 
 def _check_finite(model: torch.nn.Module, remedy: str) -> None:
-    """The last update has no next loss that would show what it did."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise TrialError(
-                f"{name} holds values that are not finite after the last step; {remedy}"
-            )
+            raise not_finite_at_end(name, remedy)
 
 
 def training_arguments(

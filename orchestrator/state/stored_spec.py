@@ -5,7 +5,6 @@ that `resume` or `export` finds in a store needs the user's consent for that, an
 have to be of what it names.
 """
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,13 +12,13 @@ from prefsweep.orchestrator.state.inputs import SECTIONS, named_value
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.identity import Inputs
 from prefsweep.sweeps.spec import CallableReward, ClassifierReward, PolicySpec, SweepSpec
+from prefsweep.sweeps.texts import is_commit
 from prefsweep.workers.locations import BUILTIN
 
 if TYPE_CHECKING:
     from prefsweep.orchestrator.state.sweep import Sweep
 
 CONSENT = "--trust-remote-code"
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def require_consent(sweep: "Sweep", *, given: bool, only_policy: bool = False) -> None:
@@ -43,9 +42,9 @@ def check_identities(spec: SweepSpec, inputs: Inputs, where: str) -> None:
         identity = getattr(inputs, member)
         named, revision = named_value(spec, member)
         name, at, commit = identity.rpartition("@")
-        pinned = revision if COMMIT.fullmatch(revision or "") else commit
-        is_commit = bool(COMMIT.fullmatch(commit)) and commit == pinned
-        is_known = name == named and (is_commit or named.startswith(BUILTIN))
+        pinned = revision if is_commit(revision) else commit
+        is_pinned = is_commit(commit) and commit == pinned
+        is_known = name == named and (is_pinned or named.startswith(BUILTIN))
         if at and not is_known:  # else the hash of some content
             raise UsageError(
                 f"{where}: the identity of {field}, {identity}, is no commit of {named}"

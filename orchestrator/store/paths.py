@@ -20,10 +20,11 @@ FOLDERS = ("artifacts", "trials", "sweeps", "tmp", ASIDE)
 _FINGERPRINT_CHARS = 16
 """Hex digits of a fingerprint in a path; the manifest has it whole."""
 
+_FINGERPRINT = f"[0-9a-f]{{{_FINGERPRINT_CHARS}}}"
 _STAGES = "|".join((*STAGE_VERSIONS, "untrained", "input", "preflight"))
-_ARTIFACT = re.compile(rf"(?:{_STAGES})-[0-9a-f]{{16}}")
+_ARTIFACT = re.compile(rf"(?:{_STAGES})-{_FINGERPRINT}")
 _TRIAL = re.compile(r"[0-9a-f]{12}")
-_EVALUATION = re.compile(r"[0-9a-f]{16}")
+_EVALUATION = re.compile(_FINGERPRINT)
 _ASIDE = re.compile(r"(?:artifacts|trials|sweeps)~.+\.[0-9a-f]{8}")
 _SCRATCH = re.compile(r"[0-9a-f]{8}-\d+-(?:\d+|None)-[0-9a-f]{8}|doctor-[0-9a-f]{12}")
 _SWEEP = re.compile(NAME_PATTERN)

@@ -37,7 +37,7 @@ from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_policy, load_tokenizer
 from prefsweep.workers.reference import reference_pairs
 from tests.benchmarks.data import preference_pairs, write_policy
-from tests.benchmarks.trial import TRIAL, time_stock
+from tests.benchmarks.trial import mixed_trials, time_stock
 
 OUTPUT = Path("benchmarks-gpu.json")
 SIZES = {
@@ -161,16 +161,7 @@ def _group(bench: Bench, num: int, folder: Path) -> dict[str, float]:
             _wait()
             profiler.stop()
 
-    trials = [
-        TRIAL.model_copy(
-            update={
-                "loss_type": ("sigmoid", "hinge")[number % 2],
-                "beta": 0.05 * (number + 1),
-                "learning_rate": 1e-4 / (number + 1),
-            }
-        )
-        for number in range(num)
-    ]
+    trials = mixed_trials(num)
     hooks = [Hooks(_ignore, reads_model=lambda step: False) for _ in trials]
     hooks[0] = Hooks(_ignore, on_step=on_step, reads_model=lambda step: False)
     data = (load_policy(bench.policy), load_tokenizer(bench.policy), bench.tokenized)

@@ -19,7 +19,7 @@ from prefsweep.workers.models import load_policy, load_tokenizer
 from prefsweep.workers.reference import reference_pairs
 from prefsweep.workers.train import train
 from tests.benchmarks.data import preference_pairs, write_policy
-from tests.benchmarks.trial import LORA, TRIAL
+from tests.benchmarks.trial import LORA, mixed_trials
 
 FIRST, LAST = 5, 8
 BEFORE = 15_374
@@ -52,16 +52,7 @@ def run(folder: Path) -> list[dict[str, Any]]:
         quiet = Hooks(_ignore, reads_model=lambda step: False)
         hooks = [Hooks(_ignore, on_step=on_step, reads_model=lambda step: False)]
         hooks += [quiet] * (num - 1)
-        trials = [
-            TRIAL.model_copy(
-                update={
-                    "loss_type": ("sigmoid", "hinge")[number % 2],
-                    "beta": 0.05 * (number + 1),
-                    "learning_rate": 1e-4 / (number + 1),
-                }
-            )
-            for number in range(num)
-        ]
+        trials = mixed_trials(num)
         data = (load_policy(policy), tokenizer, tokenized)
         folders = [folder / f"{num}-{number}" for number in range(num)]
         if num == 1:

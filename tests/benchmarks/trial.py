@@ -43,6 +43,20 @@ SETTINGS = {
 """Two prompts are 12 pairs; with 8 a prompt's pairs straddle two batches."""
 
 
+def mixed_trials(num: int) -> list[TrialSpec]:
+    """Trials of two losses, each with a beta and a learning rate of its own."""
+    return [
+        TRIAL.model_copy(
+            update={
+                "loss_type": ("sigmoid", "hinge")[number % 2],
+                "beta": 0.05 * (number + 1),
+                "learning_rate": 1e-4 / (number + 1),
+            }
+        )
+        for number in range(num)
+    ]
+
+
 @dataclass(frozen=True)
 class Timed:
     """One run of a trial."""

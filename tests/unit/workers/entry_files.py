@@ -9,6 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefsweep.sweeps.entry import EntrySpec
+from prefsweep.sweeps.spec import PairsSpec
+from prefsweep.workers.entry import read_pairs
+
+Pair = tuple[Any, str, str]
+"""Prompt (a text or messages), chosen, rejected."""
 
 
 def write(folder: Path, rows: list[dict[str, Any]], suffix: str = ".jsonl") -> Path:
@@ -29,3 +34,21 @@ def write(folder: Path, rows: list[dict[str, Any]], suffix: str = ".jsonl") -> P
 
 def entry(stage: str, path: Path, **fields: Any) -> EntrySpec:
     return EntrySpec.model_validate({"stage": stage, "path": str(path), **fields})
+
+
+def user(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def read(spec: EntrySpec, *, chat: bool = False) -> list[Pair]:
+    """The pairs of the data, none of them held out."""
+
+    def prompt(text: str) -> Any:
+        return json.loads(text) if text.startswith("[") else text
+
+    pairs = read_pairs(spec, PairsSpec(test_fraction=0.0), chat=chat)[0]
+    return [(prompt(p.prompt), p.chosen, p.rejected) for p in pairs]

@@ -201,6 +201,7 @@ def test_a_lost_terminal_ends_a_run_cleanly(
 
     def on_the_terminal() -> None:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         os.dup2(slave, 2)  # the log, on stdout, is read by this test
 

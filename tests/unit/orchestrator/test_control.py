@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,14 @@ def store(tmp_path: Path) -> Store:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_module, "TICK_S", 0.02)
     monkeypatch.setattr(control_module, "HEARTBEAT_S", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def hangup_is_not_ignored() -> Iterator[None]:
+    """Whether the tests themselves run under nohup or not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

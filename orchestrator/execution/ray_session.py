@@ -1,6 +1,6 @@
 """How this process gets a Ray: one of its own on this machine, or a cluster that is running.
 
-What reaches the workers of a cluster is a folder (`parcel`) and settings by name. No secret does:
+What reaches the workers of a cluster is a folder (package.py) and settings by name. No secret does:
 what lies in a runtime_env ends in files and dashboards, so HF_TOKEN, AWS keys and the like are set
 where the nodes are started.
 """

@@ -71,6 +71,7 @@ class Run:
         max_file_bytes: int = 0,
         uri: str = "",
         cold: bool = False,
+        in_child: Callable[[], None] | None = None,
     ) -> None:
         self.storage = storage
         self.folder = storage.with_name(f"{storage.name}-run{time.monotonic_ns()}")
@@ -78,10 +79,12 @@ class Run:
         self._output = self.folder / "output.txt"
         self._faults = faults
         command = [*words, "--storage", uri or str(storage)]
+        if max_file_bytes:
+            in_child = partial(limit_files, max_file_bytes)
         environment = fault_environment(self.folder, faults) | (env or {})
         self.process: WarmProcess | subprocess.Popen[bytes]
         with self._output.open("wb") as output:
-            if "--inline" in words and not cold:
+            if "--inline" in words and not cold and (max_file_bytes or in_child is None):
                 self.process = WarmProcess(
                     command, self._output, environment, self.folder, max_file_bytes
                 )
@@ -91,7 +94,7 @@ class Run:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=environment,
-                    preexec_fn=partial(limit_files, max_file_bytes) if max_file_bytes else None,
+                    preexec_fn=in_child,
                     cwd=self.folder,
                 )
         self._children: set[psutil.Process] = set()

@@ -205,7 +205,7 @@ def test_a_lost_terminal_ends_a_run_cleanly(
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         os.dup2(slave, 2)  # the log, on stdout, is read by this test
 
-    run = start(storage, *words(), faults=[Fault("training", after=3)], limit=on_the_terminal)
+    run = start(storage, *words(), faults=[Fault("training", after=3)], in_child=on_the_terminal)
     os.close(slave)
     worker = run.held()
     before = finished(storage)

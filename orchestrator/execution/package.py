@@ -20,7 +20,7 @@ PACKAGES = ("sweeps", "workers", "orchestrator")
 DISTRIBUTION = "prefsweep"
 
 
-def make_parcel(folder: Path, spec: SweepSpec | None) -> list[str]:
+def build_package(folder: Path, spec: SweepSpec | None) -> list[str]:
     """Fill `folder` with all that has to be importable where a sweep, or nothing (None), runs.
 
     Returns what of the user's own is in it, a line each.

@@ -12,8 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefsweep.sweeps.entry import ARTEFACTS
+from prefsweep.sweeps.functions import function_file
 from prefsweep.sweeps.grid import TrialSpec
-from prefsweep.sweeps.spec import ChatSpec, FirstTokens, Section, SweepSpec
+from prefsweep.sweeps.spec import (
+    CallableReward,
+    ChatSpec,
+    FirstTokens,
+    Reward,
+    Section,
+    SweepSpec,
+)
 
 STAGE_VERSIONS: Mapping[str, int] = {
     "policy": 2,
@@ -34,7 +42,8 @@ give another output."""
 
 @dataclass(frozen=True)
 class Inputs:
-    """Identities of what the spec only names: weights (commit or content hash) and files."""
+    """Identities of what the spec only names: weights (commit or content hash), files and the file
+    of a reward function."""
 
     policy: str
     policy_corpus: str
@@ -72,7 +81,7 @@ class Fingerprints:
         self.policy = self._stage(
             "policy", section=_fields(policy), weights=inputs.policy, corpus=inputs.policy_corpus
         )
-        self._scoring = None if reward is None else _fields(reward, {"train"})
+        self._scoring = None if reward is None else _scoring(reward)
         training = None if reward is None else _fields(reward).get("train")
         self.reward = self._stage(
             "reward", training=training, weights=inputs.reward, corpus=inputs.reward_corpus
@@ -221,6 +230,14 @@ def _fields(
             fields[child]["corpus"].pop("path", None)
             if child == "sft":
                 fields[child]["corpus"].pop("label_column", None)
+    return fields
+
+
+def _scoring(reward: Reward) -> dict[str, Any]:
+    """What scores, without its training; a function in a file by its name, without the path."""
+    fields = _fields(reward, {"train"})
+    if isinstance(reward, CallableReward) and function_file(reward):
+        fields["function"] = reward.function.rpartition(":")[2]  # Inputs.reward has the content
     return fields
 
 

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from prefsweep.sweeps.errors import SpecError
+from prefsweep.sweeps.functions import with_found_function
 from prefsweep.sweeps.mistakes import mistakes, short
 from prefsweep.sweeps.spec import SweepSpec
 
@@ -93,7 +94,7 @@ def load_spec(source: str, overrides: Sequence[str] = ()) -> SweepSpec:
     for override in overrides:
         _apply(cast("dict[str, Any]", data), override)
     given = f" with {', '.join(short(override) for override in overrides)}" if overrides else ""
-    return validate_spec(cast("Any", data), where + given)
+    return with_found_function(validate_spec(cast("Any", data), where + given), Path(where).parent)
 
 
 def validate_spec(data: Any, where: str) -> SweepSpec:

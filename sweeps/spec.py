@@ -150,10 +150,13 @@ class CallableReward(Section):
     """Your own function, `f(prompts: list[str], completions: list[str]) -> list[float]`."""
 
     type: Literal["callable"]
-    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """Where it is, as package.module:function; importable on every worker."""
+    function: str = Field(pattern=r"^([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*$")
+    """Where it is. file.py:function is read from that file, which is looked for beside the spec and
+    in the working folder and sent to the workers. package.module:function has to be importable on
+    every worker; one that is not is looked for as a file in the same two folders."""
     version: str = "1"
-    """Part of the identity: change it when the function changes."""
+    """Part of the identity. The content of file.py is part of it too; for a module, change this
+    when the function changes."""
 
 
 Reward = Annotated[ClassifierReward | VaderReward | CallableReward, Field(discriminator="type")]

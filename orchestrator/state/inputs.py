@@ -14,11 +14,20 @@ from typing import Any
 
 from prefsweep.orchestrator.store.store import Store, new_manifest
 from prefsweep.sweeps.errors import DataError, UsageError
+from prefsweep.sweeps.functions import function_file
 from prefsweep.sweeps.identity import Inputs
-from prefsweep.sweeps.spec import ClassifierReward, EntrySpec, PolicySpec, SweepSpec
+from prefsweep.sweeps.spec import (
+    CallableReward,
+    ClassifierReward,
+    EntrySpec,
+    PolicySpec,
+    SweepSpec,
+    VaderReward,
+)
 from prefsweep.workers.corpus import source_identity
 from prefsweep.workers.entry import entry_identity
 from prefsweep.workers.folders import contents
+from prefsweep.workers.functions import function_identity
 from prefsweep.workers.locations import BUILTIN, PACKAGE, model_identity
 
 log = logging.getLogger(__name__)
@@ -43,8 +52,10 @@ _SOURCES: Mapping[str, str] = {
     "prompts.dataset": "prompts",
     "entry.path": "entry",
     "entry.dataset": "entry",
+    "reward.function": "reward",
 }
 """Fields that may name something local -> the member of `Inputs` that identifies its content."""
+_FUNCTION = "reward.function"
 
 
 def input_identity(spec: SweepSpec, member: str) -> str:
@@ -56,7 +67,9 @@ def input_identity(spec: SweepSpec, member: str) -> str:
     section = _get(spec, field)
     if isinstance(section, PolicySpec | ClassifierReward):
         return model_identity(section, f"{field}.model")
-    if section is None or member == "reward":  # a reward that has no weights
+    if isinstance(section, CallableReward) and function_file(section):
+        return function_identity(section.function)
+    if section is None or isinstance(section, CallableReward | VaderReward):
         return ""
     try:
         is_entry = isinstance(section, EntrySpec)
@@ -68,8 +81,8 @@ def input_identity(spec: SweepSpec, member: str) -> str:
 def named_value(spec: SweepSpec, member: str) -> tuple[str, str | None]:
     """The name and the requested revision of an input in the spec; "" if the spec has none."""
     for field in (field for field, of in _SOURCES.items() if of == member):
-        value = _get(spec, field)
-        if isinstance(value, str):
+        value = _named(spec, field)
+        if value is not None:
             return value, _get(spec, f"{field.rpartition('.')[0]}.revision")
     return "", None
 
@@ -83,23 +96,23 @@ def named_input(spec: SweepSpec, member: str) -> str:
 
 def local_inputs(spec: SweepSpec) -> dict[str, Path]:
     """Dotted field -> the file or folder it names, for those that exist on this disk."""
-    named = {field: _get(spec, field) for field in _SOURCES}
     paths = {
         field: Path(value).expanduser()
-        for field, value in named.items()
-        if isinstance(value, str) and not value.startswith((BUILTIN, PACKAGE))
+        for field in _SOURCES
+        if (value := _named(spec, field)) is not None and not value.startswith((BUILTIN, PACKAGE))
     }
     return {field: path for field, path in paths.items() if path.exists()}
 
 
 def absent_inputs(spec: SweepSpec) -> dict[str, str]:
     """Dotted field -> the path in it, for paths that do not exist on this disk."""
-    named = {field: _get(spec, field) for field in _SOURCES}
     here = local_inputs(spec)
     return {
         field: value
-        for field, value in named.items()
-        if isinstance(value, str) and field not in here and _is_path(field, value)
+        for field in _SOURCES
+        if (value := _named(spec, field)) is not None
+        and field not in here
+        and _is_path(field, value)
     }
 
 
@@ -107,7 +120,7 @@ def _is_path(field: str, value: str) -> bool:
     """Whether a value is a path, not a hub ID, URL or name."""
     if "://" in value or value.startswith((BUILTIN, PACKAGE)):
         return False
-    return field.endswith(".path") or value.startswith((".", "/", "~"))
+    return field.endswith(".path") or field == _FUNCTION or value.startswith((".", "/", "~"))
 
 
 def local_members(spec: SweepSpec) -> set[str]:
@@ -118,7 +131,8 @@ def local_members(spec: SweepSpec) -> set[str]:
 def with_inputs(spec: SweepSpec, paths: Mapping[str, str]) -> SweepSpec:
     """The spec with some of its paths replaced."""
     for field, path in paths.items():
-        spec = _replace(spec, field.split("."), path)
+        name = f":{_get(spec, field).rpartition(':')[2]}" if field == _FUNCTION else ""
+        spec = _replace(spec, field.split("."), f"{path}{name}")
     return spec
 
 
@@ -152,8 +166,8 @@ def stored_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> SweepSpec:
     """The spec with the paths of local copies of what `store_inputs` has stored."""
     paths: dict[str, str] = {}
     for field, member in _SOURCES.items():
-        value = _get(spec, field)
-        if not isinstance(value, str) or value.startswith((BUILTIN, PACKAGE)):
+        value = _named(spec, field)
+        if value is None or value.startswith((BUILTIN, PACKAGE)):
             continue
         path = _path(store, getattr(inputs, member), Path(value))
         if store.manifest(path) is not None:
@@ -166,18 +180,17 @@ def is_stored(store: Store, spec: SweepSpec, inputs: Inputs, member: str) -> boo
     paths = [
         _path(store, getattr(inputs, member), Path(value))
         for field, of in _SOURCES.items()
-        if of == member and isinstance(value := _get(spec, field), str)
+        if of == member and (value := _named(spec, field)) is not None
     ]
     return member != "entry" and any(store.manifest(path) is not None for path in paths)
 
 
 def input_paths(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
     """The paths at which `store_inputs` stores the inputs of a spec, stored or not."""
-    named = {field: _get(spec, field) for field in _SOURCES}
     return [
-        _path(store, getattr(inputs, _SOURCES[field]), Path(value))
-        for field, value in named.items()
-        if isinstance(value, str) and not value.startswith((BUILTIN, PACKAGE))
+        _path(store, getattr(inputs, member), Path(value))
+        for field, member in _SOURCES.items()
+        if (value := _named(spec, field)) is not None and not value.startswith((BUILTIN, PACKAGE))
     ]
 
 
@@ -201,6 +214,14 @@ def _path(store: Store, identity: str, named: Path) -> str:
 def _inside(folder: Path, named: Path) -> Path:
     """Path of an input in its artefact; always the same name, so that equal content is equal."""
     return folder / f"content{named.suffix}"
+
+
+def _named(spec: SweepSpec, field: str) -> str | None:
+    """The path, id or name in a field; None where it names nothing that has a content here."""
+    if field == _FUNCTION:
+        return function_file(spec.reward)
+    value = _get(spec, field)
+    return value if isinstance(value, str) else None
 
 
 def _get(section: Any, field: str) -> Any:

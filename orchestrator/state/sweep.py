@@ -9,6 +9,7 @@ from prefsweep.orchestrator.state.stored_spec import check_identities
 from prefsweep.orchestrator.store.store import Store, absolute
 from prefsweep.sweeps.entry import ARTEFACTS
 from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.functions import function_file
 from prefsweep.sweeps.grid import TrialSpec, trial_names
 from prefsweep.sweeps.identity import Fingerprints, Inputs, needs_making
 from prefsweep.sweeps.load import validate_spec
@@ -16,7 +17,8 @@ from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import PreferencePair
 from prefsweep.sweeps.spec import CallableReward, ClassifierReward, SweepSpec
 from prefsweep.workers import tables
-from prefsweep.workers.locations import ModelSource, load_function, model_source
+from prefsweep.workers.functions import FunctionSource, load_function
+from prefsweep.workers.locations import ModelSource, model_source
 
 SHARDED = ("completions", "scores", "reference")
 """Stages that workers compute shard by shard."""
@@ -111,9 +113,12 @@ class Sweep:
         folder = self.store.fetch(self.path("policy"))
         return ModelSource(path=str(folder), dtype=self.spec.policy.dtype)
 
-    def reward_source(self) -> ModelSource | None:
-        """Where workers load the reward classifier from; None for other rewards."""
+    def reward_source(self) -> ModelSource | FunctionSource | None:
+        """Where workers load the reward classifier or the file of a function from; None for other
+        rewards."""
         reward = self.located.reward
+        if isinstance(reward, CallableReward) and function_file(reward):
+            return FunctionSource(reward.function, self.inputs.reward)
         if not isinstance(reward, ClassifierReward):
             return None
         if not self.made["reward"]:

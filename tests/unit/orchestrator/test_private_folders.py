@@ -71,7 +71,7 @@ def test_a_name_that_somebody_else_took_first_is_left_alone(
     assert home == scratch_home(), "one folder a process"
     assert f"{known} belongs to another user, is a link, or is writable by others" in caplog.text
     with scratch_folder(scratch_home()) as folder:
-        (folder / "parcel").touch()
+        (folder / "package").touch()
         assert known not in folder.parents and not list(known.glob("*"))
 
 

@@ -1,8 +1,8 @@
-"""The local files and folders that a spec names, for processes that do not see the driver's disk.
+"""The local files and folders that a spec names, for processes that cannot read the driver's disk.
 
-A driver that attaches to a cluster puts them into the store, content-addressed like everything
-else; workers read them from there. `submit` sends them along with the job instead. Data that the
-sweep enters with is read by the driver alone.
+A driver that attaches to a cluster copies them into the store, under a hash of their content, and
+workers read them from there. `submit` sends them with the job instead. The data of an `entry`
+section is read only by the driver.
 """
 
 import logging
@@ -59,9 +59,9 @@ _FUNCTION = "reward.function"
 
 
 def input_identity(spec: SweepSpec, member: str) -> str:
-    """What stands for the content of an input (a member of `Inputs`) as it is now; "" without it.
+    """The identity of an input's current content (a member of `Inputs`); "" if the spec has none.
 
-    Raises UsageError if there is no such content.
+    Raises UsageError if the content is missing.
     """
     field = SECTIONS[member]
     section = _get(spec, field)
@@ -79,7 +79,7 @@ def input_identity(spec: SweepSpec, member: str) -> str:
 
 
 def named_value(spec: SweepSpec, member: str) -> tuple[str, str | None]:
-    """What the spec calls an input, and the revision it wants of it; "" where it names none."""
+    """The name and the requested revision of an input in the spec; "" if the spec has none."""
     for field in (field for field, of in _SOURCES.items() if of == member):
         value = _named(spec, field)
         if value is not None:
@@ -89,13 +89,13 @@ def named_value(spec: SweepSpec, member: str) -> tuple[str, str | None]:
 
 def named_input(spec: SweepSpec, member: str) -> str:
     """The field that names an input, with its value."""
-    named = {field: _get(spec, field) for field, of in _SOURCES.items() if of == member}
-    told = [f"{field}={value}" for field, value in named.items() if isinstance(value, str)]
-    return told[0] if told else SECTIONS[member]
+    fields = {field: _get(spec, field) for field, of in _SOURCES.items() if of == member}
+    named = [f"{field}={value}" for field, value in fields.items() if isinstance(value, str)]
+    return named[0] if named else SECTIONS[member]
 
 
 def local_inputs(spec: SweepSpec) -> dict[str, Path]:
-    """Dotted field -> the file or folder it names, for those that are on this disk."""
+    """Dotted field -> the file or folder it names, for those that exist on this disk."""
     paths = {
         field: Path(value).expanduser()
         for field in _SOURCES
@@ -105,7 +105,7 @@ def local_inputs(spec: SweepSpec) -> dict[str, Path]:
 
 
 def absent_inputs(spec: SweepSpec) -> dict[str, str]:
-    """Dotted field -> the path in it, for paths of things that are not on this disk."""
+    """Dotted field -> the path in it, for paths that do not exist on this disk."""
     here = local_inputs(spec)
     return {
         field: value
@@ -117,7 +117,7 @@ def absent_inputs(spec: SweepSpec) -> dict[str, str]:
 
 
 def _is_path(field: str, value: str) -> bool:
-    """Whether this is no hub id, URL or name."""
+    """Whether a value is a path, not a hub ID, URL or name."""
     if "://" in value or value.startswith((BUILTIN, PACKAGE)):
         return False
     return field.endswith(".path") or field == _FUNCTION or value.startswith((".", "/", "~"))
@@ -129,7 +129,7 @@ def local_members(spec: SweepSpec) -> set[str]:
 
 
 def with_inputs(spec: SweepSpec, paths: Mapping[str, str]) -> SweepSpec:
-    """The spec with other paths in some of its fields."""
+    """The spec with some of its paths replaced."""
     for field, path in paths.items():
         name = f":{_get(spec, field).rpartition(':')[2]}" if field == _FUNCTION else ""
         spec = _replace(spec, field.split("."), f"{path}{name}")
@@ -137,9 +137,9 @@ def with_inputs(spec: SweepSpec, paths: Mapping[str, str]) -> SweepSpec:
 
 
 def store_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
-    """Put what workers will read from this disk into the store; returns the fields it is for.
+    """Copy the inputs that workers read from this disk into the store; returns their fields.
 
-    What has changed since the sweep was started is not what they are to read.
+    An input that has changed since the sweep was started is not copied.
     """
     local = {
         field: path
@@ -154,16 +154,16 @@ def store_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
             with store.staging() as folder:
                 target = folder / "input"
                 target.mkdir()
-                told = copy(source, _inside(target, source))
+                copied = copy(source, _inside(target, source))
                 if input_identity(spec, _SOURCES[field]) != identity:
                     raise DataError(f"{field}={source}: it changed while it was copied; run again")
                 store.publish(path, target, new_manifest(identity, 1, 0.0))
-                log.info("%s: copied into the store: %s", field, told)
+                log.info("%s: copied into the store: %s", field, copied)
     return list(local)
 
 
 def stored_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> SweepSpec:
-    """The spec with local copies of what `store_inputs` has put into the store."""
+    """The spec with the paths of local copies of what `store_inputs` has stored."""
     paths: dict[str, str] = {}
     for field, member in _SOURCES.items():
         value = _named(spec, field)
@@ -176,7 +176,7 @@ def stored_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> SweepSpec:
 
 
 def is_stored(store: Store, spec: SweepSpec, inputs: Inputs, member: str) -> bool:
-    """Whether workers read an input from the store, whatever has become of its source."""
+    """Whether workers read an input from the store; then its source is not needed any more."""
     paths = [
         _path(store, getattr(inputs, member), Path(value))
         for field, of in _SOURCES.items()
@@ -186,7 +186,7 @@ def is_stored(store: Store, spec: SweepSpec, inputs: Inputs, member: str) -> boo
 
 
 def input_paths(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
-    """Where `store_inputs` has put, or would put, what the spec names."""
+    """The paths at which `store_inputs` stores the inputs of a spec, stored or not."""
     return [
         _path(store, getattr(inputs, member), Path(value))
         for field, member in _SOURCES.items()
@@ -195,9 +195,9 @@ def input_paths(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
 
 
 def copy(source: Path, target: Path) -> str:
-    """Copy a file, or a folder with the files in it; returns what was copied, in words.
+    """Copy a file, or a folder with its files; returns a description of what was copied.
 
-    Raises DataError for links that leave the folder, and what is no regular file.
+    Raises DataError for links to outside the folder, and for files that are not regular.
     """
     found = contents(source)
     for file in found.files:
@@ -212,7 +212,7 @@ def _path(store: Store, identity: str, named: Path) -> str:
 
 
 def _inside(folder: Path, named: Path) -> Path:
-    """Where an input lies in its artefact: under one name, so that equal content is kept once."""
+    """Path of an input in its artefact; always the same name, so that equal content is equal."""
     return folder / f"content{named.suffix}"
 
 

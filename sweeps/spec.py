@@ -63,13 +63,11 @@ class FineTuning(Section):
 
 
 class ModelSection(Section):
-    """A model: `builtin:NAME`, `package:NAME`, a local folder, or a hub ID.
-
-    `package:NAME` is a folder of files inside an installed Python package.
-    """
+    """A model and where it comes from."""
 
     model: str = Field(min_length=1)
-    """The model, in one of the four forms above."""
+    """Hub ID, local folder, `builtin:NAME`, or `package:NAME` (a folder of files inside an
+    installed Python package)."""
     revision: str | None = None
     """Hub commit, tag or branch; None uses the newest commit."""
     trust_remote_code: bool = False

@@ -1,6 +1,6 @@
-"""The JSON Schema of a spec in, what each field means out: for `explain` and the fields reference.
+"""Reads the documentation of each field from the JSON Schema, for `explain` and the reference.
 
-A dotted name leaves out the places in lists: `grid.beta` stands for `grid.0.beta`.
+Dotted names here have no list indices: `grid.beta` means `grid.0.beta`, `grid.1.beta` and so on.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.schema import Node, spec_schema
 
 MAX_SHOWN = 12
-"""Fields of one name that are explained; more are counted."""
+"""Number of fields with the same name that are explained; the others are counted."""
 REQUIRED = "required"
 
 
@@ -23,13 +23,13 @@ class Field:
     name: str
     """Dotted name."""
     of_type: str
-    """The `type` that its section must have; "" where the section has one form."""
+    """The `type` that its section must have; "" if the section has no types."""
     values: str
-    """What may stand there."""
+    """Allowed values."""
     default: str
-    """Its default as YAML has it; "required" without one, "" for a section."""
+    """Default as in YAML; "required" if it has none, "" for a section."""
     meaning: str
-    """What it does, with its unit."""
+    """What the field does, with its unit."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class FieldSection:
 
 
 def sections() -> list[FieldSection]:
-    """All sections of a spec, the whole sweep first, each before those inside it."""
+    """All sections of a spec, beginning with the sweep itself; each before those inside it."""
     schema = spec_schema()
     found: list[FieldSection] = []
     for section in _sections(schema, "", schema):
-        if section not in found:  # a section inside several forms of another
+        if section not in found:  # a section may be in several types of another
             found.append(section)
     return found
 
 
 def explained(name: str) -> list[Field]:
-    """The fields that `name` means: a dotted name, or its end. Raises UsageError for none."""
+    """The fields with a dotted name, or the end of one. Raises UsageError if there is none."""
     wanted = ".".join(part for part in name.strip().split(".") if not part.isdecimal())
     fields = [field for section in sections() for field in section.fields]
     found = [field for field in fields if field.name == wanted]
@@ -71,9 +71,9 @@ def reference() -> str:
     lines = [
         "# Fields of a sweep",
         "",
-        "Written by `make docs` from the documentation in the code; a test says whether it is "
-        "current. A dotted name is what `KEY=VALUE` on the command line takes; in a list it has "
-        "the place of the entry (`grid.0.beta`). None is `null` in YAML.",
+        "Written by `make docs` from the documentation in the code; a test checks that it is "
+        "current. Dotted names are the keys of `KEY=VALUE` on the command line; for a list, add "
+        "the index of the entry (`grid.0.beta`). None is `null` in YAML.",
     ]
     for section in sections():
         of_type = f" (`type: {section.of_type}`)" if section.of_type else ""
@@ -95,7 +95,7 @@ def _sections(schema: Node, name: str, section: Node) -> Iterator[FieldSection]:
     for key, prop in section["properties"].items():
         dotted = f"{name}.{key}" if name else key
         children: list[Node] = []
-        for child in _children(schema, prop):  # one that may be alone or in a list comes twice
+        for child in _children(schema, prop):  # it occurs twice if it may be alone or in a list
             if child not in children:
                 children.append(child)
         inside += [(dotted, child) for child in children]
@@ -114,7 +114,7 @@ def _sections(schema: Node, name: str, section: Node) -> Iterator[FieldSection]:
 
 
 def _children(schema: Node, node: Node) -> Iterator[Node]:
-    """The sections that may stand where `node` is."""
+    """The sections that are allowed at `node`."""
     if "$ref" in node:
         yield schema["$defs"][node["$ref"].rpartition("/")[2]]
     for form in (*node.get("anyOf", ()), *node.get("oneOf", ())):
@@ -124,7 +124,7 @@ def _children(schema: Node, node: Node) -> Iterator[Node]:
 
 
 def _values(schema: Node, node: Node) -> Iterator[str]:
-    """What may stand there, one text for each form."""
+    """Allowed values, one text for each kind."""
     forms = [*node.get("anyOf", ()), *node.get("oneOf", ())]
     if forms:
         for form in forms:
@@ -147,8 +147,8 @@ def _values(schema: Node, node: Node) -> Iterator[str]:
 
 
 _KINDS = {
-    "string": "a text",
-    "integer": "a whole number",
+    "string": "text",
+    "integer": "an integer",
     "number": "a number",
     "boolean": "true or false",
     "null": "null",
@@ -173,14 +173,14 @@ def _range(node: Node) -> str:
 def _default(prop: Node, section: Node, key: str, *, is_section: bool) -> str:
     if key in section.get("required", ()):
         return REQUIRED
-    default = prop.get("default", {})  # a mapping that is made for each section is not in it
+    default = prop.get("default", {})  # the schema has no default for empty mappings
     return "" if is_section and isinstance(default, dict) else json.dumps(default)
 
 
 def _meaning(prop: Node, key: str, children: list[Node]) -> str:
     if key == "type":
-        return "Which form of the section this is."
-    texts = [prop, *children]  # pydantic leaves out what a field says in the words of its section
+        return "Selects the type of the section."
+    texts = [prop, *children]  # pydantic omits a description that equals the section's
     return _one_line(next((text["description"] for text in texts if "description" in text), ""))
 
 

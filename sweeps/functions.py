@@ -28,7 +28,7 @@ def with_found_function(spec: SweepSpec, folder: Path) -> SweepSpec:
     if len(found) == 2 and not beside.samefile(here):
         raise SpecError(
             f"reward.function={reward.function}: there are two such files, {beside} and "
-            f"{here.resolve()}; give the full path of the one that is meant"
+            f"{here.resolve()}; give the full path of one of them"
         )
     if not found:
         return spec
@@ -37,14 +37,14 @@ def with_found_function(spec: SweepSpec, folder: Path) -> SweepSpec:
 
 
 def function_file(reward: object) -> str | None:
-    """The file that holds the function of a reward section; None for a module, or no function."""
+    """The file with the function of a reward section; None for a module, or without a function."""
     place = reward.function.rpartition(":")[0] if isinstance(reward, CallableReward) else ""
     return place if place.endswith(".py") else None
 
 
 def _is_importable(module: str) -> bool:
-    """Whether workers can import a top-level module: not one that Python finds only because it was
-    started in the working folder."""
+    """Whether workers can import a top-level module. A module that Python finds only because it
+    was started in the working folder does not count."""
     try:
         found = find_spec(module)
     except (ImportError, ValueError):

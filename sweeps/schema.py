@@ -1,4 +1,4 @@
-"""SweepSpec in, the JSON Schema of a sweep's YAML file out, for editors that complete and check."""
+"""The JSON Schema of a spec's YAML file, with which editors complete and check it."""
 
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from prefsweep.sweeps.spec import SweepSpec
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 SCHEMA_FILE = "sweep.schema.json"
-"""Name of the schema's file, beside the specs that name it."""
+"""Name of the schema's file, in the folder of the specs that refer to it."""
 EDITOR_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
 """First line of a spec, by which editors find the schema."""
 
@@ -18,13 +18,13 @@ Node = dict[str, Any]
 
 
 def spec_schema() -> Node:
-    """The JSON Schema of a spec, every field with its meaning and default."""
+    """The JSON Schema of a spec, with the description and default of every field."""
     schema = SweepSpec.model_json_schema(schema_generator=_OneOrMany)
     return {"$schema": DIALECT, **cast("Node", _without_titles(schema))}
 
 
 class _OneOrMany(GenerateJsonSchema):
-    """Where a single value stands for a list of one, both are allowed."""
+    """Allows a single value where the loader accepts one instead of a list."""
 
     def function_before_schema(
         self, schema: core_schema.BeforeValidatorFunctionSchema
@@ -36,7 +36,7 @@ class _OneOrMany(GenerateJsonSchema):
 
 
 def _without_titles(node: Any, *, is_names: bool = False) -> Any:
-    """The schema without what repeats names, and with the lengths of lists at the lists."""
+    """Remove titles, which repeat the names, and move the length limits of lists to the lists."""
     if isinstance(node, list):
         return [_without_titles(each) for each in cast("list[Any]", node)]
     if not isinstance(node, dict):

@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
 )
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
+from prefsweep.sweeps.sources import is_commit
 from prefsweep.sweeps.spec import ModelSection, PolicySpec
-from prefsweep.sweeps.texts import is_commit
 from prefsweep.workers.folders import contents
 
 BUILTIN = "builtin:"

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import Completion, ScoredCompletion
 from prefsweep.sweeps.spec import CallableReward, ChatSpec, ClassifierReward, Reward, VaderReward
+from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers.chat import scored_text
 from prefsweep.workers.functions import FunctionSource, load_function
 from prefsweep.workers.locations import ModelSource

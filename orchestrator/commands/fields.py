@@ -14,10 +14,10 @@ from prefsweep.sweeps.errors import UsageError
 def explain(
     field: Annotated[
         str | None,
-        typer.Argument(help="Dotted name of a field, or its end. Default: all, as Markdown."),
+        typer.Argument(help="Dotted name of a field, or its end; without it, all as Markdown."),
     ] = None,
 ) -> None:
-    """Print what a field of a spec means, its default, and what may stand there."""
+    """Explain a field of a spec: its meaning, allowed values and default."""
     from prefsweep.sweeps.fields import MAX_SHOWN, explained, reference
 
     if field is None:
@@ -31,17 +31,18 @@ def explain(
         default = f"\n  default: {each.default}" if each.default else ""
         console.print(Text(f"  value: {each.values}{default}"))
     if len(found) > MAX_SHOWN:
-        say(f"and {len(found) - MAX_SHOWN} more; give more of the dotted name")
+        say(f"and {len(found) - MAX_SHOWN} more; use a longer part of the dotted name")
 
 
 def schema(
     to: Annotated[
-        str | None, typer.Option(metavar="FILE.json", help="Write it there. Default: print it.")
+        str | None,
+        typer.Option(metavar="FILE.json", help="File to write; without it, print."),
     ] = None,
 ) -> None:
     """Write the JSON Schema of a spec, with which editors complete and check the YAML.
 
-    Put the file beside a spec whose first line is
+    Put the file in the folder of the spec. The first line of the spec must be
     `# yaml-language-server: $schema=sweep.schema.json`.
     """
     if to is None:

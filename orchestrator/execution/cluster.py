@@ -39,7 +39,7 @@ from prefsweep.orchestrator.tasks.probe import ProbeTrial
 from prefsweep.orchestrator.tasks.shards import ShardStage, is_missing, run_shard
 from prefsweep.orchestrator.tasks.stages import Task
 from prefsweep.orchestrator.tasks.worker import set_up_worker
-from prefsweep.sweeps.running import RetriesSpec
+from prefsweep.sweeps.runtime import RetriesSpec
 from prefsweep.sweeps.spec import ResourcesSpec
 
 if TYPE_CHECKING:

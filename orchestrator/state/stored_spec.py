@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from prefsweep.orchestrator.state.inputs import SECTIONS, named_value
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.identity import Inputs
+from prefsweep.sweeps.sources import is_commit
 from prefsweep.sweeps.spec import CallableReward, ClassifierReward, PolicySpec, SweepSpec
-from prefsweep.sweeps.texts import is_commit
 from prefsweep.workers.locations import BUILTIN
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from prefsweep.sweeps.functions import function_file
 from prefsweep.sweeps.grid import TrialSpec, trial_names
 from prefsweep.sweeps.identity import Fingerprints, Inputs, needs_making
 from prefsweep.sweeps.load import validate_spec
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import PreferencePair
 from prefsweep.sweeps.spec import CallableReward, ClassifierReward, SweepSpec
+from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers import tables
 from prefsweep.workers.functions import FunctionSource, load_function
 from prefsweep.workers.locations import ModelSource, model_source

@@ -60,7 +60,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         (["entry={stage: pairs, path: empty.jsonl}"], "empty.jsonl: there are no rows"),
         (["entry={stage: pairs, path: nowhere.csv}"], "entry: path=nowhere.csv: no such file"),
         (["entry={stage: triples, path: empty.jsonl}"], "entry.stage"),
-        (["prompts=null"], "prompts is required, but not given; add the section, or enter"),
+        (["prompts=null"], "prompts is required, but not given; add the section, or start"),
         (["reward=null"], "reward is required with no entry, but not given"),
         (["reward={type: callable, function: 'no.module:f'}"], "no.module:f cannot be imported"),
         (["--until", "nowhere"], "'nowhere' is not one of 'policy', 'reward', 'prompts'"),

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from prefsweep.sweeps.entry import OPTIONAL, REQUIRED, EntrySpec, EntryStage
 from prefsweep.sweeps.errors import DataError
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import Prompt, prompt_id
 from prefsweep.sweeps.spec import DatasetText, FileText, PairsSpec
+from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers.chat import written_messages
 from prefsweep.workers.corpus import load_records, load_texts
 from prefsweep.workers.entry import (

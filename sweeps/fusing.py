@@ -1,4 +1,4 @@
-"""Which trials can be trained as one (workers/fused.py), and why others cannot."""
+"""Which trials can be trained together (workers/fused.py), and why others cannot."""
 
 from collections.abc import Sequence
 from typing import TypeVar

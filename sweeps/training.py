@@ -4,11 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefsweep.sweeps.texts import Section
+from prefsweep.sweeps.sources import Section
 
 
 class LoraSpec(Section):
-    """Low-rank adapters (arXiv 2106.09685), by peft's names."""
+    """Low-rank adapters (arXiv 2106.09685), with peft's names."""
 
     r: int = Field(default=8, ge=1)
     """Rank."""

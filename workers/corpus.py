@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefsweep.sweeps.errors import DataError
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.spec import (
     BuiltinText,
     DatasetText,
@@ -21,6 +20,7 @@ from prefsweep.sweeps.spec import (
     Prompts,
     UnconditionalPrompts,
 )
+from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers import builtin
 from prefsweep.workers.dataset import dataset_identity, dataset_records
 from prefsweep.workers.files import (

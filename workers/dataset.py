@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from prefsweep.sweeps.errors import DataError
+from prefsweep.sweeps.sources import is_commit
 from prefsweep.sweeps.spec import DatasetText
-from prefsweep.sweeps.texts import is_commit
 from prefsweep.workers.files import (
     BATCH_ROWS,
     SUFFIXES,

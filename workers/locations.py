@@ -5,16 +5,12 @@ references of a sweep before any worker starts.
 """
 
 import hashlib
-import importlib
 import importlib.util
-import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -24,8 +20,8 @@ from huggingface_hub.errors import (
 )
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
+from prefsweep.sweeps.sources import is_commit
 from prefsweep.sweeps.spec import ModelSection, PolicySpec
-from prefsweep.sweeps.texts import is_commit
 from prefsweep.workers.folders import contents
 
 BUILTIN = "builtin:"
@@ -207,36 +203,3 @@ def _commit(found: str | None, model: str, field: str) -> str:
     if not is_commit(found):
         raise ModelError(f"{field}={model}: its commit is no commit hash but {found!r}")
     return found
-
-
-def load_function(name: str) -> Callable[[list[str], list[str]], Sequence[float]]:
-    """The function `package.module:function`. Raises UsageError."""
-    module, _, attribute = name.partition(":")
-    try:
-        function: Any = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is the user's, and can raise anything
-        raise UsageError(
-            f"reward.function={name} cannot be imported ({type(error).__name__}: {error}); it must "
-            "be on PYTHONPATH of every worker"
-        ) from error
-    if callable(function):
-        _check_signature(name, function)
-        return cast("Callable[[list[str], list[str]], Sequence[float]]", function)
-    raise UsageError(f"reward.function={name} is a {type(function).__name__}, not a function")
-
-
-def _check_signature(name: str, function: Callable[..., Any]) -> None:
-    """Raise UsageError if it cannot be called with two lists, or gives a coroutine."""
-    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
-        raise UsageError(
-            f"reward.function={name} is defined with `async def`; define it with `def`. Use "
-            "asyncio.run inside it for calls that have to be awaited"
-        )
-    try:
-        inspect.signature(function).bind([], [])
-    except TypeError as error:
-        raise UsageError(
-            f"reward.function={name} cannot be called as f(prompts, completions): {error}"
-        ) from None
-    except ValueError:  # built in, without a signature
-        pass

@@ -15,7 +15,7 @@ from decimal import Decimal
 from numbers import Real
 
 from prefsweep.sweeps.errors import DataError
-from prefsweep.sweeps.mistakes import listed
+from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers.chat import Message, talk_of
 from prefsweep.workers.files import short
 from prefsweep.workers.formats import (

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 
 from prefsweep.sweeps.errors import DataError, ModelError, UsageError
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import Completion, ScoredCompletion
 from prefsweep.sweeps.spec import CallableReward, ChatSpec, ClassifierReward, Reward, VaderReward
+from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers.chat import scored_text
-from prefsweep.workers.locations import ModelSource, load_function
+from prefsweep.workers.functions import FunctionSource, load_function
+from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.rendering import decoded, start_ids
 
 log = logging.getLogger(__name__)
@@ -28,20 +29,24 @@ class Scorer(Protocol):
         ...
 
 
-def make_scorer(spec: Reward, source: ModelSource | None, chat: ChatSpec | None = None) -> Scorer:
-    """The scorer of a reward section; `source` is where a classifier is loaded from.
+def make_scorer(
+    spec: Reward, source: ModelSource | FunctionSource | None, chat: ChatSpec | None = None
+) -> Scorer:
+    """The scorer of a reward section; `source` is where a classifier, or the file of a function, is
+    loaded from.
 
     With `chat`, `over: full` reads the last user message, a newline and the completion; a callable
     is given the prompts as they are.
     """
     match spec:
         case ClassifierReward():
-            assert source is not None
+            assert isinstance(source, ModelSource)
             return ClassifierScorer(spec, source, chat)
         case VaderReward():
             return VaderScorer(spec, chat)
         case CallableReward():
-            return CallableScorer(spec)
+            assert not isinstance(source, ModelSource)
+            return CallableScorer(spec, source)
 
 
 def score_completions(scorer: Scorer, completions: Sequence[Completion]) -> list[ScoredCompletion]:
@@ -148,9 +153,9 @@ class CallableScorer:
     or returns anything but one number for each completion.
     """
 
-    def __init__(self, spec: CallableReward) -> None:
+    def __init__(self, spec: CallableReward, source: FunctionSource | None = None) -> None:
         self._name = spec.function
-        self._function = load_function(spec.function)
+        self._function = load_function(spec.function, source)
 
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         called = f"reward.function={self._name}, called with {len(completions)} completions"

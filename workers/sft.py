@@ -22,8 +22,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from prefsweep.sweeps.errors import DataError, ModelError, SpecError, StageError
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.spec import FineTuning
+from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers.corpus import Row, load_texts
 from prefsweep.workers.rendering import finished_ids
 

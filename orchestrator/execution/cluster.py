@@ -45,7 +45,7 @@ from prefsweep.orchestrator.tasks.trial_group import run_group
 from prefsweep.orchestrator.tasks.worker import set_up_worker
 from prefsweep.sweeps.fusing import fusing_key, why_not_fused
 from prefsweep.sweeps.grid import TrialSpec
-from prefsweep.sweeps.running import RetriesSpec
+from prefsweep.sweeps.runtime import RetriesSpec
 from prefsweep.sweeps.spec import ResourcesSpec
 
 if TYPE_CHECKING:

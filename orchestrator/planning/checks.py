@@ -36,7 +36,8 @@ from prefsweep.sweeps.spec import (
     SweepSpec,
     WandbSpec,
 )
-from prefsweep.workers.locations import BUILTIN, load_function, model_identity, model_source
+from prefsweep.workers.functions import load_function
+from prefsweep.workers.locations import BUILTIN, model_identity, model_source
 from prefsweep.workers.sizes import disk_bytes, has_weights, model_folder
 
 

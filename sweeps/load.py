@@ -87,7 +87,11 @@ def load_spec(source: str, overrides: Sequence[str] = ()) -> SweepSpec:
 
     Raises SpecError.
     """
-    text, where = _read(source)
+    return parse_spec(*_read(source), overrides)
+
+
+def parse_spec(text: str, where: str, overrides: Sequence[str] = ()) -> SweepSpec:
+    """The spec of a YAML text that is, or is to be, the file `where`. Raises SpecError."""
     data = _parse(text, where)
     if not isinstance(data, dict):
         raise SpecError(f"{where}: a sweep is a mapping of sections, not {_kind(data)}")

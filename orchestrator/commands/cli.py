@@ -17,6 +17,7 @@ import typer
 from rich.markup import escape
 
 from prefsweep.orchestrator.commands.fields import explain, schema
+from prefsweep.orchestrator.commands.init import init
 from prefsweep.orchestrator.commands.options import (
     Address,
     Inline,
@@ -120,7 +121,7 @@ def resume(
     run_with_view(sweep, options)
 
 
-for command in (submit, explain, schema):
+for command in (init, submit, explain, schema):
     app.command()(command)
 
 

@@ -207,6 +207,7 @@ _NOT_WEIGHTS = {
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "packing",
+    "fuse",
     "logging_steps",
     "save_steps",
     "max_length",

@@ -44,6 +44,10 @@ class TrialLog:
         self.halvings = read_count(found, "halvings")
         self.larger_shares = read_count(found, "larger_shares")
         """How often the trial's share of the GPU was doubled."""
+        self.group = read_count(found, "group")
+        """Trials that its process trains as one with it, itself included; 0 before it began."""
+        self.largest_group = read_count(found, "largest_group")
+        """Most trials to train as one with it, because more did not fit or died; 0: any number."""
         self.last_failure = read_failure(found.get("last_failure"))
         self._reached = read_count(found, "reached")
         self._started = self._resumed = time.time()
@@ -73,6 +77,10 @@ class TrialLog:
         self.attempts += 1
         self.fruitless += 1
         self.write(Status.RUNNING)
+
+    def halve_group(self) -> None:
+        """Share a group with half as many trials from now on, which is another chance."""
+        self.largest_group, self.fruitless = (self.group + 1) // 2, 0
 
     def restart(self, step: int, metrics: bytes, max_steps: float | None) -> None:
         """Continue after `step` with the metrics lines of a checkpoint."""
@@ -132,6 +140,8 @@ class TrialLog:
             "fruitless": self.fruitless,
             "halvings": self.halvings,
             "larger_shares": self.larger_shares,
+            "group": self.group,
+            "largest_group": self.largest_group,
             "reached": self._reached,
             "worker": {"host": socket.gethostname(), "pid": os.getpid(), **node()},
         }

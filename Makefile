@@ -14,7 +14,7 @@ FUZZ := tests/unit/workers/test_damaged_files.py tests/unit/sweeps/test_load_fuz
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: help install demo dataset train smollm2 test pytest test-faults soak lint types format \
-	bench hooks clean
+	bench docs hooks clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -62,6 +62,10 @@ types: install  ## Check types
 format: install  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install  ## Write the fields reference and the JSON Schema of a spec
+	$(BIN)/prefsweep explain > sweeps/FIELDS.md
+	$(BIN)/prefsweep schema --to sweeps/sweep.schema.json
 
 bench: install  ## Measure against named baselines
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks

@@ -1,4 +1,4 @@
-"""Entering a sweep with your own data: the section of the spec, and which stage it stands in for.
+"""Starting a sweep from your own data: the `entry` section of the spec, and the stage it replaces.
 
 `workers/entry.py` reads the rows.
 """
@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefsweep.sweeps.texts import Section
+from prefsweep.sweeps.sources import Section
 
 EntryStage = Literal["prompts", "completions", "scored_completions", "pairs"]
 
@@ -18,7 +18,7 @@ ARTEFACTS: Mapping[EntryStage, str] = {
     "scored_completions": "scores",
     "pairs": "pairs",
 }
-"""The stage whose output the data is."""
+"""Value of `stage` -> the stage whose output the data replaces."""
 
 REQUIRED: Mapping[EntryStage, tuple[str, ...]] = {
     "prompts": ("prompt",),
@@ -26,7 +26,7 @@ REQUIRED: Mapping[EntryStage, tuple[str, ...]] = {
     "scored_completions": ("prompt", "completions", "scores"),
     "pairs": ("prompt", "chosen", "rejected"),
 }
-"""Columns that every row has, by our names."""
+"""Columns that every row must have, by prefsweep's names."""
 
 OPTIONAL: Mapping[EntryStage, tuple[str, ...]] = {
     "prompts": (),
@@ -34,43 +34,43 @@ OPTIONAL: Mapping[EntryStage, tuple[str, ...]] = {
     "scored_completions": (),
     "pairs": ("chosen_score", "rejected_score"),
 }
-"""Columns that are read where they are."""
+"""Columns that are read if they exist."""
 
 
 class EntrySpec(Section):
     """Your own data instead of the first stages, from a file or a Hugging Face dataset.
 
-    Completions follow their prompt as they are: begin them with a space where one belongs. Common
-    public shapes are read: ShareGPT, OpenAI, hh-rlhf transcripts, pairs of message lists
-    without a prompt, one row for each completion. With policy.chat, a column `system` is the system
-    message of its row. Columns that are not read are named in the log.
+    A completion is appended to its prompt unchanged, so it must begin with a space if one is
+    needed. Common public formats are read: ShareGPT, OpenAI, hh-rlhf transcripts, pairs of message
+    lists without a prompt, one row per completion. With policy.chat, a column `system` is the
+    system message of its row. The log lists columns that are not read.
     """
 
     stage: EntryStage
-    """What a row is. prompts: prompt; completions: prompt and a list of texts, or one text;
+    """Columns of a row. prompts: prompt; completions: prompt and a list of texts, or one text;
     scored_completions: the same with a list of scores, or one; pairs: prompt, chosen, rejected, and
-    chosen_score and rejected_score where they are known (then the first must be higher). A prompt
-    may have several rows."""
+    optionally chosen_score and rejected_score (the first must be higher). A prompt may have several
+    rows."""
     path: str | None = None
-    """JSON, JSONL, CSV, TSV, parquet or Arrow file, relative to where the command runs, or
-    `package:PACKAGE/FILE`. Text files may be packed (.gz, .bz2, .xz, .zst). A list in a CSV cell is
-    written as JSON."""
+    """JSON, JSONL, CSV, TSV, parquet or Arrow file, relative to the working folder, or
+    `package:PACKAGE/FILE`. Text files may be compressed (.gz, .bz2, .xz, .zst). A list in a CSV
+    cell is written as JSON."""
     dataset: str | None = Field(default=None, min_length=1)
-    """Hugging Face dataset instead of a file: hub id or local folder (of data files, or written by
-    `save_to_disk`)."""
+    """Hugging Face dataset instead of a file: hub ID, or a local folder with data files or written
+    by `save_to_disk`."""
     config: str | None = None
-    """Configuration of the dataset; None takes its default."""
+    """Configuration of the dataset; None uses its default."""
     revision: str | None = None
-    """Commit, tag or branch of the dataset; None takes the newest one."""
+    """Commit, tag or branch of the dataset; None uses the newest commit."""
     split: str = "train"
     """Split of the dataset, in the notation of `datasets` (train[:10%])."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our column name to the data's, where they differ: {prompt: question}. A dot leads into a
-    column: {prompt: input.messages}."""
+    """prefsweep's column name -> the data's, where they differ: {prompt: question}. A dot selects a
+    field inside a column: {prompt: input.messages}."""
 
     @property
     def column_names(self) -> dict[str, str]:
-        """Every column that may be read: our name to the data's."""
+        """Every column that may be read: prefsweep's name -> the data's."""
         ours = (*REQUIRED[self.stage], *OPTIONAL[self.stage])
         return {name: self.columns.get(name, name) for name in ours}
 
@@ -87,7 +87,7 @@ class EntrySpec(Section):
         for name in ("config", "revision", "split"):
             value = getattr(self, name)
             if self.dataset is None and value != type(self).model_fields[name].default:
-                raise ValueError(f"{name}={value!r} is read with dataset only, not with path")
+                raise ValueError(f"{name}={value!r} is only used with dataset, not with path")
         return self
 
     @model_validator(mode="after")
@@ -108,7 +108,7 @@ class EntrySpec(Section):
             if theirs in ours:
                 raise ValueError(
                     f"columns reads {theirs!r} as both {ours[theirs]} and {name}; "
-                    "give each a column of its own"
+                    "give each its own column"
                 )
             ours[theirs] = name
         return self

@@ -1,4 +1,4 @@
-"""The errors users see. Every message says what failed, the value, where, and what to do.
+"""The errors that users see. Each message says what failed, the value, where, and what to do.
 
     SweepError
     |-- UsageError            the spec, the command or the input is wrong      (exit code 2)
@@ -7,20 +7,20 @@
     |   |-- ModelError          a model that cannot be found or used
     |   `-- LeaseError          another driver runs the sweep
     |-- StoreError            the store cannot be read or written
-    |   |-- DamagedError        something in it is not what was written, and is to be made again
-    |   `-- LostStoreError      it was removed, or its disk is away, while it was in use
+    |   |-- DamagedError        a file's content is not what was written; it has to be rebuilt
+    |   `-- LostStoreError      it was removed, or its disk was unmounted, while it was in use
     |-- ClusterError          Ray is unreachable, or too small for what was asked (exit code 2)
-    |   `-- NodeError           a node that joined is not like the driver; it is kept off
+    |   `-- NodeError           a node's versions or storage differ from the driver's; not used
     |-- StageError            a stage failed in a worker; carries the remote traceback
-    |-- TrialError            a trial failed in a way that retrying will not mend
+    |-- TrialError            a trial failed in a way that retrying does not fix
     |-- OutOfMemory           a batch does not fit the memory of the GPU or the host
-    `-- StopRequested         work ended early because it was asked to; nothing is wrong
+    `-- StopRequested         work ended early because a stop was requested; not a failure
 
-All of them take one message and survive pickling, because they cross process borders.
+All of them take one message and can be pickled, because they are sent between processes.
 """
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, SIGTERM or SIGHUP; typer turns a KeyboardInterrupt into it."""
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP, as typer exits after a KeyboardInterrupt."""
 
 
 class SweepError(Exception):
@@ -52,11 +52,11 @@ class StoreError(SweepError):
 
 
 class DamagedError(StoreError):
-    """Something in the store is not what was written; running again makes it anew."""
+    """A file in the store is not what was written; running the sweep again rebuilds it."""
 
 
 class LostStoreError(StoreError):
-    """The store was removed, or its disk is away, while it was in use; nothing is written anew."""
+    """The store was removed, or its disk was unmounted, while in use; it is not created again."""
 
 
 class ClusterError(SweepError):
@@ -64,10 +64,10 @@ class ClusterError(SweepError):
 
 
 class NodeError(ClusterError):
-    """A node of the cluster has other versions than the driver, or does not reach the store."""
+    """A node of the cluster has other versions than the driver, or cannot reach the store."""
 
     node_id = ""
-    """Ray's id of the node."""
+    """Ray's ID of the node."""
 
 
 class StageError(SweepError):
@@ -79,11 +79,11 @@ class TrialError(SweepError):
 
 
 class OutOfMemory(SweepError):
-    """A batch does not fit the memory; the trial may be tried with a smaller one."""
+    """A batch does not fit the memory; the trial may be retried with a smaller one."""
 
     can_halve = False
-    """Whether the batch can be cut further."""
+    """Whether the batch can be made smaller."""
 
 
 class StopRequested(SweepError):
-    """Work ended early because the sweep was asked to stop; what was done so far is kept."""
+    """Work ended early because a stop was requested; the results so far are kept."""

@@ -1,8 +1,8 @@
-"""Grid blocks in, trials out: the conditional loss x divergence x beta x learning-rate grid.
+"""Expands grid blocks into trials: the conditional loss x divergence x beta x learning-rate grid.
 
-A block is a product of lists. alpha belongs to the alpha-divergence alone; label_smoothing,
-discopop_tau and loss_weights to the losses that read them. Equal trials under two names are
-brought to one canonical form here, so that they run once.
+A block is a product of lists. alpha is only valid for the alpha-divergence; label_smoothing,
+discopop_tau and loss_weights only for the losses that use them. Trials that are equal under
+different names are converted to one canonical form, so that they run once.
 """
 
 import itertools
@@ -35,9 +35,9 @@ LOSS_NAMES: tuple[str, ...] = get_args(LossName)
 DIVERGENCE_LOSSES = frozenset(
     {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 )
-"""Losses of the chosen-rejected difference alone; only they have an f-divergence form."""
+"""Losses of only the chosen-rejected difference; only they have an f-divergence form."""
 SMOOTHED_LOSSES = frozenset({"exo_pair", "robust", "aot", "aot_unpaired"})
-"""Losses that read label_smoothing."""
+"""Losses that use label_smoothing."""
 
 
 REVERSE_KL_BELOW = 1e-6
@@ -45,7 +45,7 @@ REVERSE_KL_BELOW = 1e-6
 
 
 def as_tuple(value: Any) -> Any:
-    """A single value in YAML stands for a list of one."""
+    """A tuple of a list's values, or of a single value."""
     if isinstance(value, list | tuple):
         return tuple(cast("Sequence[Any]", value))
     return (value,)
@@ -68,14 +68,14 @@ AlphaAxis = Annotated[
 
 
 class TrialSpec(BaseModel):
-    """One grid point with its seed: what a trial trains with, beside the training section."""
+    """One grid point with its seed: a trial's settings in addition to the training section."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     loss_type: str
     """A loss name, or several joined by "+"."""
     beta: float
-    """Strength of the pull to the reference (DPO's beta)."""
+    """DPO's beta: a larger value keeps the policy closer to the reference."""
     learning_rate: float
     f_divergence_type: Divergence = "reverse_kl"
     alpha: float | None = None
@@ -87,11 +87,11 @@ class TrialSpec(BaseModel):
     seed: int = 0
 
     def canonical(self) -> "TrialSpec":
-        """The one form of all trials that train the same weights.
+        """The canonical form, which is equal for all trials that train the same weights.
 
         alpha = 1 is forward KL, alpha = 0 reverse KL; ld_alpha = 1 is no length desensitization;
-        robust without smoothing is sigmoid; the order of a combination does not matter; equal
-        weights of 1 and TRL's discopop_tau are the defaults; sft alone reads neither beta nor
+        robust without smoothing is sigmoid; the order of a combination does not matter; weights
+        that are all 1 and TRL's discopop_tau are the defaults; sft alone uses neither beta nor
         ld_alpha.
         """
         changes: dict[str, Any] = {}
@@ -126,24 +126,25 @@ class GridBlock(BaseModel):
     )
 
     loss_type: Losses = ("sigmoid",)
-    """Losses by TRL's names; a combination is written with "+", as in sigmoid+sft."""
+    """Losses by TRL's names; "+" combines losses, as in sigmoid+sft."""
     f_divergence_type: Divergences = ("reverse_kl",)
-    """Divergence that holds the policy to the reference (f-DPO, arXiv 2309.16240)."""
+    """Divergence that keeps the policy close to the reference (f-DPO, arXiv 2309.16240)."""
     alpha: AlphaAxis | None = None
     """alpha of the alpha-divergence, f'(u) = (1 - u^-alpha)/alpha; 1 is forward KL, 0 reverse KL.
     For alpha_divergence only."""
     beta: PositiveAxis = (0.1,)
-    """Strength of the pull to the reference: smaller drifts further."""
+    """DPO's beta: a larger value keeps the policy closer to the reference."""
     learning_rate: PositiveAxis = (1e-5,)
     """Peak learning rate."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Assumed probability of a flipped label; for exo_pair, robust, aot and aot_unpaired only."""
     ld_alpha: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Weight of the tokens beyond the shorter completion (LD-DPO); None or 1 weights all alike."""
+    """Weight of the tokens beyond the shorter completion's length (LD-DPO); None or 1 weights all
+    tokens equally."""
     discopop_tau: float | None = Field(default=None, gt=0.0)
     """Temperature of discopop's blend; None is TRL's default, 0.05. For discopop only."""
     loss_weights: tuple[Positive, ...] | None = None
-    """Weights of a combination, in its order; None weights all with 1."""
+    """Weights of a combination's losses, in their order; None weights all with 1."""
 
     @field_validator("loss_type")
     @classmethod
@@ -162,7 +163,7 @@ class GridBlock(BaseModel):
         if self.alpha is not None and not wants_alpha:
             raise ValueError(
                 f"alpha={list(self.alpha)} is given but "
-                f"f_divergence_type={list(self.f_divergence_type)} does not read it; "
+                f"f_divergence_type={list(self.f_divergence_type)} does not use it; "
                 "set f_divergence_type: alpha_divergence or remove alpha"
             )
         if wants_alpha and self.alpha is None:
@@ -191,18 +192,18 @@ class GridBlock(BaseModel):
         names = [set(split_loss(loss)) for loss in self.loss_type]
         if self.label_smoothing and not all(group & SMOOTHED_LOSSES for group in names):
             raise ValueError(
-                f"label_smoothing={self.label_smoothing} is read by "
-                f"{', '.join(sorted(SMOOTHED_LOSSES))} only; "
-                "put those losses in a block of their own"
+                f"label_smoothing={self.label_smoothing} is only used by "
+                f"{', '.join(sorted(SMOOTHED_LOSSES))}; "
+                "put those losses in a separate block"
             )
         if any("exo_pair" in group for group in names) and not self.label_smoothing:
             raise ValueError(
                 "loss_type exo_pair needs label_smoothing above 0; its paper uses 1e-3"
             )
         if self.discopop_tau is not None and not all("discopop" in group for group in names):
-            raise ValueError(f"discopop_tau={self.discopop_tau} is read by discopop only")
+            raise ValueError(f"discopop_tau={self.discopop_tau} is only used by discopop")
         if self.loss_type == ("sft",) and len(self.beta) > 1:
-            raise ValueError(f"loss_type sft does not read beta={list(self.beta)}; remove it")
+            raise ValueError(f"loss_type sft does not use beta={list(self.beta)}; remove it")
         return self
 
     @model_validator(mode="after")
@@ -219,7 +220,7 @@ class GridBlock(BaseModel):
 
     @property
     def num_points(self) -> int:
-        """Combinations of its values, without seeds (duplicates included)."""
+        """Number of combinations of its values, without seeds (duplicates included)."""
         axes = (
             self.loss_type,
             self.f_divergence_type,
@@ -257,7 +258,7 @@ class GridBlock(BaseModel):
 
 
 def expand(blocks: Sequence[GridBlock], seeds: Sequence[int]) -> list[TrialSpec]:
-    """The distinct trials of a grid, in the order in which the blocks first name them."""
+    """The distinct trials of a grid, in the order of their first appearance."""
     return list(dict.fromkeys(trial for block in blocks for trial in block.trials(seeds)))
 
 
@@ -269,7 +270,8 @@ def number(value: float) -> str:
 def trial_names(trials: Sequence[TrialSpec]) -> list[str]:
     """Short unique names such as sigmoid-beta0.1 or alpha_divergence0.3-beta1.
 
-    A parameter beyond loss, divergence and beta is named only where two trials differ in it alone.
+    A parameter other than loss, divergence and beta is only included if two trials differ in
+    nothing else.
     """
     names = [_base_name(trial) for trial in trials]
     for field, label in (

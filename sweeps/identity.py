@@ -1,8 +1,8 @@
-"""What a result depends on, as hashes: stage fingerprints, trial ids, evaluation fingerprints.
+"""Hashes of everything a result depends on: fingerprints of stages and evaluations, and trial IDs.
 
-A fingerprint is the SHA-256 of canonical JSON: the stage's own section (only what changes the
-result), the fingerprints it builds on, what lies outside the spec (`Inputs`), and the version of
-the stage's code, bumped by hand when its output changes.
+A fingerprint is the SHA-256 of canonical JSON with: the fields of the stage's section that affect
+the result, the fingerprints of the stages it reads, the identities of inputs outside the spec
+(`Inputs`), and the version of the stage's code, bumped by hand when its output changes.
 """
 
 import hashlib
@@ -12,8 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefsweep.sweeps.entry import ARTEFACTS
+from prefsweep.sweeps.functions import function_file
 from prefsweep.sweeps.grid import TrialSpec
-from prefsweep.sweeps.spec import ChatSpec, FirstTokens, Section, SweepSpec
+from prefsweep.sweeps.spec import (
+    CallableReward,
+    ChatSpec,
+    FirstTokens,
+    Reward,
+    Section,
+    SweepSpec,
+)
 
 STAGE_VERSIONS: Mapping[str, int] = {
     "policy": 2,
@@ -28,13 +36,14 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "evaluation": 6,
     "entry": 2,
 }
-"""Versions of the stages' code, and of the reader of entered data. Bump one when the same inputs
-give another output."""
+"""Versions of the stages' code, and of the reader of entered data. Bump one when its output for the
+same inputs changes."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Identities of what the spec only names: weights (commit or content hash) and files."""
+    """Identities of inputs that the spec only names (commit or content hash): models, data, and the
+    file of a reward function."""
 
     policy: str
     policy_corpus: str
@@ -45,11 +54,11 @@ class Inputs:
     quarantined: Mapping[str, Sequence[str]] = field(
         default_factory=dict[str, list[str]], hash=False
     )
-    """Stage -> ids of prompts that are left out there, because they kill whoever takes them."""
+    """Stage -> IDs of prompts that it skips, because they kill every worker."""
 
 
 def canonical_json(value: Any) -> str:
-    """Sorted keys, no spaces, no NaN: equal values give equal text."""
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -60,19 +69,19 @@ def fingerprint(stage: str, parts: Mapping[str, Any]) -> str:
 
 
 class Fingerprints:
-    """All identities of a sweep, computed without running or reading anything."""
+    """All identities of a sweep, computed without running a stage or reading a file."""
 
     def __init__(self, spec: SweepSpec, inputs: Inputs) -> None:
         self._spec = spec
         self.parts: dict[str, dict[str, Any]] = {}
-        """What each stage's fingerprint was made of, to explain why one changed."""
+        """Stage -> the parts that its fingerprint is made of, to explain why one changed."""
         self._inputs = inputs
         self._entered = None if spec.entry is None else ARTEFACTS[spec.entry.stage]
         policy, reward = spec.policy, spec.reward
         self.policy = self._stage(
             "policy", section=_fields(policy), weights=inputs.policy, corpus=inputs.policy_corpus
         )
-        self._scoring = None if reward is None else _fields(reward, {"train"})
+        self._scoring = None if reward is None else _scoring(reward)
         training = None if reward is None else _fields(reward).get("train")
         self.reward = self._stage(
             "reward", training=training, weights=inputs.reward, corpus=inputs.reward_corpus
@@ -113,7 +122,7 @@ class Fingerprints:
         return fingerprint("trial", self.trial_parts(trial))[:12]
 
     def trial_parts(self, trial: TrialSpec) -> dict[str, Any]:
-        """What the trial's id is made of."""
+        """The parts that the trial's ID is made of."""
         training = self._spec.training
         section = _fields(training, _NOT_WEIGHTS)
         if training.max_steps is not None:
@@ -125,7 +134,7 @@ class Fingerprints:
 
     @property
     def untrained(self) -> str:
-        """The evaluation of the policy before training."""
+        """The fingerprint of the evaluation of the policy before training."""
         return self.evaluation("untrained")
 
     def evaluation(self, trial_id: str) -> str:
@@ -133,8 +142,8 @@ class Fingerprints:
         return fingerprint("evaluation", self.evaluation_parts() | {"trial_id": trial_id})
 
     def evaluation_parts(self) -> dict[str, Any]:
-        """What every evaluation's fingerprint is made of, beside the trial."""
-        left_out = self._inputs.quarantined.get("untrained")  # who met them first
+        """The parts of every evaluation's fingerprint, except the trial ID."""
+        left_out = self._inputs.quarantined.get("untrained")  # the first evaluation finds them
         return ({"quarantined": sorted(left_out)} if left_out else {}) | {
             "section": _fields(self._spec.evaluation, {"eval_steps", "max_prompts"}),
             "eval_prompts": self.eval_prompts,
@@ -165,7 +174,7 @@ class Fingerprints:
         return entered | {"split": rule, "max_prompts": self._spec.evaluation.max_prompts}
 
     def _enterable(self, name: str, parts: Callable[[], dict[str, Any]]) -> str:
-        """A stage that data may stand in for. Stages before the data have no fingerprint ("")."""
+        """A stage that entered data may replace. Earlier stages have no fingerprint ("")."""
         entry = self._spec.entry
         if entry is None or (self._entered in self.parts):
             return self._stage(name, **parts())
@@ -198,24 +207,25 @@ _NOT_WEIGHTS = {
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "packing",
+    "fuse",
     "logging_steps",
     "save_steps",
     "max_length",
     "max_prompt_length",
     "eos",
 }
-"""Training fields that leave the weights alone or are in the reference's fingerprint."""
+"""Training fields that do not affect the weights, or are in the reference's fingerprint."""
 
 
 def _fields(
     section: Section | TrialSpec, drop: set[str] | frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """The section as JSON without `drop` and without paths, which inputs' identities stand for."""
+    """The section as JSON, without `drop` and without paths (identities of inputs replace them)."""
     fields = section.model_dump(mode="json", exclude=set(drop))
     for name in ("model", "revision"):
         fields.pop(name, None)
     if fields.get("chat") and section.chat.date == ChatSpec().date:  # pyright: ignore
-        del fields["chat"]["date"]  # younger than the identities of sweeps that do not set it
+        del fields["chat"]["date"]  # added later; sweeps that do not set it keep their identities
     for child in ("sft", "train"):
         if fields.get(child):
             fields[child]["corpus"].pop("path", None)
@@ -224,8 +234,16 @@ def _fields(
     return fields
 
 
+def _scoring(reward: Reward) -> dict[str, Any]:
+    """The fields that determine scores, without training; of a function in a file, its name."""
+    fields = _fields(reward, {"train"})
+    if isinstance(reward, CallableReward) and function_file(reward):
+        fields["function"] = reward.function.rpartition(":")[2]  # Inputs.reward has the content
+    return fields
+
+
 def needs_making(spec: SweepSpec) -> dict[str, bool]:
-    """Whether the policy and the reward model are artefacts of the sweep (or used as found)."""
+    """Whether the sweep makes the policy and the reward model, or uses existing ones."""
     policy, reward = spec.policy, spec.reward
     return {
         "policy": policy.sft is not None

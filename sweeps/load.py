@@ -1,6 +1,6 @@
-"""A YAML file or a shipped name, and dotted KEY=VALUE overrides, in; a resolved SweepSpec out.
+"""Loads a spec: from a YAML file or a shipped name, with dotted KEY=VALUE overrides.
 
-All mistakes are SpecErrors that name the place, the value and the remedy.
+Every mistake is a SpecError with the place, the value and the remedy.
 """
 
 import copy
@@ -16,12 +16,13 @@ import yaml
 from pydantic import ValidationError
 
 from prefsweep.sweeps.errors import SpecError
-from prefsweep.sweeps.mistakes import mistakes, short
+from prefsweep.sweeps.functions import with_found_function
 from prefsweep.sweeps.spec import SweepSpec
+from prefsweep.sweeps.validation_messages import mistakes, short
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values (1e-4 is a number, `no` a text); no tags, no double keys."""
+    """YAML 1.2's plain values (1e-4 is a number, `no` is text); tags and duplicate keys fail."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
 
@@ -30,11 +31,11 @@ class _Loader(yaml.SafeLoader):
         tag: str | None = getattr(event, "tag", None)
         if tag not in (None, "!"):
             line = event.start_mark.line + 1
-            raise SpecError(f"line {line}: tag {tag!r}: a sweep holds plain values only; remove it")
+            raise SpecError(f"line {line}: tag {tag!r}: only plain values are allowed; remove it")
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Checked here and not where mappings are built, because merge keys (<<) change the nodes.
+        # Checked before mappings are constructed, because merge keys (<<) change the nodes.
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key_node, _ in cast("list[tuple[yaml.Node, yaml.Node]]", node.value):
@@ -54,8 +55,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# The first pattern that matches decides; what matches none is text. Integers beyond 64 bits are
-# read as floats, which the spec refuses where it wants an integer.
+# The first pattern that matches decides; a value that matches none is text. Integers beyond 64 bits
+# are read as floats, which the spec refuses for integer fields.
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -74,7 +75,7 @@ for _tag, _pattern, _first in (
 
 
 def shipped_names() -> list[str]:
-    """Names of the sweeps that come with the package."""
+    """Names of the sweeps shipped with the package."""
     folder = resources.files("prefsweep.sweeps")
     return sorted(
         item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")
@@ -82,22 +83,26 @@ def shipped_names() -> list[str]:
 
 
 def load_spec(source: str, overrides: Sequence[str] = ()) -> SweepSpec:
-    """The spec of `source`, a YAML file or a shipped name, with `KEY=VALUE` overrides applied.
+    """Load the spec of `source`, a YAML file or a shipped name, with `KEY=VALUE` overrides.
 
     Raises SpecError.
     """
-    text, where = _read(source)
+    return parse_spec(*_read(source), overrides)
+
+
+def parse_spec(text: str, where: str, overrides: Sequence[str] = ()) -> SweepSpec:
+    """The spec of a YAML text that is, or is to be, the file `where`. Raises SpecError."""
     data = _parse(text, where)
     if not isinstance(data, dict):
         raise SpecError(f"{where}: a sweep is a mapping of sections, not {_kind(data)}")
     for override in overrides:
         _apply(cast("dict[str, Any]", data), override)
     given = f" with {', '.join(short(override) for override in overrides)}" if overrides else ""
-    return validate_spec(cast("Any", data), where + given)
+    return with_found_function(validate_spec(cast("Any", data), where + given), Path(where).parent)
 
 
 def validate_spec(data: Any, where: str) -> SweepSpec:
-    """`data` (from YAML or JSON) as a SweepSpec; `where` names its origin in messages.
+    """Validate `data` (from YAML or JSON) as a SweepSpec; messages name `where` as its origin.
 
     Raises SpecError.
     """
@@ -109,7 +114,7 @@ def validate_spec(data: Any, where: str) -> SweepSpec:
 
 
 def _read(source: str) -> tuple[str, str]:
-    """The text, and what to call it in messages. A file goes before a shipped name."""
+    """The text, and its name in messages. A file takes precedence over a shipped name."""
     if not os.path.exists(source):
         if source in shipped_names():
             item = resources.files("prefsweep.sweeps") / f"{source}.yaml"
@@ -140,13 +145,13 @@ def _parse(text: str, where: str) -> Any:
 def _apply(data: dict[str, Any], override: str) -> None:
     """Set the dotted key of `KEY=VALUE` in `data`; numbers index lists; the value is read as YAML.
 
-    What lies on the way is copied first: a YAML alias may have put it in other places too.
+    The parents of the value are copied first: a YAML alias may share them with other places.
     """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     name = f"override {short(override)}"
     if not equals or not all(parts):
-        raise SpecError(f"{name} is not of the form section.key=value")
+        raise SpecError(f"{name} does not have the form section.key=value")
     value = _parse(text, name)
     target: Any = data
     for depth, part in enumerate(parts):

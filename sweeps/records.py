@@ -1,6 +1,6 @@
-"""The records that travel between the stages: plain frozen dataclasses, one row each.
+"""The records that stages pass to each other: plain frozen dataclasses, one per row.
 
-They hold no behaviour and no paths. Log-probabilities are natural logarithms (nats).
+They have no methods and no paths. Log-probabilities are natural logarithms (nats).
 """
 
 import hashlib
@@ -30,21 +30,21 @@ class Stage(StrEnum):
 
 Split = Literal["train", "test"]
 DROPPED = "dropped: "
-"""Beginning of a note that counts what a stage has left out, and why."""
+"""Prefix of a note that counts the rows a stage has dropped, followed by the reason."""
 Metrics = dict[str, float | None]
-"""Metric name to value; None where the metric does not apply (no reward, no untrained policy)."""
+"""Metric name -> value; None if the metric does not apply (no reward, no untrained policy)."""
 NOTED = "noted: "
-"""How those notes of a stage begin that are logged when it is done."""
+"""Prefix of a note that is logged when its stage is finished."""
 
 
 def prompt_id(text: str) -> str:
-    """Identity of a prompt: the first 16 hex digits of the SHA-256 of its canonical UTF-8 text."""
+    """ID of a prompt: the first 16 hex digits of the SHA-256 of its canonical UTF-8 text."""
     return hashlib.sha256(canonical_prompt(text).encode()).hexdigest()[:16]
 
 
 Errored = Literal["retry", "restart", "resume", "skip"]
-"""What becomes of failed trials: those whose failure may pass are retried; or all of them restart
-from scratch, or resume from their newest checkpoint, or are left."""
+"""What to do with failed trials: retry those with a transient failure; or restart all from scratch,
+resume all from their newest checkpoint, or skip all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ class Prompt:
 class Completion:
     """One candidate completion of a prompt; `finish_reason` is "eos" or "length".
 
-    `token_ids` are those that were sampled, with the one that ended them; None for a text that
-    was entered, or was made before they were kept.
+    `token_ids` are the sampled tokens, including the end token; None for an entered text, and for
+    one from a version that did not store them.
     """
 
     prompt_id: str
@@ -88,8 +88,8 @@ class ScoredCompletion:
 class PreferencePair:
     """Two completions of one prompt, the preferred one first (Hugging Face preference format).
 
-    The scores are None where the pair was entered without them, the token ids where the texts are
-    not sampled ones.
+    The scores are None if the pair was entered without them; the token IDs are None if the texts
+    were not sampled.
     """
 
     pair_id: str
@@ -145,7 +145,7 @@ class EvaluationSample:
 
 
 class Status(StrEnum):
-    """Where a stage or a trial stands."""
+    """Status of a stage or a trial."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -159,8 +159,8 @@ FailureKind = Literal["deterministic", "transient", "out_of_memory"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a stage or trial failed: one line, the remote traceback, what to do about it, and where
-    the trial's own log is."""
+    """Why a stage or trial failed: a one-line message, the remote traceback, advice, and the path
+    of the trial's log."""
 
     kind: FailureKind
     message: str
@@ -184,12 +184,12 @@ class TrialResult:
     samples: list[EvaluationSample] = field(default_factory=list[EvaluationSample])
     evaluate_seconds: float | None = None
     found: bool = False
-    """Whether another sweep had trained it before this one began."""
+    """Whether it was trained before this sweep first started (by another sweep)."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """A finished stage as the report shows it: rows made, seconds of work, and notes.
+    """A finished stage in the report: number of rows, seconds of work, and notes.
 
     `notes` are counts worth showing, such as {"dropped: tied scores": 12}.
     """
@@ -200,13 +200,13 @@ class StageResult:
     seconds: float
     notes: dict[str, float] = field(default_factory=dict[str, float])
     found: bool = False
-    """Whether another sweep had made it before this one began."""
+    """Whether it was made before this sweep first started (by another sweep)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How many values of each series lie between `edges[i]` and `edges[i + 1]` (the last edge is
-    inside)."""
+    """Number of values of each series from `edges[i]` up to `edges[i + 1]`; only the last bin
+    includes its upper edge."""
 
     edges: list[float]
     counts: dict[str, list[int]]
@@ -214,10 +214,10 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """What the preference data looks like; None and [] where its stage is not finished."""
+    """Distributions of the preference data; None if their stage is not finished."""
 
     scores: Histogram | None = None
-    """Rewards of all completions, and of the chosen and the rejected ones."""
+    """Rewards of all completions, of the chosen and of the rejected ones."""
     margins: Histogram | None = None
     """Reward of the chosen minus reward of the rejected completion of a pair."""
     lengths: Histogram | None = None
@@ -226,28 +226,28 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True)
 class SweepResults:
-    """Everything a report is made of. `results[0]` is the untrained policy once it is evaluated."""
+    """All data of a report. `results[0]` is the untrained policy, once it is evaluated."""
 
     sweep: str
     spec: dict[str, object]
     stages: list[StageResult]
     results: list[TrialResult]
     environment: dict[str, str]
-    """Versions and machines that made the results: name to value."""
+    """Versions and machines that made the results: name -> value."""
     data: DataFacts = field(default_factory=DataFacts)
     missing: list[str] = field(default_factory=list[str])
     """Stages that are not finished."""
     commands: list[str] = field(default_factory=list[str])
-    """What was typed to run the sweep, its overrides with it."""
+    """Commands that ran the sweep, with their overrides."""
     quarantined: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
-    """Stage -> id and text of the prompts that it leaves out, because they end their workers."""
+    """Stage -> ID and text of the prompts that it skips, because they kill every worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """How far a stage is: `num_done` of `num_total` units (shards, or 1 of 1).
+    """Progress of a stage: `num_done` of `num_total` units (shards, or 1 of 1).
 
-    `rows` of a stage that is not finished are those of its finished shards.
+    `rows` of an unfinished stage are the rows of its finished shards.
     """
 
     name: str
@@ -258,14 +258,14 @@ class StageStatus:
     num_done: int = 0
     num_total: int | None = None
     rows_per_s: float | None = None
-    """Of a running sharded stage, since its driver started."""
+    """Mean rate of a running sharded stage since its driver started."""
     eta_s: float | None = None
-    """Seconds until it is done, at that rate."""
+    """Seconds until it is finished, at that rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialStatus:
-    """How far a trial is; `metrics` are its newest training metrics, or the final evaluation."""
+    """Progress of a trial; `metrics` are its newest training metrics, or the final evaluation."""
 
     trial_id: str
     name: str
@@ -275,30 +275,30 @@ class TrialStatus:
     max_steps: int | None = None
     seconds: float | None = None
     step_seconds: float | None = None
-    """Of a running one: its pace since it began, or went on from a checkpoint."""
+    """Mean seconds per step of a running trial since it was started or resumed."""
     metrics: Metrics = field(default_factory=dict[str, float | None])
     failure: Failure | None = None
     attempts: int = 0
-    """How often it was begun."""
+    """Number of attempts so far."""
     halvings: int = 0
-    """How often its micro-batch was halved, because it did not fit the memory."""
+    """How often its micro-batch was halved because it did not fit the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class DriverStatus:
-    """The process that runs a sweep, or died while it ran it; `since` is seconds since 1970."""
+    """The process that runs a sweep, or died while running it; `since` is seconds since 1970."""
 
     host: str
     pid: int
     since: float
     alive: bool
     responding: bool = True
-    """False where its process is there but stopped (`kill -STOP`)."""
+    """False if its process exists but is stopped (`kill -STOP`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepStatus:
-    """What the store knows of a sweep at one moment."""
+    """Status of a sweep, as read from the store."""
 
     sweep: str
     stages: list[StageStatus]
@@ -306,8 +306,8 @@ class SweepStatus:
     elapsed_s: float | None = None
     eta_s: float | None = None
     driver: DriverStatus | None = None
-    """None where nobody runs the sweep."""
+    """None if no driver holds the sweep's lease."""
     quarantined: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
-    """Stage -> ids of prompts that are left out there."""
+    """Stage -> IDs of prompts that it skips."""
     storage: str | None = None
-    """The store it was read from."""
+    """The store that was read."""

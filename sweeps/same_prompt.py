@@ -1,7 +1,7 @@
-"""When two prompts are one: this is the only place that says so.
+"""Decides whether two prompts count as the same prompt; no other module does.
 
-White space, the Unicode normal form and characters without width make no difference, nor whether
-the user's message is a text or a list of one message. Case and every other character do.
+Differences in white space, Unicode normal form and zero-width characters are ignored. A text and a
+list with one user message of that text are the same prompt. Case and all other characters matter.
 """
 
 import json
@@ -12,7 +12,7 @@ _WITHOUT_WIDTH: dict[int, str | int | None] = {0x200B: None, 0x2060: None, 0xFEF
 
 
 def canonical_prompt(prompt: str) -> str:
-    """The same text for all prompts that are one; for comparing, never for reading.
+    """A text that is equal for all prompts that count as the same. It is only used for comparison.
 
     A prompt is a text, or a conversation: a JSON list of messages.
     """
@@ -40,7 +40,7 @@ def _conversation(prompt: str) -> list[dict[str, Any]] | None:
 
 
 def _canonical(value: Any) -> Any:
-    """Every text in a message canonical, and role and content before its other fields."""
+    """Make every text in a message canonical, and put role and content before other fields."""
     if isinstance(value, str):
         return _canonical_text(value)
     if isinstance(value, list):

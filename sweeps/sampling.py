@@ -4,30 +4,30 @@ from typing import Any, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from prefsweep.sweeps.texts import Section, Seed
+from prefsweep.sweeps.sources import Section, Seed
 
 
 class Sampling(Section):
-    """How completions are sampled; names and meaning are transformers' GenerationConfig's."""
+    """How completions are sampled; names and meanings as in transformers' GenerationConfig."""
 
     max_new_tokens: int = Field(default=64, ge=1)
-    """Longest completion, tokens."""
+    """Maximum length of a completion, tokens."""
     min_new_tokens: int = Field(default=0, ge=0)
-    """Shortest completion before the end-of-text token may come, tokens."""
+    """Minimum length of a completion before the end-of-text token, tokens."""
     do_sample: bool = True
     """Sample; false decodes greedily."""
     temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits."""
+    """Logits are divided by this."""
     top_k: int = Field(default=0, ge=0)
-    """Tokens to sample among; 0 is all."""
+    """Sample from this many most likely tokens; 0 samples from all."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Probability mass to sample among; 1 is all."""
+    """Sample from the most likely tokens with this total probability; 1 samples from all."""
     no_repeat_ngram_size: int = Field(default=0, ge=0)
-    """Length of n-grams that may occur once only; 0 allows all."""
+    """Length of n-grams that must not repeat; 0 allows all repetitions."""
     repetition_penalty: float = Field(default=1.0, gt=0)
-    """Penalty on tokens that occurred; 1 is none."""
+    """Penalty on tokens that have occurred; 1 is none."""
     batch_size: int = Field(default=16, ge=1)
-    """Prompts generated together; part of the result, because padding is."""
+    """Prompts generated together; affects the result, because padding does."""
     seed: Seed = 0
     """Seed of the sampling."""
 
@@ -36,9 +36,9 @@ class WordBias(Section):
     """A bias on words."""
 
     words: tuple[str, ...] = Field(min_length=1)
-    """The words, as text; each is tokenized as it stands after a space."""
+    """The words, as text; each is tokenized with a space before it."""
     bias: float
-    """Added to the logit of a word's last token where the tokens before it are there."""
+    """Added to the logit of a word's last token after the word's other tokens."""
 
     @field_validator("words")
     @classmethod
@@ -50,20 +50,21 @@ class GenerationSpec(Sampling):
     """Candidate completions for the pairs."""
 
     num_completions: int = Field(default=4, ge=2)
-    """Completions a prompt."""
+    """Completions per prompt."""
     num_beam_groups: int | None = Field(default=None, ge=2)
     """Groups of diverse beam search, one completion each; None samples (or decodes greedily)."""
     diversity_penalty: float = Field(default=0.0, ge=0)
-    """Nats off a token's log-probability for each earlier group that took it at the same step."""
+    """Subtracted from a token's log-probability, in nats, for each earlier group that chose the
+    token at the same step."""
     sequence_bias: tuple[WordBias, ...] = ()
-    """Words made likelier or less likely."""
+    """Words made more or less likely."""
     bad_words: tuple[str, ...] = ()
-    """Words that never come, as text; each is tokenized as it stands after a space."""
+    """Words that are never generated, as text; each is tokenized with a space before it."""
     random_new_tokens: tuple[int, int] | None = None
-    """[least, most] tokens that completions are cut at, drawn for each prompt; max_new_tokens is
-    the most then. None cuts all at max_new_tokens."""
+    """[least, most]: the length at which completions are cut, drawn at random for each prompt,
+    tokens; max_new_tokens is then the most. None cuts all at max_new_tokens."""
     shard_size: int = Field(default=32, ge=1)
-    """Prompts a shard, the unit that is handed to a worker and redone if it is lost."""
+    """Prompts per shard, the unit that one worker computes, and recomputes if it is lost."""
 
     @field_validator("bad_words")
     @classmethod
@@ -73,7 +74,7 @@ class GenerationSpec(Sampling):
     @model_validator(mode="before")
     @classmethod
     def random_lengths_end_at_max_new_tokens(cls, data: Any) -> Any:
-        """max_new_tokens is the most of random_new_tokens: one decoding has one identity."""
+        """Set max_new_tokens to the most of random_new_tokens, so that identities are equal."""
         if not isinstance(data, dict):
             return data
         fields = cast("dict[str, Any]", data)
@@ -109,7 +110,7 @@ class GenerationSpec(Sampling):
     @model_validator(mode="before")
     @classmethod
     def beams_are_not_sampled(cls, data: Any) -> Any:
-        """Each group is greedy: do_sample is false, so that one decoding has one identity."""
+        """Set do_sample to false, because groups are greedy, so that identities are equal."""
         if not isinstance(data, dict):
             return data
         fields = cast("dict[str, Any]", data)
@@ -118,7 +119,7 @@ class GenerationSpec(Sampling):
             return fields
         if fields.get("do_sample") is True:
             raise ValueError(
-                f"do_sample=True is not read with num_beam_groups={groups}, whose groups are "
+                f"do_sample=True is not used with num_beam_groups={groups}, whose groups are "
                 "greedy; remove do_sample, or num_beam_groups to sample"
             )
         return {**fields, "do_sample": False}
@@ -129,19 +130,19 @@ class GenerationSpec(Sampling):
         if groups is None:
             if self.diversity_penalty:
                 raise ValueError(
-                    f"diversity_penalty={self.diversity_penalty} is read with num_beam_groups "
-                    f"only; add num_beam_groups: {self.num_completions}, or remove it"
+                    f"diversity_penalty={self.diversity_penalty} is only used with "
+                    f"num_beam_groups; add num_beam_groups: {self.num_completions}, or remove it"
                 )
             return self
         if groups != self.num_completions:
             raise ValueError(
-                f"num_beam_groups={groups} and num_completions={self.num_completions}: every "
+                f"num_beam_groups={groups} and num_completions={self.num_completions}: each "
                 "group gives one completion; set both to the same number"
             )
         for name in ("temperature", "top_k", "top_p"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is not read with num_beam_groups={groups}, "
+                    f"{name}={getattr(self, name)} is not used with num_beam_groups={groups}, "
                     f"whose groups are greedy; remove {name}, or num_beam_groups to sample"
                 )
         return self
@@ -155,7 +156,7 @@ class GenerationSpec(Sampling):
         ):
             if word in named:
                 raise ValueError(
-                    f"{word!r} is more than once in sequence_bias and bad_words; keep one"
+                    f"{word!r} occurs more than once in sequence_bias and bad_words; keep one"
                 )
             named.add(word)
         return self
@@ -165,5 +166,5 @@ def _bare(words: tuple[str, ...]) -> tuple[str, ...]:
     """`words` without white space around them, none of them empty."""
     bare = tuple(word.strip() for word in words)
     if "" in bare:
-        raise ValueError("holds a word without a letter; remove it")
+        raise ValueError("contains an empty word; remove it")
     return bare

@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 
 from prefsweep.sweeps.entry import OPTIONAL, REQUIRED, EntrySpec
 from prefsweep.sweeps.errors import DataError
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import (
     Completion,
     PreferencePair,
@@ -22,6 +21,7 @@ from prefsweep.sweeps.records import (
     prompt_id,
 )
 from prefsweep.sweeps.spec import DatasetText, FileText, PairsSpec, Prompts
+from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers.corpus import chosen, load_records, source_identity
 from prefsweep.workers.formats import near_column
 from prefsweep.workers.locations import ModelSource

@@ -3,8 +3,8 @@
 The prompt is the unit: several samples of one belong together and count as their mean. Two policies
 are compared prompt by prompt. Intervals of a mean are studentized bootstrap intervals over prompts
 (bootstrap-t: Efron 1982; Hall 1988), which follow skewed rewards where Student's t and the
-percentile bootstrap miss on one side; replicates of a trial pool by a two-way analysis of variance.
-Everything is seeded: equal rewards give equal numbers.
+percentile bootstrap miss on one side. Seeds of a trial are a second sample, whose variance is each
+grid point's own. Everything is seeded: equal rewards give equal numbers.
 """
 
 import math
@@ -19,6 +19,7 @@ from scipy import stats
 from prefsweep.sweeps.records import EvaluationSample, Metrics
 
 CONFIDENCE = 0.95
+NORMAL_QUANTILE = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 INTERVAL_METHOD = "studentized bootstrap over prompts"
 NUM_RESAMPLES = 4000
 MIN_PROMPTS = 10
@@ -66,6 +67,14 @@ def paired_metrics(
         "win_rate_ci_low": win_low,
         "win_rate_ci_high": win_high,
     }
+
+
+def prompt_kls(samples: Iterable[EvaluationSample]) -> dict[str, float]:
+    """prompt_id -> mean KL of its samples, nats."""
+    by_prompt: dict[str, list[float]] = {}
+    for sample in samples:
+        by_prompt.setdefault(sample.prompt_id, []).append(sample.kl)
+    return {prompt: float(np.mean(kls)) for prompt, kls in by_prompt.items()}
 
 
 def prompt_rewards(samples: Iterable[EvaluationSample]) -> dict[str, float]:
@@ -120,13 +129,14 @@ def _t_quantiles(deviations: Floats) -> Interval:
 def _resampled(deviations: Floats) -> tuple[Floats, Floats]:
     """Mean and variance (divided by n) of every resample."""
     parts = [
-        (weights @ deviations, weights @ deviations**2) for weights in _weights(len(deviations))
+        (weights @ deviations, weights @ deviations**2)
+        for weights in resampling_weights(len(deviations))
     ]
     means, squares = (np.concatenate(part) for part in zip(*parts, strict=True))
     return means, squares - means**2
 
 
-def _weights(num: int) -> Iterable[Floats]:
+def resampling_weights(num: int) -> Iterable[Floats]:
     """The shares of `num` values in the resamples, NUM_RESAMPLES rows in all, in blocks."""
     if NUM_RESAMPLES * num <= _MAX_CELLS:
         yield _kept_weights(num)
@@ -148,9 +158,11 @@ def _student(num: int) -> Interval:
     return -quantile, quantile
 
 
-def wilson_interval(wins: float, num: int) -> Interval:
-    """95% Wilson score interval (Wilson 1927); `wins` may hold halves, which scipy refuses."""
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+def wilson_interval(wins: float, num: float, z: float = NORMAL_QUANTILE) -> Interval:
+    """Wilson score interval (Wilson 1927), of 95% by default.
+
+    `wins` may hold halves, which scipy refuses; `num` is the effective number of prompts.
+    """
     share = wins / num
     centre = (share + z * z / (2 * num)) / (1 + z * z / num)
     half = z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num)) / (1 + z * z / num)
@@ -161,48 +173,88 @@ def wilson_interval(wins: float, num: int) -> Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class SeedVariance:
-    """How much a trial's true mean moves from seed to seed, and how surely that is known."""
+class SeedSpread:
+    """What one policy's seeds say of its mean over them; all zero for a single seed."""
 
-    variance: float
-    """Variance of one seed's mean about the mean of all seeds, beyond what the prompts explain."""
-    degrees: float
-    """Degrees of freedom of that estimate; infinite where there are no seeds."""
+    variance: float = 0.0
+    """Variance of the mean: how much the seeds' means differ, divided by their number."""
+    noise: float = 0.0
+    """The part of it that is due to the completions, which more prompts would remove."""
+    degrees: float = math.inf
+    """Degrees of freedom of `variance`."""
+
+    @property
+    def off_prompts(self) -> float:
+        """The part of `noise` that is taken off the variance over prompts, which has it as well.
+
+        The variance of two seeds is small by chance too often to be made smaller.
+        """
+        return self.noise if self.degrees == 1 else 0.0
+
+    @property
+    def off_seeds(self) -> float:
+        """The part of `noise` that is taken off `variance`: with three seeds or more."""
+        return 0.0 if self.degrees == 1 else min(self.noise, self.variance)
 
 
-def seed_variance(groups: Iterable[Floats]) -> SeedVariance:
-    """The variance between seeds, pooled over grid points; each is an array (seeds, prompts).
+def seed_spread(x_SP: Floats) -> SeedSpread:
+    """The spread of one policy, an array (seeds, prompts); never pooled with that of others.
 
-    Two-way analysis of variance without replication: the seeds' mean square minus that of the
-    residuals, divided by the number of prompts, and never below 0.
+    Two-way analysis of variance without replication: the mean squares of seeds and of residuals.
     """
-    between, residual, degrees, num_prompts = 0.0, 0.0, 0, 0
-    for x_SP in groups:
-        if len(x_SP) < 2:
-            continue
-        num_prompts, mean_S = x_SP.shape[1], x_SP.mean(1, keepdims=True)
-        centred_SP = x_SP - mean_S - x_SP.mean(0) + x_SP.mean()
-        between += num_prompts * float(np.sum((mean_S - x_SP.mean()) ** 2))
-        residual += float(np.sum(centred_SP**2)) / max(num_prompts - 1, 1)
-        degrees += len(x_SP) - 1
-    if not degrees:
-        return SeedVariance(0.0, float("inf"))
-    between, residual = between / degrees, residual / degrees
-    return SeedVariance(max(0.0, between - residual) / num_prompts, float(degrees))
+    num_seeds, num_prompts = x_SP.shape
+    if num_seeds < 2:
+        return SeedSpread()
+    mean_S = x_SP.mean(1, keepdims=True)
+    residual_SP = x_SP - mean_S - x_SP.mean(0) + x_SP.mean()
+    degrees = num_seeds - 1
+    residual = float(np.sum(residual_SP**2)) / (degrees * max(num_prompts - 1, 1))
+    variance = float(np.var(mean_S, ddof=1)) / num_seeds
+    return SeedSpread(variance, residual / (num_seeds * num_prompts), float(degrees))
 
 
-def pooled_interval(x_SP: Floats, seeds: SeedVariance | None = None) -> Interval | None:
+def seed_spreads(policies: Sequence[Floats], untrained: int | None = None) -> list[SeedSpread]:
+    """The spread of every policy.
+
+    A trial whose other seeds are missing may vary as much as the grid point that varies most. The
+    policy at `untrained` was not trained and does not vary.
+    """
+    found = [seed_spread(x_SP) for x_SP in policies]
+    per_seed = [
+        SeedSpread(s.variance * len(x_SP), s.noise * len(x_SP), s.degrees)
+        for s, x_SP in zip(found, policies, strict=True)
+    ]
+    widest = max(per_seed, key=lambda spread: spread.variance, default=SeedSpread())
+    return [
+        widest if len(x_SP) == 1 and index != untrained else spread
+        for index, (spread, x_SP) in enumerate(zip(found, policies, strict=True))
+    ]
+
+
+def pooled_interval(x_SP: Floats, spread: SeedSpread | None = None) -> Interval | None:
     """95% interval of the mean over prompts and seeds, both taken as samples.
 
-    `seeds` is the variance between seeds where more than this grid point tells of it, which one
-    seed alone does not. The interval over prompts, of the means over seeds, and Student's interval
-    over seeds add in quadrature.
+    `spread` stands in where the policy's own seeds tell nothing, because there is one.
     """
-    mean_P = x_SP.mean(0)
-    interval, between = mean_interval(mean_P), seeds or seed_variance([x_SP])
-    if interval is None or between.variance == 0.0:
+    return over_seeds(x_SP.mean(0), [spread or seed_spread(x_SP)])
+
+
+def over_seeds(x_P: Floats, spreads: Sequence[SeedSpread]) -> Interval | None:
+    """95% interval of the mean of `x_P`, which are means over the seeds of `spreads`.
+
+    The interval over prompts and Student's interval over seeds add in quadrature, which covers at
+    least 95% whatever the two variances are (Banerjee 1961).
+    """
+    interval = mean_interval(x_P)
+    if interval is None or not any(spread.variance for spread in spreads):
         return interval
-    mean = float(mean_P.mean())
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, between.degrees))
-    half = quantile * math.sqrt(between.variance / len(x_SP))
-    return mean - math.hypot(mean - interval[0], half), mean + math.hypot(interval[1] - mean, half)
+    mean, prompts = float(x_P.mean()), float(np.var(x_P, ddof=1)) / len(x_P)
+    of_prompts = max(0.0, prompts - sum(spread.off_prompts for spread in spreads))
+    quantiles = [float(stats.t.ppf((1 + CONFIDENCE) / 2, s.degrees)) for s in spreads]
+    halves = [
+        q * math.sqrt(s.variance - s.off_seeds) for q, s in zip(quantiles, spreads, strict=True)
+    ]
+    of_seeds = math.hypot(*halves)
+    share = math.sqrt(of_prompts / prompts) if prompts else 0.0
+    down, up = (mean - interval[0]) * share, (interval[1] - mean) * share
+    return mean - math.hypot(down, of_seeds), mean + math.hypot(up, of_seeds)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from prefsweep.orchestrator.commands.fields import explain, schema
+from prefsweep.orchestrator.commands.init import init
 from prefsweep.orchestrator.commands.options import (
     Address,
     Inline,
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="prefsweep",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -120,7 +121,8 @@ def resume(
     run_with_view(sweep, options)
 
 
-app.command()(submit)
+for command in (init, submit, explain, schema):
+    app.command()(command)
 
 
 @app.command()

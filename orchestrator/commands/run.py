@@ -14,8 +14,8 @@ from prefsweep.orchestrator.commands.options import exclusive
 from prefsweep.orchestrator.display.terminal import console, errors, log_handler, say
 from prefsweep.orchestrator.state.hints import hint
 from prefsweep.sweeps.errors import INTERRUPTED
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import Stage, Status, TrialResult
+from prefsweep.sweeps.validation_messages import listed
 
 if TYPE_CHECKING:
     from prefsweep.orchestrator.execution.cluster import Cluster

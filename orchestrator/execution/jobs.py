@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefsweep.orchestrator.execution.job import Job
-from prefsweep.orchestrator.execution.package import make_parcel
+from prefsweep.orchestrator.execution.package import build_package
 from prefsweep.orchestrator.execution.ray_session import worker_environment
 from prefsweep.orchestrator.execution.ray_token import enable_token, refusal
 from prefsweep.orchestrator.state.command import COMMAND_VARIABLE, typed_command
@@ -60,7 +60,7 @@ def submit(
     command = ["python", "-m", "prefsweep.orchestrator.commands.cli", "run", SPEC_FILE]
     command += ["--storage", storage, *arguments]
     with scratch_folder(scratch_home()) as folder:
-        sent = make_parcel(folder, spec)
+        sent = build_package(folder, spec)
         document, files = _sent_spec(spec, folder)
         (folder / SPEC_FILE).write_text(document, encoding="utf-8")
         for line in (*sent, *files):

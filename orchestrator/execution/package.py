@@ -12,14 +12,15 @@ from pathlib import Path
 from types import ModuleType
 
 from prefsweep.orchestrator.state.inputs import copy
+from prefsweep.sweeps.functions import function_file
 from prefsweep.sweeps.spec import CallableReward, SweepSpec
-from prefsweep.workers.locations import load_function
+from prefsweep.workers.functions import load_function
 
 PACKAGES = ("sweeps", "workers", "orchestrator")
 DISTRIBUTION = "prefsweep"
 
 
-def make_parcel(folder: Path, spec: SweepSpec | None) -> list[str]:
+def build_package(folder: Path, spec: SweepSpec | None) -> list[str]:
     """Fill `folder` with all that has to be importable where a sweep, or nothing (None), runs.
 
     Returns what of the user's own is in it, a line each.
@@ -33,9 +34,11 @@ def make_parcel(folder: Path, spec: SweepSpec | None) -> list[str]:
     info.mkdir()
     told = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""  # of a checkout
     (info / "METADATA").write_text(told, encoding="utf-8")
-    if spec is not None and isinstance(spec.reward, CallableReward):
-        return _add_module(folder, spec.reward.function)
-    return []
+    if spec is None or not isinstance(spec.reward, CallableReward):
+        return []
+    if function_file(spec.reward):  # travels as the other files that a spec names
+        return []
+    return _add_module(folder, spec.reward.function)
 
 
 def _add_module(folder: Path, function: str) -> list[str]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
-from prefsweep.orchestrator.execution.package import make_parcel
+from prefsweep.orchestrator.execution.package import build_package
 from prefsweep.orchestrator.execution.ray_token import (
     private_token,
     read_environment,
@@ -88,7 +88,7 @@ def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
     environment = worker_environment(threads, os.environ)
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours takes the place of its
     with scratch_folder(scratch_home()) as folder:
-        for line in make_parcel(folder, spec):
+        for line in build_package(folder, spec):
             log.info("sent to the workers: %s", line)
         runtime_env = {"env_vars": environment, "working_dir": str(folder)}
         return _init(address, runtime_env, {})

@@ -234,7 +234,7 @@ def _reward(spec: SweepSpec) -> str:
         trained = ", trained for this sweep" if reward.train is not None else ""
         return f"{reward.output} of {_text(reward.label)} by {_name(reward.model)}{trained}"
     if reward.type == "callable":
-        return f"the function {_text(reward.function)}"
+        return f"the function {_text(PurePath(reward.function).name)}"  # no path of this disk
     return "compound score of the VADER lexicon"
 
 

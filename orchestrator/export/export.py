@@ -28,8 +28,8 @@ from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, Trial
 from prefsweep.orchestrator.state.trial_record import trial_status
 from prefsweep.orchestrator.store.store import Manifest
 from prefsweep.sweeps.errors import UsageError
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import Metrics, Status
+from prefsweep.sweeps.validation_messages import listed
 
 MARK = "prefsweep.json"
 """File that identifies an export; only a folder with it is replaced."""

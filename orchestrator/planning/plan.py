@@ -8,6 +8,7 @@ from rich.text import Text
 
 from prefsweep.orchestrator.planning.changes import changes
 from prefsweep.orchestrator.planning.estimate import estimate, estimate_lines, model_lines
+from prefsweep.orchestrator.planning.groups import group_lines
 from prefsweep.orchestrator.results.status import read_status
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import is_finished
@@ -52,6 +53,7 @@ def _lines(sweep: Sweep) -> Iterator[str]:
     num = num_eval * spec.evaluation.num_samples
     yield f"{at_most}{num_eval} held-out prompts, {num} completions for each evaluation"
     yield from model_lines(sweep)
+    yield from group_lines(sweep, unfinished)
     yield from estimate_lines(estimate(sweep, unfinished))
     manifests = [store.manifest(store.trial(t.trial_id, "weights")) for t in finished]
     now = environment()

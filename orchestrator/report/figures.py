@@ -72,6 +72,7 @@ def _add_intervals_of_means(data: Sequence[Trace], pooled: Pooled) -> None:
 
 def _reward_against_kl(comparison: Comparison, families: Sequence[Family], pooled: Pooled) -> Plot:
     data = _scatter(families, "kl", label=_label_fits(comparison))
+    sampled = _add_frontier(data, pooled)
     untrained = comparison.untrained
     if len(pooled.pareto) > 1:
         data.insert(0, _frontier_line(pooled))
@@ -80,15 +81,51 @@ def _reward_against_kl(comparison: Comparison, families: Sequence[Family], poole
     _spread_labels(data, width=920, height=330)
     layout = plot_layout("KL(policy || untrained), nats", height=460)
     layout["xaxis"]["rangemode"] = "tozero"
-    joined = "The wide line connects the Pareto set." if len(pooled.pareto) > 1 else ""
+    joined = "The wide line connects the Pareto set, as measured." if len(pooled.pareto) > 1 else ""
     betas = "The number beside a point is its beta." if _label_fits(comparison) else ""
+    bars = "the mean reward and the mean KL" if sampled else "the mean reward"
+    faint = "The fainter a point, the less likely it is on the frontier." if sampled else ""
     return Plot(
         id="reward-kl",
         title="Reward against KL",
-        caption="Up and to the left is better. Bars are 95% intervals of the mean reward. "
-        f"{betas}{_seeds_note(comparison)} {joined}".rstrip(),
+        caption=" ".join(
+            part
+            for part in (
+                f"Up and to the left is better. Bars are 95% intervals of {bars}.",
+                f"{betas}{_seeds_note(comparison)}".strip(),
+                faint,
+                joined,
+            )
+            if part
+        ),
         figure={"data": data, "layout": layout},
     )
+
+
+FAINTEST = 0.25
+"""Opacity of a point that is never on the frontier; 1 for one that always is."""
+
+
+def _add_frontier(data: Sequence[Trace], pooled: Pooled) -> bool:
+    """Set opacity by the probability of being on the frontier, and intervals of KL.
+
+    Only of points that are grid points; of several seeds these are the means. Whether any was set.
+    """
+    found = False
+    for trace in data:
+        variants = [pooled.by_trial[ids.split(" ")[0]] for ids in trace.get("ids", ())]
+        whole = all(
+            len(ids.split(" ")) == v.num_seeds
+            for ids, v in zip(trace.get("ids", ()), variants, strict=True)
+        )
+        if not variants or not whole or all(v.frontier is None for v in variants):
+            continue
+        found, colour = True, trace["marker"]["color"]
+        trace["marker"]["opacity"] = [
+            round(FAINTEST + (1 - FAINTEST) * (v.frontier or 0.0), 3) for v in variants
+        ]
+        trace["error_x"] = interval_bars([v.kl_interval for v in variants], trace["x"], colour)
+    return found
 
 
 def _reward_against_entropy(comparison: Comparison, families: Sequence[Family]) -> Plot:

@@ -4,12 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefsweep.orchestrator.report.policies import ids_of, untrained_lines, variant_lines
+from prefsweep.orchestrator.report.claims import limits, method, significance
+from prefsweep.orchestrator.report.policies import (
+    ids_of,
+    share_line,
+    untrained_lines,
+    variant_lines,
+)
 from prefsweep.orchestrator.report.style import SYMBOLS, Family
 from prefsweep.orchestrator.report.tables import evaluation_size, status_counts, time_spent
 from prefsweep.orchestrator.results.analysis import (
-    INTERVAL_METHOD,
-    METHOD,
     Comparison,
     Pooled,
     Variant,
@@ -29,7 +33,7 @@ def headline(
     """Data for the header of the template."""
     tiles = [
         _untrained_tile(comparison.untrained),
-        _tile("Best reward", pooled.best),
+        _tile(_best_label(pooled), pooled.best),
         _accuracy_tile(comparison, pooled),
     ]
     return {
@@ -40,7 +44,7 @@ def headline(
         "pareto": _pareto(pooled, groups),
         "has_start": metric(comparison.untrained, "reward_mean") is not None,
         "caveats": _caveats(comparison, pooled),
-        "method": _method(pooled),
+        "method": method(pooled),
         "counts": status_counts(comparison),
         "evaluation": evaluation_size(results),
         "time": time_spent(results),
@@ -78,6 +82,8 @@ def _within(pooled: Pooled) -> dict[str, Any] | None:
     tile = _tile("Best reward within a KL budget", pooled.best_within)
     if pooled.budget is None or tile is None:
         return None
+    share = pooled.share_within(pooled.best_within, pooled.budget)
+    tile["details"] += [] if share is None else [share_line(share)]
     return tile | {"budget": f"{_rounded_up(pooled.budget):g}"}
 
 
@@ -96,6 +102,7 @@ def _pareto(pooled: Pooled, groups: Sequence[Family]) -> list[dict[str, str]]:
         {
             "ids": ids_of(variant),
             "name": variant.name,
+            "share": "" if variant.frontier is None else f"{100 * variant.frontier:.0f}%",
             "colour": family.colour,
             "path": SYMBOLS[family.symbol],
         }
@@ -139,44 +146,11 @@ def _caveats(comparison: Comparison, pooled: Pooled) -> list[str]:
     lines: list[str] = []
     if comparison.untrained is None:
         lines.append("The untrained policy is not evaluated yet, so there is no baseline.")
-    about = " (\u2248 best in the table); more held-out prompts or seeds may separate them"
-    lines += [f"{finding}." for finding in _significance(pooled, about)]
+    about = " (\u2248 best in the table)"
+    lines += [f"{finding}." for finding in (*significance(pooled, about), *limits(pooled))]
     if pooled.num_seeds > 1:
         lines.append(f"Rewards are means over up to {pooled.num_seeds} seeds per grid point.")
     return lines
-
-
-def _significance(pooled: Pooled, about_peers: str) -> list[str]:
-    """Whether the best differs from the untrained policy and from the other grid points.
-
-    `about_peers` follows the sentence on those that do not differ significantly.
-    """
-    if pooled.best is None or pooled.best.standing is None:
-        return []
-    lines: list[str] = []
-    if pooled.untrained is not None and not pooled.untrained.distinguishable:
-        lines.append(
-            "These prompts do not show that training helped: the untrained policy is not "
-            f"significantly different from the best (p = {pooled.untrained.p_value:.2g})"
-        )
-    others, num_peers = sum(v.reward is not None for v in pooled.variants) - 1, len(pooled.peers)
-    if num_peers:
-        are = "is" if num_peers == 1 else "are"
-        of = f"{num_peers} of {counted(others, 'other grid point')}"
-        lines.append(f"{of} {are} not significantly different from the best{about_peers}")
-    elif others:
-        than = counted(others, "other grid point")
-        lines.append(f"The best is significantly better than the {than} with a reward")
-    return lines
-
-
-def _method(pooled: Pooled) -> str:
-    """How intervals and significance are computed, and from how many prompts."""
-    if pooled.best is None or pooled.best.reward_interval is None:
-        return ""
-    seeds = " and seeds" if pooled.num_seeds > 1 else ""
-    text = f"95% intervals: {INTERVAL_METHOD}{seeds}, n = {counted(pooled.num_prompts, 'prompt')}"
-    return text if pooled.best.standing is None else f"{text}; significance: {METHOD}"
 
 
 # --- summary.md -----------------------------------------------------------------------------------
@@ -199,8 +173,9 @@ def summary_markdown(results: SweepResults, pooled: Pooled | None = None) -> str
         size += f" x {pooled.num_seeds} seeds"
     lines = [
         *findings(comparison, pooled),
+        *limits(pooled),
         f"Trials: {status_counts(comparison)}{_still_missing(results)}",
-        f"Evaluation: {'; '.join(filter(None, (size, _method(pooled))))}",
+        f"Evaluation: {'; '.join(filter(None, (size, method(pooled))))}",
         f"Time: {time_spent(results)}",
     ]
     return "\n".join(
@@ -215,6 +190,10 @@ def summary_markdown(results: SweepResults, pooled: Pooled | None = None) -> str
     )
 
 
+def _best_label(pooled: Pooled) -> str:
+    return "Best reward of a trial" if pooled.untrained_is_best else "Best reward"
+
+
 def findings(comparison: Comparison, pooled: Pooled) -> list[str]:
     """The findings, one sentence per item."""
     best, within = pooled.best, pooled.best_within
@@ -222,16 +201,23 @@ def findings(comparison: Comparison, pooled: Pooled) -> list[str]:
     if best is None:
         lines.append(_why_no_best(comparison))
     else:
-        lines.append(f"Best reward: {_code(best.name)}, {_standing(best)}")
-        lines += _significance(pooled, f": {_names([v.name for v in pooled.peers])}")
+        lines.append(f"{_best_label(pooled)}: {_code(best.name)}, {_standing(best)}")
+        alike = [v.name for v in pooled.variants if v.indistinguishable]
+        peers = alike if pooled.untrained_is_best else [v.name for v in pooled.peers]
+        lines += significance(pooled, f": {_names(peers)}")
     if within is not None:
+        share = pooled.share_within(within, pooled.budget or 0.0)
         lines.append(
             f"Best within a KL of {show(pooled.budget)} nats (the median): {_code(within.name)}, "
             f"reward {with_interval(within.reward, within.reward_interval)} "
-            f"at KL {show(within.mean('kl'))} nats"
+            f"at KL {with_interval(within.mean('kl'), within.kl_interval)} nats"
+            + ("" if share is None else f"; {share_line(share)}")
         )
     if pooled.pareto:
-        lines.append(f"Pareto set (reward up, KL down): {_names([v.name for v in pooled.pareto])}")
+        known = all(v.frontier is not None for v in pooled.pareto)
+        about = "; probability that it holds" if known else ""
+        names = _names([_with_share(v) for v in pooled.pareto])
+        lines.append(f"Pareto set (reward up, KL down{about}): {names}")
     elif best is not None:
         lines.append("Pareto set (reward up, KL down): only the untrained policy")
     lines.append(_untrained_line(comparison))
@@ -244,7 +230,7 @@ def _standing(variant: Variant) -> str:
     if variant.num_seeds > 1:
         text += f" over {counted(variant.num_seeds, 'seed')}"
     kl = variant.mean("kl")
-    text += "" if kl is None else f" at KL {show(kl)} nats"
+    text += "" if kl is None else f" at KL {with_interval(kl, variant.kl_interval)} nats"
     if variant.gain is not None:
         sign = "+" if variant.gain >= 0 else ""
         gain = with_interval(variant.gain, variant.gain_interval)
@@ -252,7 +238,7 @@ def _standing(variant: Variant) -> str:
     wins = variant.mean("win_rate")
     if wins is None:
         return text
-    bounds = interval(variant.finished[0], "win_rate") if variant.num_seeds == 1 else None
+    bounds = variant.win_interval
     between = "" if bounds is None else f" [{100 * bounds[0]:.0f}%, {100 * bounds[1]:.0f}%]"
     return f"{text}, better on {100 * wins:.0f}%{between} of the prompts"
 
@@ -304,6 +290,7 @@ def _untrained_cells(untrained: TrialResult, pooled: Pooled) -> list[str]:
     reward = with_interval(metric(untrained, "reward_mean"), interval(untrained))
     numbers = [show(metric(untrained, name)) for name in SUMMARY_METRICS]
     mark = "~" if pooled.untrained and not pooled.untrained.distinguishable else ""
+    mark = "best" if pooled.untrained_is_best else mark
     seeds = [DASH] if pooled.num_seeds > 1 else []
     status = untrained.status.value
     return [_code(untrained.name), status, *seeds, reward, DASH, *numbers, mark]
@@ -316,8 +303,15 @@ def _cells(variant: Variant, pooled: Pooled) -> list[str]:
     numbers = [show(variant.mean(name)) for name in SUMMARY_METRICS]
     reward = with_interval(variant.reward, variant.reward_interval)
     gain = with_interval(variant.gain, variant.gain_interval)
-    mark = "best" if variant is pooled.best else "~" if variant.indistinguishable else ""
+    mark = "~" if variant.indistinguishable else ""
+    if variant is pooled.best:
+        mark = f"best trial {mark}".rstrip() if pooled.untrained_is_best else "best"
     return [_code(variant.name), status.value, *seeds, reward, gain, *numbers, mark]
+
+
+def _with_share(variant: Variant) -> str:
+    """The name, with its probability of being on the frontier."""
+    return variant.name if variant.frontier is None else f"{variant.name} {variant.frontier:.2f}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from prefsweep.orchestrator.report.figures import (
     training_plots,
 )
 from prefsweep.orchestrator.report.findings import headline
+from prefsweep.orchestrator.report.pivots import pivot_tables
 from prefsweep.orchestrator.report.points import are_thinned, box_plots
 from prefsweep.orchestrator.report.policies import competing_facts, policy_facts, sample_data
 from prefsweep.orchestrator.report.sections import (
@@ -33,7 +34,7 @@ from prefsweep.orchestrator.report.sections import (
     unfinished,
 )
 from prefsweep.orchestrator.report.style import SYMBOLS, Family, Plot, families
-from prefsweep.orchestrator.report.tables import pivot_tables, trial_table
+from prefsweep.orchestrator.report.tables import trial_table
 from prefsweep.orchestrator.results.analysis import Comparison, Pooled, compare, metric, pool
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import SweepResults

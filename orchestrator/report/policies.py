@@ -9,7 +9,7 @@ from typing import Any
 
 from prefsweep.orchestrator.report.style import NEUTRAL, SYMBOLS, Family, rounded
 from prefsweep.orchestrator.results.analysis import Comparison, Pooled, Variant, interval, metric
-from prefsweep.orchestrator.text import show
+from prefsweep.orchestrator.text import show, with_interval
 from prefsweep.sweeps.records import EvaluationSample, TrialResult
 from prefsweep.workers.statistics import Interval
 
@@ -42,7 +42,31 @@ def competing_facts(comparison: Comparison, pooled: Pooled) -> list[dict[str, An
         if variant.reward is not None and kl is not None:
             point = {"ids": ids_of(variant), "name": variant.name, "kl": rounded([kl])[0]}
             facts.append(point | _reward(variant.reward, variant_lines(variant)))
+    if len(facts) <= MAX_SHARES:
+        _add_shares(facts, pooled)
     return facts
+
+
+MAX_SHARES = 200
+"""With more choices, the slider gives no shares."""
+
+
+def _add_shares(facts: Sequence[dict[str, Any]], pooled: Pooled) -> None:
+    """To each choice, as "within", how surely the best within its KL is the best within it."""
+    by_name = {variant.name: variant for variant in pooled.variants}
+    for fact in facts:
+        within = [each for each in facts if each["kl"] <= fact["kl"]]
+        top = max(within, key=lambda each: (each["reward"], -each["kl"]))
+        own = by_name.get(fact["name"])
+        budget = (own.mean("kl") if own else None) or 0.0  # not rounded, so that it holds its own
+        share = pooled.share_within(by_name.get(top["name"]), budget)
+        if share is not None:
+            fact["within"] = share_line(share)
+
+
+def share_line(share: float) -> str:
+    """A detail of the best within a KL budget."""
+    return f"the best within the budget in {100 * share:.0f}% of bootstrap resamples"
 
 
 def ids_of(variant: Variant) -> str:
@@ -58,13 +82,18 @@ def untrained_lines(untrained: TrialResult) -> list[str]:
 def variant_lines(variant: Variant) -> list[str]:
     """Details of a grid point's reward: interval, KL, gain and win rate."""
     lines = _interval_lines(variant.reward_interval, variant.num_seeds)
-    lines.append(f"KL {show(variant.mean('kl'))} nats")
+    lines.append(f"KL {with_interval(variant.mean('kl'), variant.kl_interval)} nats")
     if variant.gain is not None:
         sign, bounds = "+" if variant.gain >= 0 else "", variant.gain_interval
         around = f" [{show(bounds[0])}, {show(bounds[1])}]" if bounds else ""
         lines.append(f"{sign}{show(variant.gain)}{around} over untrained")
-    wins = variant.mean("win_rate")
-    return lines if wins is None else [*lines, f"wins {100 * wins:.0f}% of the prompts"]
+    wins, bounds = variant.mean("win_rate"), variant.win_interval
+    if wins is not None:
+        around = f" [{100 * bounds[0]:.0f}%, {100 * bounds[1]:.0f}%]" if bounds else ""
+        lines.append(f"wins {100 * wins:.0f}%{around} of the prompts")
+    if variant.gain_interval is not None:
+        lines.append("the last two intervals hold for all grid points at once")
+    return lines
 
 
 def _interval_lines(bounds: Interval | None, num_seeds: int) -> list[str]:

@@ -1,13 +1,13 @@
-"""Results in, tables out: trials.csv, the page's table of all trials, and loss x beta tables."""
+"""Results in, tables out: trials.csv, and the page's table of all trials."""
 
 import csv
 import io
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from prefsweep.orchestrator.report.style import SYMBOLS, Family, beta_of
+from prefsweep.orchestrator.report.claims import scope
+from prefsweep.orchestrator.report.style import SYMBOLS, Family
 from prefsweep.orchestrator.results.analysis import (
     INTERVAL_METHOD,
     METHOD,
@@ -19,7 +19,7 @@ from prefsweep.orchestrator.results.analysis import (
     metric,
     pool,
 )
-from prefsweep.orchestrator.text import DASH, counted, duration, one_line, show
+from prefsweep.orchestrator.text import counted, duration, one_line, show
 from prefsweep.sweeps.grid import number
 from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 from prefsweep.workers.comparisons import Standing
@@ -58,8 +58,13 @@ COLUMNS = (
     *("grid_point", "grid_point_seeds", "grid_point_reward"),
     *("grid_point_ci_low", "grid_point_ci_high"),
     *("p_versus_best", "indistinguishable_from_best"),
+    *("grid_point_gain", "grid_point_gain_ci_low", "grid_point_gain_ci_high"),
+    *("grid_point_win_rate", "grid_point_win_rate_ci_low", "grid_point_win_rate_ci_high"),
+    *("grid_point_kl", "grid_point_kl_ci_low", "grid_point_kl_ci_high", "frontier_probability"),
 )
-"""The last two compare the grid point with the best one (results/analysis.py)."""
+"""`p_versus_best` and the next compare the grid point with the best policy, which may be the
+untrained one (results/analysis.py). The intervals of a grid point's gain and win rate are
+simultaneous; those of a trial's (`reward_gain_ci_low`) are its own."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -75,7 +80,8 @@ def trials_csv(results: SweepResults, pooled: Pooled | None = None) -> str:
     for result in (untrained, *comparison.trials):
         variant = variants.get(result.trial_id)
         standing = pooled.untrained if result.trial is None else variant and variant.standing
-        writer.writerow([*_csv_row(result), *_grid_point(variant), *_against_best(standing)])
+        row = [*_csv_row(result), *_grid_point(variant), *_against_best(standing)]
+        writer.writerow([*row, *_against_untrained(variant)])
     return text.getvalue()
 
 
@@ -110,6 +116,19 @@ def _against_best(standing: Standing | None) -> list[str]:
     if standing is None:
         return ["", ""]
     return [_csv_cell(standing.p_value), "no" if standing.distinguishable else "yes"]
+
+
+def _against_untrained(variant: Variant | None) -> list[str]:
+    """Cells of a grid point's gain, win rate and KL with intervals, and of the frontier."""
+    if variant is None:
+        return [""] * 10
+    cells = (
+        *(variant.gain, *(variant.gain_interval or (None, None))),
+        *(variant.mean("win_rate"), *(variant.win_interval or (None, None))),
+        *(variant.mean("kl"), *(variant.kl_interval or (None, None))),
+        variant.frontier,
+    )
+    return [_csv_cell(cell) for cell in cells]
 
 
 def _csv_cell(value: float | str | None) -> str:
@@ -176,6 +195,7 @@ GRID_COLUMNS = {
     "seed": "Seed",
 }
 """Field of a trial -> heading; shown if trials differ in it."""
+FRONTIER = "frontier_probability"
 METRICS = {
     "reward_mean": (
         "Reward",
@@ -183,16 +203,23 @@ METRICS = {
     ),
     "reward_gain": (
         "Gain",
-        "reward minus the untrained policy's, paired by prompt [95% interval]",
+        "reward minus the untrained policy's, paired by prompt [95% interval, simultaneous for all "
+        "grid points]",
     ),
     "win_rate": (
         "Win rate",
-        "share of held-out prompts whose reward beats the untrained policy's; a tie is half",
+        "share of held-out prompts whose reward beats the untrained policy's; a tie is half "
+        "[95% interval, simultaneous for all grid points]",
     ),
     "kl": (
         "KL",
         "mean over completions of the sum over positions of the full-vocabulary "
         "KL(policy || untrained), nats",
+    ),
+    FRONTIER: (
+        "Frontier",
+        "probability of being on the reward-KL frontier: the share of paired bootstrap resamples "
+        "of prompts (and seeds, if several) in which nothing has more reward at less KL",
     ),
     "entropy": ("Entropy", "of the pooled unigram tokens of all completions (Shannon), nats"),
     "entropy_full": (
@@ -218,6 +245,12 @@ METRICS = {
     "gpu_memory_gib": ("GPU memory", "peak of the training, GiB"),
 }
 """Metric -> heading and definition, in table order."""
+_OF_GRID_POINT = {
+    "reward_gain": "gain_interval",
+    "win_rate": "win_interval",
+    "kl": "kl_interval",
+}
+"""Metric -> the field of a grid point with its interval."""
 
 
 def trial_table(comparison: Comparison, groups: Sequence[Family], pooled: Pooled) -> dict[str, Any]:
@@ -227,6 +260,7 @@ def trial_table(comparison: Comparison, groups: Sequence[Family], pooled: Pooled
         name: heading
         for name, heading in METRICS.items()
         if any(metric(result, name) is not None for result in results)
+        or (name == FRONTIER and any(v.frontier is not None for v in pooled.variants))
     }
     grid = {
         name: heading
@@ -241,9 +275,12 @@ def trial_table(comparison: Comparison, groups: Sequence[Family], pooled: Pooled
         "rows": [
             _identity(result, family_of.get(result.trial_id))
             | {
-                "marks": _marks(variants.get(result.trial_id), pooled),
+                "marks": _marks(variants.get(result.trial_id), pooled)
+                or _untrained_marks(result, pooled),
                 "grid": [_grid_cell(result, name) for name in grid],
-                "cells": [_metric_cell(result, name) for name in columns],
+                "cells": [
+                    _metric_cell(result, name, variants.get(result.trial_id)) for name in columns
+                ],
                 "seconds": result.train_seconds,
                 "duration": duration(result.train_seconds),
             }
@@ -257,17 +294,30 @@ def _marks(variant: Variant | None, pooled: Pooled) -> list[dict[str, str]]:
     if variant is None or variant.reward is None:
         return []
     marks: list[dict[str, str]] = []
+    to = "the untrained policy, which is the best" if pooled.untrained_is_best else "the best"
     if variant is pooled.best:
-        marks.append({"text": "best", "about": "highest mean reward over all seeds"})
-    elif variant.indistinguishable and variant.standing is not None:
+        text = "best trial" if pooled.untrained_is_best else "best"
+        marks.append({"text": text, "about": "highest mean reward of a trial, over all seeds"})
+    if (
+        variant.indistinguishable
+        and variant.standing is not None
+        and not (variant is pooled.best and not pooled.untrained_is_best)
+    ):
         p_value = f"p = {variant.standing.p_value:.2g}"
-        about = f"not significantly different from the best, {p_value}; {METHOD}"
+        about = f"{scope(pooled)}: not significantly different from {to}, {p_value}; {METHOD}"
         marks.append({"text": "\u2248 best", "about": about})
     if any(variant is each for each in pooled.pareto):
-        marks.append(
-            {"text": "Pareto", "about": "no other grid point has a higher reward at a lower KL"}
-        )
+        about = "no other grid point has a higher reward at a lower KL, as measured"
+        if variant.frontier is not None:
+            about += f"; probability {variant.frontier:.2f}"
+        marks.append({"text": "Pareto", "about": about})
     return marks
+
+
+def _untrained_marks(result: TrialResult, pooled: Pooled) -> list[dict[str, str]]:
+    if result.trial is not None or not pooled.untrained_is_best:
+        return []
+    return [{"text": "best", "about": "no trial has a higher mean reward"}]
 
 
 def _identity(result: TrialResult, family: Family | None) -> dict[str, Any]:
@@ -285,97 +335,24 @@ def _grid_cell(result: TrialResult, name: str) -> dict[str, Any]:
     return {"value": value, "text": "" if value is None else number(value), "bounds": None}
 
 
-def _metric_cell(result: TrialResult, name: str) -> dict[str, Any]:
-    return {"value": metric(result, name), "text": show(metric(result, name))} | {
-        "bounds": _bounds(result, name)
-    }
+def _metric_cell(result: TrialResult, name: str, variant: Variant | None) -> dict[str, Any]:
+    if name == FRONTIER:
+        value = None if variant is None else variant.frontier
+    else:
+        value = metric(result, name)
+    text = show(value) if name != FRONTIER or value is None else f"{value:.2f}"
+    return {"value": value, "text": text, "bounds": _bounds(result, name, variant)}
 
 
-def _bounds(result: TrialResult, name: str) -> str | None:
-    """The 95% interval of a metric that has one, such as `reward_ci_low` of `reward_mean`."""
-    stem = name.removesuffix("_mean")
-    low, high = metric(result, f"{stem}_ci_low"), metric(result, f"{stem}_ci_high")
-    return None if low is None or high is None else f"[{show(low)}, {show(high)}]"
+def _bounds(result: TrialResult, name: str, variant: Variant | None) -> str | None:
+    """The 95% interval of a metric that has one.
 
-
-# --- loss x beta ----------------------------------------------------------------------------------
-
-
-TITLES = {"reward_mean": "Reward by loss and beta", "entropy": "Entropy by loss and beta"}
-"""Metric -> title of its table."""
-Bounds = Mapping[str, tuple[float, float] | None]
-"""trial_id -> the interval of its grid point's mean reward over all seeds."""
-
-
-def pivot_tables(
-    comparison: Comparison, families: Sequence[Family], pooled: Pooled
-) -> list[dict[str, Any]]:
-    """One table per metric that a trial has: a row per loss, a column per beta."""
-    betas = sorted({beta_of(result) for result in comparison.trials})
-    bounds = {trial_id: v.reward_interval for trial_id, v in pooled.by_trial.items()}
-    if comparison.untrained is not None:
-        bounds[comparison.untrained.trial_id] = interval(comparison.untrained)
-    return [
-        {
-            "title": title,
-            "caption": _pivot_caption(name, comparison),
-            "betas": [number(beta) for beta in betas],
-            "untrained": _pivot_cell(
-                name, [comparison.untrained] if comparison.untrained else [], bounds
-            ),
-            "rows": [_pivot_row(name, family, betas, bounds) for family in families],
-        }
-        for name, title in TITLES.items()
-        if any(metric(result, name) is not None for result in comparison.finished)
-    ]
-
-
-def _pivot_caption(name: str, comparison: Comparison) -> str:
-    """Explains the cells."""
-    seeds = {result.trial.seed for result in comparison.trials if result.trial is not None}
-    over_seeds = " Means over the seeds." if len(seeds) > 1 else ""
-    if name == "reward_mean":
-        return f"Mean reward [95% interval].{over_seeds}"
-    has_full = any(metric(result, "entropy_full") is not None for result in comparison.finished)
-    full = " / of prompt + completion, by the reward model's tokenizer" if has_full else ""
-    return f"Of the completions, by the policy's tokenizer{full}, nats.{over_seeds}"
-
-
-def _pivot_row(name: str, family: Family, betas: Sequence[float], bounds: Bounds) -> dict[str, Any]:
-    return {
-        "label": family.label,
-        "colour": family.colour,
-        "path": SYMBOLS[family.symbol],
-        "cells": [
-            _pivot_cell(
-                name, [member for member in family.members if beta_of(member) == beta], bounds
-            )
-            for beta in betas
-        ],
-    }
-
-
-def _pivot_cell(name: str, results: Sequence[TrialResult], bounds: Bounds) -> dict[str, str | None]:
-    """The mean over the seeds of a grid point, with its interval.
-
-    Without a result, the status of the grid point.
+    Those of a gain, win rate or KL are of the grid point, and are left out beside a single seed of
+    several.
     """
-    value = _mean(name, results)
-    if value is None:
-        unfinished = [r.status.value for r in results if r.status is not Status.SUCCEEDED]
-        return {"text": unfinished[0] if unfinished else DASH, "small": None}
-    return {"text": show(value), "small": _pivot_detail(name, results, bounds)}
-
-
-def _pivot_detail(name: str, results: Sequence[TrialResult], bounds: Bounds) -> str | None:
-    if name == "entropy":
-        full = _mean("entropy_full", results)
-        return None if full is None else f"/ {show(full)}"
-    ends = bounds.get(results[0].trial_id)
+    if name in _OF_GRID_POINT:
+        alone = variant is not None and len(variant.members) == 1
+        ends = getattr(variant, _OF_GRID_POINT[name]) if alone else None
+    else:
+        ends = interval(result, name.removesuffix("_mean"))
     return f"[{show(ends[0])}, {show(ends[1])}]" if ends else None
-
-
-def _mean(name: str, results: Sequence[TrialResult]) -> float | None:
-    values = [metric(r, name) for r in results if r.status is Status.SUCCEEDED]
-    there = [value for value in values if value is not None]
-    return statistics.fmean(there) if there else None

@@ -1,27 +1,29 @@
 """Compares the policies of a sweep: pools seeds, finds the best grid point and the Pareto set.
 
-Only grid points with a finite reward and KL compete. The untrained policy competes for the Pareto
-set with its reward at KL 0. Whether a grid point differs significantly from the best one is tested
-for all of them at once (workers/comparisons.py), the untrained policy included.
+Only grid points with a finite reward and KL compete. The untrained policy competes with its reward
+at KL 0, for the Pareto set and as the best. Whether a policy differs significantly from the best is
+tested for all of them at once (workers/comparisons.py). With one seed per grid point the statements
+are about these weights, over prompts; with several about the settings, over prompts and seeds.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from prefsweep.orchestrator.results.by_prompt import ByPrompt, by_prompt
 from prefsweep.sweeps.grid import TrialSpec, trial_names
 from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 from prefsweep.workers.comparisons import METHOD, Standing, standings
+from prefsweep.workers.resampled import Resamples, best_share, expected_fall, on_frontier, resample
+from prefsweep.workers.simultaneous import gain_intervals, share_intervals
 from prefsweep.workers.statistics import (
     INTERVAL_METHOD,
-    Floats,
     Interval,
-    pooled_interval,
-    prompt_rewards,
-    seed_variance,
+    over_seeds,
+    seed_spreads,
 )
 
 
@@ -120,11 +122,16 @@ class Variant:
     """The members that succeeded."""
     reward: float | None = None
     reward_interval: Interval | None = None
+    kl_interval: Interval | None = None
     gain: float | None = None
     """Reward minus the untrained policy's, paired by prompt."""
     gain_interval: Interval | None = None
+    """Simultaneous for all grid points, as that of the win rate."""
+    win_interval: Interval | None = None
     standing: Standing | None = None
-    """The test against the best variant."""
+    """The test against the best policy."""
+    frontier: float | None = None
+    """Probability of being on the reward-KL frontier."""
 
     @property
     def num_seeds(self) -> int:
@@ -150,6 +157,8 @@ class Pooled:
     variants: list[Variant]
     best: Variant | None
     """The variant with the highest reward."""
+    untrained_is_best: bool
+    """Whether the untrained policy has a higher reward than the best variant."""
     budget: float | None
     """Median KL of the variants with a reward, nats; None for fewer than two."""
     best_within: Variant | None
@@ -157,42 +166,59 @@ class Pooled:
     pareto: list[Variant]
     """Variants that no other variant and not the untrained policy dominates, by KL ascending."""
     untrained: Standing | None
-    """The test of the untrained policy against the best variant."""
+    """The test of the untrained policy against the best one."""
     num_prompts: int
     """Held-out prompts with a reward from every policy."""
     num_seeds: int
     """Largest number of seeds of a variant, finished or not."""
+    fall: float | None = None
+    """How much lower the reward of the best variant is expected to be on new prompts."""
+    resamples: Resamples | None = None
+    """Resampled rewards and KLs of the variants with samples, in grid order."""
 
     @property
     def peers(self) -> list[Variant]:
-        """The other variants that are not significantly different from the best."""
+        """The other variants that are not significantly different from the best policy."""
         return [v for v in self.variants if v.indistinguishable and v is not self.best]
+
+    @property
+    def versus_untrained(self) -> Standing | None:
+        """The test between the untrained policy and the best variant, two-sided."""
+        if not self.untrained_is_best:
+            return self.untrained
+        return None if self.best is None else self.best.standing
 
     @property
     def by_trial(self) -> dict[str, Variant]:
         """trial_id -> its variant."""
         return {member.trial_id: v for v in self.variants for member in v.members}
 
+    def share_within(self, variant: Variant | None, budget: float) -> float | None:
+        """How often `variant` has the highest reward of those with a KL of at most `budget`.
+
+        A share of the resamples; which variants are within the budget is taken as measured.
+        """
+        sampled = [v for v in self.variants if v.frontier is not None]
+        if self.resamples is None or not any(variant is v for v in sampled):
+            return None
+        chosen = next(index for index, v in enumerate(sampled) if v is variant)
+        within = np.array([(v.mean("kl") or 0.0) <= budget for v in sampled])
+        return best_share(self.resamples, chosen, within)
+
 
 def pool(comparison: Comparison) -> Pooled:
     """Pool a sweep's trials over their seeds and compare all with the best."""
-    groups: dict[TrialSpec, list[TrialResult]] = {}
-    for result in comparison.trials:
-        if result.trial is not None:
-            groups.setdefault(result.trial.model_copy(update={"seed": 0}), []).append(result)
-    num_seeds = max(map(len, groups.values()), default=0)
-    alone = num_seeds < 2
-    names = [m.name for (m,) in groups.values()] if alone else trial_names(list(groups))
-    variants = [
-        Variant(name, tuple(members), tuple(m for m in members if m.status is Status.SUCCEEDED))
-        for name, members in zip(names, groups.values(), strict=True)
-    ]
-    rewards, start, num_prompts = _by_prompt(variants, comparison.untrained)
-    variants = _with_rewards(variants, rewards, start)
+    variants, num_seeds = _variants(comparison)
+    data = by_prompt({v.name: v.finished for v in variants}, comparison.untrained)
+    variants = _with_intervals(variants, data)
     points, untrained = [p for p in map(_point, variants) if p is not None], None
-    highest = best(points)
-    if highest is not None and highest.trial_id in rewards:
-        variants, untrained = _with_standings(variants, rewards, start, highest.trial_id)
+    highest, resamples, fall = best(points), None, None
+    start = metric(comparison.untrained, "reward_mean")
+    untrained_is_best = highest is not None and start is not None and start > highest.reward
+    if highest is not None and highest.trial_id in data.rewards:
+        place = "" if untrained_is_best and data.start is not None else highest.trial_id
+        variants, untrained = _with_standings(variants, data, place)
+        variants, resamples, fall = _with_frontier(variants, data)
     by_name = {variant.name: variant for variant in variants}
     budget = statistics.median(point.kl for point in points) if len(points) > 1 else None
     within = None if budget is None else best_within(points, budget)
@@ -200,13 +226,31 @@ def pool(comparison: Comparison) -> Pooled:
     return Pooled(
         variants,
         None if highest is None else by_name[highest.trial_id],
+        untrained_is_best,
         budget,
         None if within is None else by_name[within.trial_id],
         [by_name[point.trial_id] for point in front if point.trial_id in by_name],
         untrained,
-        num_prompts,
+        len(data.prompts),
         num_seeds,
+        fall,
+        resamples,
     )
+
+
+def _variants(comparison: Comparison) -> tuple[list[Variant], int]:
+    """The grid points in order, without numbers, and the largest number of seeds of one."""
+    groups: dict[TrialSpec, list[TrialResult]] = {}
+    for result in comparison.trials:
+        if result.trial is not None:
+            groups.setdefault(result.trial.model_copy(update={"seed": 0}), []).append(result)
+    num_seeds = max(map(len, groups.values()), default=0)
+    alone = num_seeds < 2
+    names = [m.name for (m,) in groups.values()] if alone else trial_names(list(groups))
+    return [
+        Variant(name, tuple(members), tuple(m for m in members if m.status is Status.SUCCEEDED))
+        for name, members in zip(names, groups.values(), strict=True)
+    ], num_seeds
 
 
 def _point(variant: Variant) -> Point | None:
@@ -215,71 +259,57 @@ def _point(variant: Variant) -> Point | None:
     return None if variant.reward is None or kl is None else Point(variant.name, variant.reward, kl)
 
 
-def _by_prompt(
-    variants: Sequence[Variant], untrained: TrialResult | None
-) -> tuple[dict[str, Floats], Floats | None, int]:
-    """Rewards (seeds, prompts) by variant, the untrained policy's (1, prompts), number of prompts.
-
-    Only prompts that every policy with rewards has are used.
-    """
-    found = {
-        v.name: [rewards for m in v.finished if (rewards := prompt_rewards(m.samples))]
-        for v in variants
-    }
-    start = prompt_rewards(untrained.samples) if untrained is not None else {}
-    policies = [rewards for seeds in found.values() for rewards in seeds]
-    every = [*policies, start] if start else policies
-    prompts = [p for p in every[0] if all(p in rewards for rewards in every)] if every else []
-    if not prompts:
-        return {}, None, 0
-    tables = {name: reward_table(seeds, prompts) for name, seeds in found.items() if seeds}
-    return tables, reward_table([start], prompts) if start else None, len(prompts)
-
-
-def reward_table(policies: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> Floats:
-    """Rewards of some policies on some prompts, (policies, prompts)."""
-    return np.array([[rewards[prompt] for prompt in prompts] for rewards in policies])
-
-
-def _with_rewards(
-    variants: Sequence[Variant], rewards: Mapping[str, Floats], start: Floats | None
-) -> list[Variant]:
-    """Add pooled rewards; a single seed keeps its own unless other variants show seed variance."""
-    seeds, pooled = seed_variance(rewards.values()), list[Variant]()
-    for variant in variants:
-        x_SP = rewards.get(variant.name)
-        if x_SP is None or (variant.num_seeds == 1 and not seeds.variance):
-            only = variant.finished[0] if variant.num_seeds == 1 else None
-            pooled.append(
+def _with_intervals(variants: Sequence[Variant], data: ByPrompt) -> list[Variant]:
+    """Add rewards, gains and their intervals, and the intervals of KL and win rate."""
+    names, gains = list(data.rewards), data.gains
+    at = {name: index for index, name in enumerate(names)}
+    spreads = seed_spreads([data.rewards[name] for name in names])
+    of_kl = seed_spreads([data.kls[name] for name in names])
+    simultaneous = gain_intervals(list(gains.values())) if gains else None
+    wins = [(x > 0) + 0.5 * (x == 0) for x in gains.values()]
+    of_wins = share_intervals(wins) if wins else None
+    found: list[Variant] = []
+    for v in variants:
+        only = v.finished[0] if v.num_seeds == 1 else None
+        if v.name not in at:
+            found.append(
                 replace(
-                    variant,
-                    reward=variant.mean("reward_mean"),
+                    v,
+                    reward=v.mean("reward_mean"),
                     reward_interval=interval(only),
-                    gain=variant.mean("reward_gain"),
-                    gain_interval=interval(only, "reward_gain"),
+                    gain=v.mean("reward_gain"),
                 )
             )
             continue
-        pooled.append(
+        index, x_SP = at[v.name], data.rewards[v.name]
+        alone = only is not None and not spreads[index].variance
+        found.append(
             replace(
-                variant,
-                reward=float(x_SP.mean()),
-                reward_interval=pooled_interval(x_SP, seeds),
-                gain=None if start is None else float(np.mean(x_SP - start)),
-                gain_interval=None if start is None else pooled_interval(x_SP - start, seeds),
+                v,
+                reward=v.mean("reward_mean") if alone else float(x_SP.mean()),
+                reward_interval=interval(only)
+                if alone
+                else over_seeds(x_SP.mean(0), [spreads[index]]),
+                kl_interval=over_seeds(data.kls[v.name].mean(0), [of_kl[index]]),
+                gain=float(gains[v.name].mean()) if gains else None,
+                gain_interval=simultaneous[index] if simultaneous else None,
+                win_interval=of_wins[index] if of_wins else None,
             )
         )
-    return pooled
+    return found
 
 
 def _with_standings(
-    variants: Sequence[Variant], rewards: Mapping[str, Floats], start: Floats | None, highest: str
+    variants: Sequence[Variant], data: ByPrompt, highest: str
 ) -> tuple[list[Variant], Standing | None]:
-    """Add each variant's test against the best; also returns the untrained policy's."""
-    names = list(rewards)
-    policies = [*rewards.values(), *([] if start is None else [start])]
-    untrained = None if start is None else len(names)
-    found = standings(policies, names.index(highest), untrained)
+    """Add each variant's test against the policy `highest` ("": the untrained one).
+
+    Also returns the untrained policy's.
+    """
+    names = list(data.rewards)
+    policies = [*data.rewards.values(), *([] if data.start is None else [data.start[None]])]
+    untrained = None if data.start is None else len(names)
+    found = standings(policies, names.index(highest) if highest else len(names), untrained)
     if found is None:
         return list(variants), None
     by_name = dict(zip(names, found, strict=False))
@@ -287,3 +317,13 @@ def _with_standings(
         [replace(v, standing=by_name.get(v.name)) for v in variants],
         None if untrained is None else found[untrained],
     )
+
+
+def _with_frontier(
+    variants: Sequence[Variant], data: ByPrompt
+) -> tuple[list[Variant], Resamples, float]:
+    """Add the probabilities of the frontier; also the resamples and the winner's bias."""
+    resamples = resample(list(data.rewards.values()), list(data.kls.values()), data.start)
+    shares = dict(zip(data.rewards, on_frontier(resamples).tolist(), strict=True))
+    fall = expected_fall(list(data.rewards.values()))
+    return [replace(v, frontier=shares.get(v.name)) for v in variants], resamples, fall

@@ -5,13 +5,11 @@ prompt, over the held-out prompts of both sweeps, if the same reward model score
 note gives the reason and there is no difference. Reads stores, writes nothing.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-from scipy import stats
 
 from prefsweep.orchestrator.results.analysis import (
     Pooled,
@@ -19,20 +17,18 @@ from prefsweep.orchestrator.results.analysis import (
     interval,
     metric,
     pool,
-    reward_table,
 )
 from prefsweep.orchestrator.results.analysis import compare as group_results
+from prefsweep.orchestrator.results.by_prompt import table
 from prefsweep.orchestrator.results.results import read_results
 from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import Metrics, TrialResult
 from prefsweep.workers.statistics import (
-    CONFIDENCE,
-    Floats,
     Interval,
-    mean_interval,
+    over_seeds,
     prompt_rewards,
-    seed_variance,
+    seed_spread,
 )
 
 STAGES = (
@@ -244,17 +240,7 @@ def _difference(
     prompts = [p for p in every[0] if all(p in rewards for rewards in every)]
     if not paired or not prompts:
         return None, None, 0
-    sides = [reward_table(side, prompts) for side in (ours, theirs)]
+    sides = [table(side, prompts) for side in (ours, theirs)]
     gains = sides[1].mean(0) - sides[0].mean(0)
-    return float(gains.mean()), _with_seeds(gains, sides), len(prompts)
-
-
-def _with_seeds(gains: Floats, sides: Sequence[Floats]) -> Interval | None:
-    """Intervals over prompts and over the seeds of both sides, added in quadrature."""
-    found, seeds = mean_interval(gains), seed_variance(sides)
-    variance = sum(seeds.variance / len(side) for side in sides)
-    if found is None or not variance:
-        return found
-    mean, quantile = float(gains.mean()), stats.t.ppf((1 + CONFIDENCE) / 2, seeds.degrees)
-    half = float(quantile) * math.sqrt(variance)
-    return mean - math.hypot(mean - found[0], half), mean + math.hypot(found[1] - mean, half)
+    spreads = [seed_spread(side) for side in sides]
+    return float(gains.mean()), over_seeds(gains, spreads), len(prompts)

@@ -143,10 +143,10 @@ def _evaluation(sweep: Sweep, trial_id: str, *, details: bool) -> _Evaluation:
     try:
         samples = tables.read_records(EvaluationSample, [file])
     except (FileNotFoundError, pa.ArrowException, KeyError) as error:
-        sweep.store.put_aside(path)
+        sweep.store.set_aside(path)
         raise DamagedError(
             f"{sweep.store.display(path)}/samples.parquet cannot be read ({error}). The evaluation "
-            "was put aside; run the sweep again, which makes it anew"
+            "was set aside; run the sweep again to rebuild it"
         ) from None
     return _Evaluation(metrics, samples, seconds)
 

@@ -82,7 +82,7 @@ class StatusReader:
         """Read the status of trials; those that ended are only read again if their files change."""
         store, folder = self._sweep.store, self._sweep.store.trial
         names = ("status.json", "metrics.jsonl")
-        versions = store.stamps([folder(t.trial_id, name) for t in trials for name in names])
+        versions = store.file_versions([folder(t.trial_id, name) for t in trials for name in names])
         found: list[TrialStatus] = []
         for trial, version in zip(
             trials, zip(versions[::2], versions[1::2], strict=True), strict=True

@@ -1,6 +1,6 @@
-"""The command that started this driver, as provenance: what was run, with which overrides.
+"""The command that started this driver, recorded as provenance: the spec and its overrides.
 
-Where it is stored and on which cluster it ran is left out: addresses may hold credentials.
+--storage and --address are left out, because they may contain credentials.
 """
 
 import shlex
@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 COMMAND_VARIABLE = "PREFSWEEP_COMMAND"
-"""Environment variable in which a job has what was typed where it was submitted."""
+"""Environment variable with which `submit` passes the typed command to its job."""
 LEFT_OUT = ("--storage", "--address")
 PROGRAMS = ("prefsweep", "cli")
 """Names of the program itself, installed or as a module."""
 
 
 def typed_command(argv: Sequence[str], environ: Mapping[str, str]) -> str:
-    """`prefsweep run SPEC KEY=VALUE ...` from the words of a process, or of the `submit` that sent
-    it; "" of any other program."""
+    """`prefsweep run SPEC KEY=VALUE ...` from a process's arguments, or from the `submit` command
+    that started it; "" for any other program."""
     if environ.get(COMMAND_VARIABLE):
         return environ[COMMAND_VARIABLE]
     if not argv or PurePath(argv[0]).stem not in PROGRAMS:

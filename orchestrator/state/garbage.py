@@ -1,8 +1,8 @@
-"""What no sweep of a store refers to any more, with its size; and its removal, when asked for.
+"""Finds what no sweep of a store references any more, with its size, and deletes it on request.
 
-A sweep refers to what its spec.json says now: artefacts, trials, and its evaluations of them. Where
-a spec.json cannot be read nobody knows what its sweep refers to, so nothing is deleted at all. Only
-what has a name of the store's own forms (paths.py) is ever deleted, and only from a store.
+A sweep references artefacts, trials and its evaluations of them, as given by its spec.json. If any
+spec.json cannot be read, nothing is deleted, because its references are unknown. Only names that
+match the patterns in paths.py are deleted, and only from a store.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from prefsweep.sweeps.errors import StoreError, UsageError
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that can go."""
+    """A file or folder that can be deleted."""
 
     path: str
     what: str
@@ -36,18 +36,18 @@ class Garbage:
 
 
 def find_garbage(store: Store) -> list[Garbage]:
-    """Everything that no sweep refers to. Raises StoreError if a sweep cannot be read, and
-    UsageError where there is no store."""
+    """Everything that no sweep references. Raises StoreError if a sweep cannot be read, and
+    UsageError if this is not a store."""
     require_store(store)
     return [Garbage(path, what, store.num_bytes(path)) for path, what in _unreferenced(store)]
 
 
 def delete_garbage(store: Store, garbage: list[Garbage]) -> list[str]:
-    """Delete it; returns why something could not be deleted.
+    """Delete what `find_garbage` found; returns the messages of deletions that failed.
 
-    Before each deletion it is asked again whether a sweep refers to the thing by now. While that is
-    asked and the thing deleted, a run that starts waits before it says what it refers to (on an
-    object store, which has no locks, it does not).
+    Before each deletion, the references of all sweeps are checked again if a sweep has changed. A
+    lock is held from this check to the deletion, so that a run that starts records its references
+    before or after it (an object store has no locks; there the run does not wait).
     """
     problems: list[str] = []
     seen, still = None, set[str]()
@@ -65,9 +65,9 @@ def delete_garbage(store: Store, garbage: list[Garbage]) -> list[str]:
 
 
 def _state_of_sweeps(store: Store) -> object:
-    """Changes whenever a run starts, or a sweep refers to something else."""
+    """A value that changes whenever a run starts or a sweep's references change."""
     files = [store.sweep(name, file) for name in store.sweeps() for file in ("spec.json", LEASE)]
-    return files, store.stamps(files)
+    return files, store.file_versions(files)
 
 
 def _unreferenced(store: Store) -> list[tuple[str, str]]:
@@ -82,13 +82,13 @@ def _read(store: Store, name: str) -> Sweep:
     except UsageError as error:
         folder = store.display(store.sweep(name))
         raise StoreError(
-            f"gc: sweep {name!r} cannot be read, so what it refers to is not known ({error}). "
+            f"gc: sweep {name!r} cannot be read, so its references are unknown ({error}). "
             f"Run its spec again, or delete {folder}; nothing was deleted"
         ) from None
 
 
 def _unused(store: Store, sweeps: list[Sweep], is_quiet: bool) -> Iterator[tuple[str, str]]:
-    """Artefacts, trials and evaluations."""
+    """Unreferenced artefacts, trials and evaluations."""
     used = {path for sweep in sweeps for path in _references(sweep)}
     for name in filter(is_artifact_name, store.names("artifacts")):
         is_being_looked_at = name.startswith("preflight-") and not is_quiet
@@ -116,7 +116,10 @@ def _references(sweep: Sweep) -> Iterator[str]:
 
 
 def _leftovers(store: Store, is_quiet: bool) -> Iterator[tuple[str, str]]:
-    """Damaged things, and what processes left half-made: of other machines, if no driver lives."""
+    """Damaged files, and unfinished files of ended processes.
+
+    Those of other machines are included only while no driver of this store is alive.
+    """
     for name in filter(is_aside_name, store.names(ASIDE)):
         yield f"{ASIDE}/{name}", "damaged"
     for name in filter(is_scratch_name, store.names("tmp")):
@@ -125,6 +128,6 @@ def _leftovers(store: Store, is_quiet: bool) -> Iterator[tuple[str, str]]:
 
 
 def _is_quiet(store: Store) -> bool:
-    """Whether no sweep of the store is run now."""
+    """Whether no sweep of the store is running."""
     holders = {name: holder for name in store.sweeps() if (holder := read_holder(store, name))}
     return not alive(store, holders)

@@ -1,6 +1,6 @@
-"""Commands that messages tell people to type, written so that they can be pasted into a shell.
+"""Commands in messages, quoted so that they can be pasted into a shell.
 
-`--storage` is left out only where the command finds the same store without it.
+`--storage` is left out if the command uses the same store without it.
 """
 
 import os
@@ -8,7 +8,7 @@ import shlex
 
 DEFAULT_STORAGE = "./runs"
 STORAGE_VARIABLE = "PREFSWEEP_STORAGE"
-"""Environment variable that takes the place of --storage."""
+"""Environment variable with the default of --storage."""
 
 
 def hint(*words: str, storage: str) -> str:

@@ -1,8 +1,8 @@
-"""The local files and folders that a spec names, for processes that do not see the driver's disk.
+"""The local files and folders that a spec names, for processes that cannot read the driver's disk.
 
-A driver that attaches to a cluster puts them into the store, content-addressed like everything
-else; workers read them from there. `submit` sends them along with the job instead. Data that the
-sweep enters with is read by the driver alone.
+A driver that attaches to a cluster copies them into the store, under a hash of their content, and
+workers read them from there. `submit` sends them with the job instead. The data of an `entry`
+section is read only by the driver.
 """
 
 import logging
@@ -14,11 +14,20 @@ from typing import Any
 
 from prefsweep.orchestrator.store.store import Store, new_manifest
 from prefsweep.sweeps.errors import DataError, UsageError
+from prefsweep.sweeps.functions import function_file
 from prefsweep.sweeps.identity import Inputs
-from prefsweep.sweeps.spec import ClassifierReward, EntrySpec, PolicySpec, SweepSpec
+from prefsweep.sweeps.spec import (
+    CallableReward,
+    ClassifierReward,
+    EntrySpec,
+    PolicySpec,
+    SweepSpec,
+    VaderReward,
+)
 from prefsweep.workers.corpus import source_identity
 from prefsweep.workers.entry import entry_identity
 from prefsweep.workers.folders import contents
+from prefsweep.workers.functions import function_identity
 from prefsweep.workers.locations import BUILTIN, PACKAGE, model_identity
 
 log = logging.getLogger(__name__)
@@ -43,20 +52,24 @@ _SOURCES: Mapping[str, str] = {
     "prompts.dataset": "prompts",
     "entry.path": "entry",
     "entry.dataset": "entry",
+    "reward.function": "reward",
 }
 """Fields that may name something local -> the member of `Inputs` that identifies its content."""
+_FUNCTION = "reward.function"
 
 
 def input_identity(spec: SweepSpec, member: str) -> str:
-    """What stands for the content of an input (a member of `Inputs`) as it is now; "" without it.
+    """The identity of an input's current content (a member of `Inputs`); "" if the spec has none.
 
-    Raises UsageError if there is no such content.
+    Raises UsageError if the content is missing.
     """
     field = SECTIONS[member]
     section = _get(spec, field)
     if isinstance(section, PolicySpec | ClassifierReward):
         return model_identity(section, f"{field}.model")
-    if section is None or member == "reward":  # a reward that has no weights
+    if isinstance(section, CallableReward) and function_file(section):
+        return function_identity(section.function)
+    if section is None or isinstance(section, CallableReward | VaderReward):
         return ""
     try:
         is_entry = isinstance(section, EntrySpec)
@@ -66,48 +79,48 @@ def input_identity(spec: SweepSpec, member: str) -> str:
 
 
 def named_value(spec: SweepSpec, member: str) -> tuple[str, str | None]:
-    """What the spec calls an input, and the revision it wants of it; "" where it names none."""
+    """The name and the requested revision of an input in the spec; "" if the spec has none."""
     for field in (field for field, of in _SOURCES.items() if of == member):
-        value = _get(spec, field)
-        if isinstance(value, str):
+        value = _named(spec, field)
+        if value is not None:
             return value, _get(spec, f"{field.rpartition('.')[0]}.revision")
     return "", None
 
 
 def named_input(spec: SweepSpec, member: str) -> str:
     """The field that names an input, with its value."""
-    named = {field: _get(spec, field) for field, of in _SOURCES.items() if of == member}
-    told = [f"{field}={value}" for field, value in named.items() if isinstance(value, str)]
-    return told[0] if told else SECTIONS[member]
+    fields = {field: _get(spec, field) for field, of in _SOURCES.items() if of == member}
+    named = [f"{field}={value}" for field, value in fields.items() if isinstance(value, str)]
+    return named[0] if named else SECTIONS[member]
 
 
 def local_inputs(spec: SweepSpec) -> dict[str, Path]:
-    """Dotted field -> the file or folder it names, for those that are on this disk."""
-    named = {field: _get(spec, field) for field in _SOURCES}
+    """Dotted field -> the file or folder it names, for those that exist on this disk."""
     paths = {
         field: Path(value).expanduser()
-        for field, value in named.items()
-        if isinstance(value, str) and not value.startswith((BUILTIN, PACKAGE))
+        for field in _SOURCES
+        if (value := _named(spec, field)) is not None and not value.startswith((BUILTIN, PACKAGE))
     }
     return {field: path for field, path in paths.items() if path.exists()}
 
 
 def absent_inputs(spec: SweepSpec) -> dict[str, str]:
-    """Dotted field -> the path in it, for paths of things that are not on this disk."""
-    named = {field: _get(spec, field) for field in _SOURCES}
+    """Dotted field -> the path in it, for paths that do not exist on this disk."""
     here = local_inputs(spec)
     return {
         field: value
-        for field, value in named.items()
-        if isinstance(value, str) and field not in here and _is_path(field, value)
+        for field in _SOURCES
+        if (value := _named(spec, field)) is not None
+        and field not in here
+        and _is_path(field, value)
     }
 
 
 def _is_path(field: str, value: str) -> bool:
-    """Whether this is no hub id, URL or name."""
+    """Whether a value is a path, not a hub ID, URL or name."""
     if "://" in value or value.startswith((BUILTIN, PACKAGE)):
         return False
-    return field.endswith(".path") or value.startswith((".", "/", "~"))
+    return field.endswith(".path") or field == _FUNCTION or value.startswith((".", "/", "~"))
 
 
 def local_members(spec: SweepSpec) -> set[str]:
@@ -116,16 +129,17 @@ def local_members(spec: SweepSpec) -> set[str]:
 
 
 def with_inputs(spec: SweepSpec, paths: Mapping[str, str]) -> SweepSpec:
-    """The spec with other paths in some of its fields."""
+    """The spec with some of its paths replaced."""
     for field, path in paths.items():
-        spec = _replace(spec, field.split("."), path)
+        name = f":{_get(spec, field).rpartition(':')[2]}" if field == _FUNCTION else ""
+        spec = _replace(spec, field.split("."), f"{path}{name}")
     return spec
 
 
 def store_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
-    """Put what workers will read from this disk into the store; returns the fields it is for.
+    """Copy the inputs that workers read from this disk into the store; returns their fields.
 
-    What has changed since the sweep was started is not what they are to read.
+    An input that has changed since the sweep was started is not copied.
     """
     local = {
         field: path
@@ -140,20 +154,20 @@ def store_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
             with store.staging() as folder:
                 target = folder / "input"
                 target.mkdir()
-                told = copy(source, _inside(target, source))
+                copied = copy(source, _inside(target, source))
                 if input_identity(spec, _SOURCES[field]) != identity:
                     raise DataError(f"{field}={source}: it changed while it was copied; run again")
                 store.publish(path, target, new_manifest(identity, 1, 0.0))
-                log.info("%s: copied into the store: %s", field, told)
+                log.info("%s: copied into the store: %s", field, copied)
     return list(local)
 
 
 def stored_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> SweepSpec:
-    """The spec with local copies of what `store_inputs` has put into the store."""
+    """The spec with the paths of local copies of what `store_inputs` has stored."""
     paths: dict[str, str] = {}
     for field, member in _SOURCES.items():
-        value = _get(spec, field)
-        if not isinstance(value, str) or value.startswith((BUILTIN, PACKAGE)):
+        value = _named(spec, field)
+        if value is None or value.startswith((BUILTIN, PACKAGE)):
             continue
         path = _path(store, getattr(inputs, member), Path(value))
         if store.manifest(path) is not None:
@@ -162,29 +176,28 @@ def stored_inputs(store: Store, spec: SweepSpec, inputs: Inputs) -> SweepSpec:
 
 
 def is_stored(store: Store, spec: SweepSpec, inputs: Inputs, member: str) -> bool:
-    """Whether workers read an input from the store, whatever has become of its source."""
+    """Whether workers read an input from the store; then its source is not needed any more."""
     paths = [
         _path(store, getattr(inputs, member), Path(value))
         for field, of in _SOURCES.items()
-        if of == member and isinstance(value := _get(spec, field), str)
+        if of == member and (value := _named(spec, field)) is not None
     ]
     return member != "entry" and any(store.manifest(path) is not None for path in paths)
 
 
 def input_paths(store: Store, spec: SweepSpec, inputs: Inputs) -> list[str]:
-    """Where `store_inputs` has put, or would put, what the spec names."""
-    named = {field: _get(spec, field) for field in _SOURCES}
+    """The paths at which `store_inputs` stores the inputs of a spec, stored or not."""
     return [
-        _path(store, getattr(inputs, _SOURCES[field]), Path(value))
-        for field, value in named.items()
-        if isinstance(value, str) and not value.startswith((BUILTIN, PACKAGE))
+        _path(store, getattr(inputs, member), Path(value))
+        for field, member in _SOURCES.items()
+        if (value := _named(spec, field)) is not None and not value.startswith((BUILTIN, PACKAGE))
     ]
 
 
 def copy(source: Path, target: Path) -> str:
-    """Copy a file, or a folder with the files in it; returns what was copied, in words.
+    """Copy a file, or a folder with its files; returns a description of what was copied.
 
-    Raises DataError for links that leave the folder, and what is no regular file.
+    Raises DataError for links to outside the folder, and for files that are not regular.
     """
     found = contents(source)
     for file in found.files:
@@ -199,8 +212,16 @@ def _path(store: Store, identity: str, named: Path) -> str:
 
 
 def _inside(folder: Path, named: Path) -> Path:
-    """Where an input lies in its artefact: under one name, so that equal content is kept once."""
+    """Path of an input in its artefact; always the same name, so that equal content is equal."""
     return folder / f"content{named.suffix}"
+
+
+def _named(spec: SweepSpec, field: str) -> str | None:
+    """The path, id or name in a field; None where it names nothing that has a content here."""
+    if field == _FUNCTION:
+        return function_file(spec.reward)
+    value = _get(spec, field)
+    return value if isinstance(value, str) else None
 
 
 def _get(section: Any, field: str) -> Any:

@@ -1,9 +1,10 @@
-"""One driver per sweep: a lease in the sweep's folder, kept alive by heartbeats.
+"""One driver per sweep: a lease file in the sweep's folder, renewed by heartbeats.
 
-Whoever finds a lease decides by its own monotonic clock whether the heartbeats go on; wall clocks
-are only for people to read, so setting one takes no lease and keeps none. On a local file system
-taking and renewing it are atomic. On an object store it is advice: two drivers that start in the
-same second notice at the next heartbeat, and content addresses make the doubled work harmless.
+A process that finds a lease uses its own monotonic clock to decide whether the heartbeats continue.
+Wall-clock times in the lease are only for display, so changing a clock has no effect. On a local
+file system, acquiring and renewing the lease are atomic. On an object store they are not: two
+drivers that start within a second detect each other at the next heartbeat, and the work done twice
+is harmless because artefacts are content-addressed.
 """
 
 import logging
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from prefsweep.orchestrator.state.hints import hint
-from prefsweep.orchestrator.store.processes import is_stopped, machine, started
+from prefsweep.orchestrator.store.processes import is_stopped, machine, start_time
 from prefsweep.orchestrator.store.scratch import scratch_name
 from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import LeaseError, LostStoreError, StoreError
@@ -26,12 +27,12 @@ log = logging.getLogger(__name__)
 LEASE = "lease.json"
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
-"""A driver on another machine that gives no sign for that long is taken to be dead."""
+"""A driver on another machine counts as dead after this long without a heartbeat."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who runs a sweep. Times are seconds since 1970 by the holder's clock."""
+    """The process that runs a sweep. Times are seconds since 1970 by that machine's clock."""
 
     host: str
     pid: int
@@ -40,24 +41,24 @@ class Holder:
     beats: int
     """Heartbeats so far."""
     token: str
-    """Another one for every run."""
+    """Random, different for each run."""
     machine: str
     process: str
-    """When the process was started, as `processes.started` tells it."""
+    """Start time of the process, as given by `processes.start_time`."""
 
     @property
     def is_here(self) -> bool:
-        """Whether its process is of this machine, where it can be looked up."""
+        """Whether the process is on this machine, where it can be looked up."""
         return self.machine == machine()
 
     @property
     def is_dead(self) -> bool:
-        """Whether its process is known to have ended."""
-        return self.is_here and started(self.pid) != self.process
+        """Whether the process is known to have ended."""
+        return self.is_here and start_time(self.pid) != self.process
 
     @property
     def is_stopped(self) -> bool:
-        """Whether its process is there but does not run (`kill -STOP`, Ctrl-Z)."""
+        """Whether the process exists but is stopped (`kill -STOP`, Ctrl-Z)."""
         return self.is_here and not self.is_dead and is_stopped(self.pid)
 
     def __str__(self) -> str:
@@ -67,7 +68,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Clock:
-    """The clocks that a lease reads; tests bring their own."""
+    """The clocks that a lease reads; tests pass their own."""
 
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
@@ -83,9 +84,9 @@ class Lease:
         self._mine: Holder | None = None
 
     def acquire(self) -> None:
-        """Take the lease. Raises LeaseError if a driver that lives has it.
+        """Acquire the lease. Raises LeaseError if a driver that is alive holds it.
 
-        For one of another machine that takes until its next heartbeat, or STALE_S without one.
+        If a driver of another machine holds it, this waits for its next heartbeat, or for STALE_S.
         """
         seen: Holder | None = None
         seen_at_s = self._clock.monotonic()
@@ -99,16 +100,17 @@ class Lease:
             lives_here = found.is_here and found.pid != os.getpid()
             if lives_here or (seen is not None and found != seen):
                 stop = hint("stop", self._name, storage=self._store.uri)
-                remedy = f"Wait for it, or stop it with {stop}"
+                remedy = f"Wait until it ends, or stop it with {stop}"
                 if found.is_stopped:
                     remedy = f"Its process does not respond: {continue_or_end(found)}"
                 raise LeaseError(
-                    f"sweep {self._name!r} is being run already: {found}. {remedy}; this run has "
+                    f"sweep {self._name!r} is already running: {found}. {remedy}. This run has "
                     "changed nothing"
                 )
             if seen is None:
                 log.info(
-                    "the sweep's lease is held (%s); waiting up to %.0f s for a sign of life",
+                    "another driver holds the sweep's lease (%s); waiting up to %.0f s for its "
+                    "next heartbeat",
                     found,
                     STALE_S,
                 )
@@ -116,9 +118,9 @@ class Lease:
             self._clock.sleep(min(1.0, HEARTBEAT_S))
 
     def beat(self) -> None:
-        """Show that this process lives.
+        """Renew the lease.
 
-        Raises LeaseError if another one has taken the lease, LostStoreError if the store is gone.
+        Raises LeaseError if another driver has taken it, LostStoreError if the store is gone.
         """
         mine = self._held()
         self.check_store()
@@ -126,25 +128,26 @@ class Lease:
             found = read_holder(self._store, self._name)
             if found is not None and found.token != mine.token:
                 raise LeaseError(
-                    f"sweep {self._name!r} was taken over by {found}, because this process gave no "
-                    "sign of life; it stops here and writes nothing more"
+                    f"sweep {self._name!r} was taken over by {found}, because this process sent no "
+                    "heartbeat; this run stops and writes nothing more"
                 )
             self._mine = replace(mine, heartbeat=self._clock.wall(), beats=mine.beats + 1)
             self._store.write_json(self._path, asdict(self._mine))
 
     def check_store(self) -> None:
-        """Raises LostStoreError if the sweep's folder is gone: nothing is made anew there."""
+        """Raises LostStoreError if the sweep's folder is gone; it is not created again."""
         name, store = self._name, self._store
         if not store.names(store.sweep(name)):
             resume = hint("resume", name, storage=store.uri)
             raise LostStoreError(
-                f"the store {store.display('').rstrip('/')} has lost the folder of sweep {name!r} "
-                "while it ran (removed, moved, or its disk is away). The run ends here and writes "
-                f"nothing more. Bring the store back and {resume}, or run the sweep's spec again"
+                f"the folder of sweep {name!r} in the store {store.display('').rstrip('/')} "
+                "disappeared while the sweep ran (deleted, moved, or its disk was unmounted). The "
+                "run stops and writes nothing more. Restore the store and "
+                f"{resume}, or run the sweep's spec again"
             )
 
     def release(self) -> None:
-        """Give the lease back, if it is still this process's."""
+        """Delete the lease, if this process still holds it."""
         mine, self._mine = self._held(), None
         with self._store.locked(f"{self._path}.lock"):
             found = read_holder(self._store, self._name)
@@ -153,7 +156,7 @@ class Lease:
 
     def _take(self, found: Holder | None) -> None:
         if found is not None:
-            why = "has ended" if found.is_dead else f"gave no sign of life for {STALE_S:.0f} s"
+            why = "has ended" if found.is_dead else f"sent no heartbeat for {STALE_S:.0f} s"
             log.warning("the sweep's driver (%s) %s; this run takes over", found, why)
         now, pid = self._clock.wall(), os.getpid()
         self._mine = Holder(
@@ -164,19 +167,19 @@ class Lease:
             beats=0,
             token=uuid.uuid4().hex,
             machine=machine(),
-            process=started(pid) or "",
+            process=start_time(pid) or "",
         )
         self._store.write_json(self._path, asdict(self._mine))
 
     def _held(self) -> Holder:
-        assert self._mine is not None, "the lease is acquired first"
+        assert self._mine is not None, "acquire() must be called first"
         return self._mine
 
 
 class Pulse:
-    """Whether the driver of a sweep is alive, for those who look again and again.
+    """Checks repeatedly whether the driver of a sweep is alive.
 
-    The first look asks `alive`; later ones see whether the heartbeats go on.
+    The first check calls `alive`; later ones check whether the heartbeats continue.
     """
 
     def __init__(self, store: Store, name: str, clock: Clock | None = None) -> None:
@@ -186,7 +189,7 @@ class Pulse:
         self._is_alive = False
 
     def look(self) -> tuple[Holder | None, bool]:
-        """Who has the lease now, and whether that process is alive."""
+        """The current holder of the lease, and whether its process is alive."""
         found, now_s = read_holder(self._store, self._name), self._clock.monotonic()
         if found is None:
             self._seen, self._is_alive = None, False
@@ -202,12 +205,12 @@ class Pulse:
 
 
 def alive(store: Store, holders: Mapping[str, Holder]) -> set[str]:
-    """The sweeps (name -> who has its lease) whose driver is alive, as far as one look tells: good
-    enough to show, not to take the lease.
+    """The names of the sweeps (name -> holder of its lease) whose driver seems to be alive. This is
+    accurate enough for display, but not for acquiring the lease.
 
     A driver of another machine is alive if it has renewed its lease within STALE_S by the clock of
-    the storage, because the clocks of machines differ. Where the storage does not tell the time, or
-    may only be read, such a driver is taken to be alive.
+    the storage, because the clocks of machines differ. If the storage gives no times, or is
+    read-only, such a driver counts as alive.
     """
     living = {name for name, holder in holders.items() if not holder.is_dead}
     elsewhere = sorted(name for name in living if not holders[name].is_here)
@@ -216,13 +219,13 @@ def alive(store: Store, holders: Mapping[str, Holder]) -> set[str]:
 
 
 def _unchanged_s(store: Store, paths: Sequence[str]) -> list[float]:
-    """Seconds since these files were written, by the storage's clock; 0 where it does not tell."""
+    """Seconds since these files were written, by the storage's clock; 0 if it gives no times."""
     if not paths:
         return []
     probe = store.scratch(scratch_name())
     try:
         store.write(probe, b"")
-        now_ns, *written_ns = (at_ns for _, at_ns in store.stamps([probe, *paths]))
+        now_ns, *written_ns = (at_ns for _, at_ns in store.file_versions([probe, *paths]))
         store.delete(probe)
     except StoreError:
         return [0.0] * len(paths)
@@ -230,22 +233,22 @@ def _unchanged_s(store: Store, paths: Sequence[str]) -> list[float]:
 
 
 def continue_or_end(holder: Holder) -> str:
-    """How to let a stopped driver go on, or end it."""
+    """How to continue or end a stopped driver."""
     return (
-        f"it is stopped (kill -STOP, Ctrl-Z); `kill -CONT {holder.pid}` lets it go on, "
+        f"it is stopped (kill -STOP, Ctrl-Z); `kill -CONT {holder.pid}` continues it, "
         f"`kill -KILL {holder.pid}` ends it"
     )
 
 
 def read_holder(store: Store, name: str) -> Holder | None:
-    """Who has the lease of a sweep, dead or alive; None where nobody has (or it is unreadable)."""
+    """The holder of a sweep's lease, dead or alive; None without a lease (or a readable one)."""
     document = store.read_json(store.sweep(name, LEASE))
     try:
         found = Holder(**document)
         found = replace(found, since=float(found.since), heartbeat=float(found.heartbeat))
         texts = (found.host, found.token, found.machine, found.process)
-        is_whole = all(isinstance(text, str) for text in texts)
-        is_whole = is_whole and all(isinstance(number, int) for number in (found.pid, found.beats))
-        return found if is_whole and str(found) else None  # str: a time that no calendar has
+        is_valid = all(isinstance(text, str) for text in texts)
+        is_valid = is_valid and all(isinstance(number, int) for number in (found.pid, found.beats))
+        return found if is_valid and str(found) else None  # str() fails if `since` is out of range
     except (TypeError, ValueError, OverflowError, OSError):
         return None

@@ -13,7 +13,7 @@ from prefsweep.orchestrator.state.sweep import SHARDED, Sweep
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.identity import Fingerprints, Inputs
 from prefsweep.sweeps.load import validate_spec
-from prefsweep.sweeps.mistakes import listed
+from prefsweep.sweeps.validation_messages import listed
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""What is checked of a spec that comes from the store, which others may be able to write.
+"""Checks of a spec that is read from a store, to which other users may be able to write.
 
-A spec that the user passes is trusted: it may name a model that brings code, or a function. One
-that `resume` or `export` finds in a store needs the user's consent for that, and its identities
-have to be of what it names.
+A spec that the user passes is trusted: it may name a model with its own code, or a function. For a
+spec that `resume` or `export` reads from a store, the user has to consent to running such code, and
+the recorded identities have to match what the spec names.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from prefsweep.orchestrator.state.inputs import SECTIONS, named_value
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.identity import Inputs
+from prefsweep.sweeps.sources import is_commit
 from prefsweep.sweeps.spec import CallableReward, ClassifierReward, PolicySpec, SweepSpec
-from prefsweep.sweeps.texts import is_commit
 from prefsweep.workers.locations import BUILTIN
 
 if TYPE_CHECKING:
@@ -24,20 +24,20 @@ CONSENT = "--trust-remote-code"
 def require_consent(sweep: "Sweep", *, given: bool, only_policy: bool = False) -> None:
     """Raises UsageError if the stored spec runs code and the user has not consented.
 
-    With `only_policy`, no reward is computed.
+    With `only_policy`, code of the reward is ignored, because no reward is computed.
     """
     code = list(_code(sweep.spec, only_policy))
     if code and not given:
         where = sweep.store.display(sweep.store.sweep(sweep.spec.name, "spec.json"))
         raise UsageError(
-            f"{where} runs code that is not prefsweep's: {' and '.join(code)}. Whoever can write "
-            f"to the store may have put that there. Give {CONSENT} if you trust it, or run the "
-            "sweep's own spec with `prefsweep run`"
+            f"{where} runs code from outside prefsweep: {' and '.join(code)}. Anyone who can write "
+            f"to the store can change this. Pass {CONSENT} if you trust it, or run the sweep's "
+            "original spec with `prefsweep run`"
         )
 
 
 def check_identities(spec: SweepSpec, inputs: Inputs, where: str) -> None:
-    """Raises UsageError for a recorded commit that is none, or not of what the spec names."""
+    """Raises UsageError if a recorded identity is not a commit of the repository in the spec."""
     for member, field in SECTIONS.items():
         identity = getattr(inputs, member)
         named, revision = named_value(spec, member)
@@ -45,17 +45,17 @@ def check_identities(spec: SweepSpec, inputs: Inputs, where: str) -> None:
         pinned = revision if is_commit(revision) else commit
         is_pinned = is_commit(commit) and commit == pinned
         is_known = name == named and (is_pinned or named.startswith(BUILTIN))
-        if at and not is_known:  # else the hash of some content
+        if at and not is_known:  # without an @ it is a hash of content
             raise UsageError(
-                f"{where}: the identity of {field}, {identity}, is no commit of {named}"
+                f"{where}: the identity of {field}, {identity}, is not a commit of {named}"
                 + (f" at its revision {revision}" if revision else "")
-                + ". The file was changed or damaged; run the sweep's own spec again, which writes "
-                "it anew"
+                + ". The file was changed or damaged; run the sweep's original spec again, which "
+                "rewrites it"
             )
 
 
 def _code(spec: SweepSpec, only_policy: bool) -> Iterator[str]:
-    """What runs code of others, in words."""
+    """Describes each part of the spec that runs code from outside prefsweep."""
     models: dict[str, object] = {"policy": spec.policy}
     if not only_policy:
         models["reward"] = spec.reward

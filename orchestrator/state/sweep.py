@@ -1,4 +1,4 @@
-"""A sweep as everybody sees it: spec, identities and store, small enough to send to any worker."""
+"""A sweep: its spec, identities and store; small enough to be sent to any worker."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -9,21 +9,23 @@ from prefsweep.orchestrator.state.stored_spec import check_identities
 from prefsweep.orchestrator.store.store import Store, absolute
 from prefsweep.sweeps.entry import ARTEFACTS
 from prefsweep.sweeps.errors import UsageError
+from prefsweep.sweeps.functions import function_file
 from prefsweep.sweeps.grid import TrialSpec, trial_names
 from prefsweep.sweeps.identity import Fingerprints, Inputs, needs_making
 from prefsweep.sweeps.load import validate_spec
-from prefsweep.sweeps.mistakes import listed
 from prefsweep.sweeps.records import PreferencePair
 from prefsweep.sweeps.spec import CallableReward, ClassifierReward, SweepSpec
+from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers import tables
-from prefsweep.workers.locations import ModelSource, load_function, model_source
+from prefsweep.workers.functions import FunctionSource, load_function
+from prefsweep.workers.locations import ModelSource, model_source
 
 SHARDED = ("completions", "scores", "reference")
-"""Stages that workers take shard by shard."""
+"""Stages that workers compute shard by shard."""
 REFERENCE_SHARD_PROMPTS = 64
-"""Prompts whose pairs make one shard of the reference stage."""
+"""Number of prompts whose pairs form one shard of the reference stage."""
 UNTRAINED = "untrained"
-"""Stands for the policy before training wherever a trial id is asked for."""
+"""Used as the trial ID of the policy before training."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One resolved sweep. Pickles to its three fields."""
+    """One resolved sweep. Only its three fields are pickled."""
 
     spec: SweepSpec
     inputs: Inputs
@@ -48,13 +50,13 @@ class Sweep:
 
     @cached_property
     def store(self) -> Store:
-        """The store that holds everything."""
+        """The store with all of the sweep's files."""
         return Store(self.storage)
 
     @cached_property
     def located(self) -> SweepSpec:
-        """The spec to read files and models by: the driver's own ones are taken from the store
-        where a driver that attached to a cluster has put them there."""
+        """The spec with paths that this process can read: local inputs that the driver has copied
+        into the store are read from there."""
         return stored_inputs(self.store, self.spec, self.inputs)
 
     @cached_property
@@ -64,24 +66,24 @@ class Sweep:
 
     @cached_property
     def trials(self) -> list[Trial]:
-        """The trials of the grid, in its order."""
+        """The trials, in the order of the grid."""
         specs = self.spec.trials()
         ids = [self.fingerprints.trial_id(spec) for spec in specs]
         return [Trial(*fields) for fields in zip(ids, trial_names(specs), specs, strict=True)]
 
     @cached_property
     def made(self) -> dict[str, bool]:
-        """Whether policy and reward model are made by the sweep, or used as they are found."""
+        """Whether the sweep makes the policy and the reward model, or uses existing ones."""
         return needs_making(self.spec)
 
     @cached_property
     def entered(self) -> str | None:
-        """The stage whose output is the user's own data; None where prompts are read as ever."""
+        """The stage whose output is the user's own data; None without an `entry` section."""
         return None if self.spec.entry is None else ARTEFACTS[self.spec.entry.stage]
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
-        """The stages before the trials that this sweep has, in order: none before its entry."""
+        """The sweep's stages before the trials, in order, from its entry on."""
         models = [stage for stage in ("policy", "reward") if self.made[stage]]
         data = ["prompts", "completions", "scores", "pairs", "reference"]
         if self.entered is not None:
@@ -98,7 +100,7 @@ class Sweep:
         return self.store.shard(stage, getattr(self.fingerprints, stage), index)
 
     def evaluation_path(self, trial_id: str) -> str:
-        """Path of an evaluation, the untrained policy's included."""
+        """Path of the evaluation of a trial or of the untrained policy."""
         fingerprint = self.fingerprints.evaluation(trial_id)
         if trial_id == UNTRAINED:
             return self.store.artifact(UNTRAINED, fingerprint)
@@ -111,9 +113,12 @@ class Sweep:
         folder = self.store.fetch(self.path("policy"))
         return ModelSource(path=str(folder), dtype=self.spec.policy.dtype)
 
-    def reward_source(self) -> ModelSource | None:
-        """Where workers load the reward classifier from; None for other rewards."""
+    def reward_source(self) -> ModelSource | FunctionSource | None:
+        """Where workers load the reward classifier or the file of a function from; None for other
+        rewards."""
         reward = self.located.reward
+        if isinstance(reward, CallableReward) and function_file(reward):
+            return FunctionSource(reward.function, self.inputs.reward)
         if not isinstance(reward, ClassifierReward):
             return None
         if not self.made["reward"]:
@@ -122,7 +127,7 @@ class Sweep:
 
 
 def resolve(spec: SweepSpec, storage: str) -> Sweep:
-    """The sweep of a spec: every model and file it names is looked up. Raises UsageError."""
+    """Resolve a spec: look up every model and file it names. Raises UsageError."""
     if isinstance(spec.reward, CallableReward):
         load_function(spec.reward.function)
     found: dict[str, Any] = {member: input_identity(spec, member) for member in SECTIONS}
@@ -130,41 +135,42 @@ def resolve(spec: SweepSpec, storage: str) -> Sweep:
 
 
 def open_sweep(name: str, storage: str) -> Sweep:
-    """A sweep that was run before, from the store. Raises UsageError."""
+    """Read a sweep that was run before from the store. Raises UsageError."""
     store = Store(storage)
     path = store.sweep(name, "spec.json")
     document = store.read_json(path)
     where = store.display(path)
     if document is None and store.read_record(path) is not None:
         raise UsageError(
-            f"{where} is damaged; run the sweep's own spec again, which writes it anew"
+            f"{where} is damaged; run the sweep's original spec again, which rewrites it"
         )
     if document is None:
         known = listed(store.sweeps())
         raise UsageError(
-            f"there is no sweep {name!r} in --storage {storage} (there are: {known}); "
-            "start it with `prefsweep run`, or name the storage it is in"
+            f"there is no sweep {name!r} in --storage {storage} (it contains: {known}); "
+            "start it with `prefsweep run`, or pass the storage that contains it"
         )
     try:
         inputs = Inputs(**document["inputs"])
         sweep = Sweep(validate_spec(document["spec"], where), inputs, absolute(storage))
         check_identities(sweep.spec, inputs, where)
-        assert sweep.fingerprints  # which read all of the inputs
+        assert sweep.fingerprints  # reads all inputs
         left_out = [item for ids in inputs.quarantined.values() for item in ids]
         if not all(isinstance(item, str) for item in left_out):
-            raise TypeError("ids of prompts are texts")
+            raise TypeError("prompt IDs must be strings")
         return sweep
     except (TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{where} is damaged ({error}); run the sweep's own spec again") from None
+        remedy = "run the sweep's original spec again"
+        raise UsageError(f"{where} is damaged ({error}); {remedy}") from None
 
 
 def spec_document(sweep: Sweep) -> dict[str, object]:
-    """What `status`, `report` and `resume` need to know of a sweep."""
+    """The content of spec.json, from which `status`, `report` and `resume` open the sweep."""
     return {"spec": sweep.spec.model_dump(mode="json"), "inputs": asdict(sweep.inputs)}
 
 
 def num_shards(sweep: Sweep, stage: str) -> int | None:
-    """Shards of a sharded stage; None until what it reads is finished."""
+    """Number of shards of a sharded stage; None until the stage it reads is finished."""
     if stage == "reference":
         num, size = _num_prompts_with_pairs(sweep), REFERENCE_SHARD_PROMPTS
     elif sweep.entered == "completions":
@@ -177,7 +183,7 @@ def num_shards(sweep: Sweep, stage: str) -> int | None:
 
 
 def _num_prompts_with_pairs(sweep: Sweep) -> int | None:
-    """As the manifest of the pairs notes it, or counted where it has no such note."""
+    """From the note in the manifest of the pairs; counted if the manifest has no such note."""
     path = sweep.path("pairs")
     manifest = sweep.store.manifest(path)
     if manifest is None:

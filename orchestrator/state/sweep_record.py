@@ -1,4 +1,4 @@
-"""state.json of a sweep: who ran it last, with which commands, and how that ended."""
+"""state.json of a sweep: its last driver, the commands it was started with, and how it ended."""
 
 import math
 import os
@@ -16,35 +16,35 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class SweepState:
-    """Times are seconds since 1970, 0 where there was no run yet."""
+    """The content of state.json. Times are seconds since 1970, 0 before the first run."""
 
     status: str = ""
     updated: float = 0.0
     started: float = 0.0
-    """When the last run began."""
+    """Start of the last run."""
     first_started: float = 0.0
     host: str = ""
     pid: int = 0
     commands: tuple[str, ...] = ()
-    """Those that drivers of this sweep were started with, in order, each once."""
+    """Commands that started drivers of this sweep, in order, without repetitions."""
 
 
 def read_state(store: Store, name: str) -> SweepState:
-    """What the drivers of a sweep have written of themselves; where that is damaged, nothing."""
+    """Read state.json; an empty state if it is missing or damaged."""
     document = store.read_object(store.sweep(name, STATE))
     try:
         found = SweepState(**document)
         found = replace(found, commands=tuple(found.commands))
         times = (found.updated, found.started, found.first_started)
-        is_whole = all(math.isfinite(time_s) for time_s in times) and isinstance(found.pid, int)
+        is_valid = all(math.isfinite(time_s) for time_s in times) and isinstance(found.pid, int)
         texts = (found.status, found.host, *found.commands)
-        return found if is_whole and all(isinstance(text, str) for text in texts) else SweepState()
+        return found if is_valid and all(isinstance(text, str) for text in texts) else SweepState()
     except (TypeError, OverflowError):
         return SweepState()
 
 
 def record_state(store: Store, name: str, status: Status) -> None:
-    """Note that this process runs the sweep, or how its run has ended."""
+    """Record that this process runs the sweep, or how its run ended."""
     before, now = read_state(store, name), time.time()
     begins = status == Status.RUNNING
     command = typed_command(sys.argv, os.environ)

@@ -1,12 +1,12 @@
-"""A trial's two files that tell of it: metrics.jsonl, the truth of its curves, and status.json.
+"""The two record files of a trial: metrics.jsonl with its curves, and status.json.
 
-status.json also remembers, over workers and launches, how often the trial was tried and what it
-was given less or more of. Both are read back leniently: a damaged one is what is left of it.
+status.json also records, across workers and launches, how often the trial was attempted and how its
+batch and GPU share were changed. Of a damaged file, the readable part is used.
 
-An object store has no append, so there metrics.jsonl is written anew now and then, and whenever
-something else in the store counts on its lines. It is written anew on a disk, too, where it is not
-what this process has made of it: another run of the same trial writes there. Both logs are equal as
-far as they go, and that of a trial that has its weights is complete and stays.
+An object store cannot append, so there metrics.jsonl is rewritten from time to time, and before
+anything is stored that relies on its lines. On a disk it is rewritten if its size is not what this
+process has written, which means that another run of the same trial writes it too. The lines of both
+runs are equal. The file of a trial that has its weights is complete and is not rewritten.
 """
 
 import json
@@ -23,41 +23,45 @@ from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.records import Failure, FailureKind, Metrics, Status, TrialStatus
 
 REWRITE_S = 5.0
-"""Shortest time between two writes of all metrics to a store without append."""
+"""Minimum time between two rewrites of all metrics in a store without append."""
 REWRITE_SHARE = 0.05
-"""Share of a trial's time that such writes may take: the longer the log, the rarer they are."""
+"""Maximum share of a trial's time for such rewrites: the longer the log, the rarer they are."""
 
 
 class TrialLog:
-    """Both files of one trial, as who works on it writes them."""
+    """Writes both files of one trial, in the process that runs it."""
 
     def __init__(self, sweep: Sweep, trial: Trial, gpus: float = 0.0) -> None:
         self._store, self._trial = sweep.store, trial
         self.gpus = gpus
-        """The share of a GPU that this process has for the trial."""
+        """Share of a GPU that this process has for the trial."""
         found = read_document(sweep, trial)
         self.found = read_status_field(found)
-        """The status before this process came to the trial."""
+        """The status before this process started the trial."""
         self.attempts = read_count(found, "attempts")
         self.fruitless = read_count(found, "fruitless")
-        """Attempts in a row, the present one included, that came no further."""
+        """Consecutive attempts without progress, including the current one."""
         self.halvings = read_count(found, "halvings")
         self.larger_shares = read_count(found, "larger_shares")
-        """How often its share of the GPU was doubled."""
+        """How often the trial's share of the GPU was doubled."""
+        self.group = read_count(found, "group")
+        """Trials that its process trains as one with it, itself included; 0 before it began."""
+        self.largest_group = read_count(found, "largest_group")
+        """Most trials to train as one with it, because more did not fit or died; 0: any number."""
         self.last_failure = read_failure(found.get("last_failure"))
         self._reached = read_count(found, "reached")
         self._started = self._resumed = time.time()
         self._resumed_step = 0.0
         self._step, self._max_steps = float(read_count(found, "step")), found.get("max_steps")
         self.has_stepped = False
-        """Whether training has got on since it was begun or resumed."""
+        """Whether training has made a step since it was started or resumed."""
         self._lines: list[bytes] = []
         self._num_bytes = 0
         self._is_behind, self._next_rewrite_s = False, 0.0
 
     @property
     def reached(self) -> int:
-        """What was there in the store when the last attempt began."""
+        """The trial's progress in the store when the last attempt began."""
         return self._reached
 
     @property
@@ -66,7 +70,7 @@ class TrialLog:
         return b"".join(self._lines)
 
     def begin(self, reached: int) -> None:
-        """Another attempt begins, from what is `reached` in the store (a number that grows)."""
+        """Record that an attempt begins. `reached` is the progress in the store; it only grows."""
         if reached > self._reached:
             self.fruitless = 0
         self._reached = reached
@@ -74,8 +78,12 @@ class TrialLog:
         self.fruitless += 1
         self.write(Status.RUNNING)
 
+    def halve_group(self) -> None:
+        """Share a group with half as many trials from now on, which is another chance."""
+        self.largest_group, self.fruitless = (self.group + 1) // 2, 0
+
     def restart(self, step: int, metrics: bytes, max_steps: float | None) -> None:
-        """Go on after `step` with the lines a checkpoint holds."""
+        """Continue after `step` with the metrics lines of a checkpoint."""
         self.has_stepped = False
         self._lines = [_line(record) for record in parse_metrics(metrics) if record["step"] <= step]
         self._num_bytes = sum(map(len, self._lines))
@@ -85,7 +93,7 @@ class TrialLog:
         self._resumed, self._resumed_step = time.time(), float(step)
 
     def report(self, record: dict[str, float]) -> None:
-        """Append one line of metrics, and record the step it is of."""
+        """Append one line of metrics and record its step."""
         line, path, num_bytes_before = _line(record), self._metrics_path(), self._num_bytes
         self._lines.append(line)
         self._num_bytes += len(line)
@@ -99,12 +107,12 @@ class TrialLog:
         self.write(Status.RUNNING)
 
     def flush(self) -> None:
-        """Have all lines in the store, but for a trial that has its weights: it has them all."""
+        """Write pending lines to the store; a trial that has its weights has all its lines."""
         if self._is_behind and not has_weights(self._store, self._trial):
             self.complete()
 
     def complete(self) -> None:
-        """Write all lines, whole and in order, whatever was there."""
+        """Write all lines in order, replacing what was there."""
         started = time.monotonic()
         self._store.write(self._metrics_path(), self.metrics)
         self._is_behind = False
@@ -112,7 +120,7 @@ class TrialLog:
         self._next_rewrite_s = now + max(REWRITE_S, (now - started) / REWRITE_SHARE)
 
     def write(self, status: Status, failure: Failure | None = None) -> None:
-        """Record where the trial stands, and every line up to there."""
+        """Record the trial's status, and all metrics lines so far."""
         self.flush()
         if failure is not None:
             self.last_failure = failure
@@ -132,6 +140,8 @@ class TrialLog:
             "fruitless": self.fruitless,
             "halvings": self.halvings,
             "larger_shares": self.larger_shares,
+            "group": self.group,
+            "largest_group": self.largest_group,
             "reached": self._reached,
             "worker": {"host": socket.gethostname(), "pid": os.getpid(), **node()},
         }
@@ -142,28 +152,28 @@ class TrialLog:
 
 
 def mark(sweep: Sweep, trial: Trial, status: Status, failure: Failure | None = None) -> None:
-    """Record, from outside the trial, where it stands now; what it wrote itself is kept.
+    """Record a trial's status from another process, keeping the other fields of status.json.
 
-    Pending is a fresh start: failures in a row are counted anew.
+    `Status.PENDING` resets the count of consecutive attempts without progress.
     """
     document = {"name": trial.name, "started": time.time()} | read_document(sweep, trial)
-    told = None if failure is None else asdict(failure)
-    document |= {"status": status, "updated": time.time(), "failure": told}
-    if told is not None:
-        document["last_failure"] = told
+    record = None if failure is None else asdict(failure)
+    document |= {"status": status, "updated": time.time(), "failure": record}
+    if record is not None:
+        document["last_failure"] = record
     if status == Status.PENDING:
         document["fruitless"] = 0
     sweep.store.write_json(status_path(sweep.store, trial), document)
 
 
 def read_document(sweep: Sweep, trial: Trial) -> dict[str, Any]:
-    """status.json; empty if there is none or it is damaged."""
+    """Read status.json; empty if it is missing or damaged."""
     document = sweep.store.read_json(status_path(sweep.store, trial))
     return document if isinstance(document, dict) else {}
 
 
 def read_status_field(document: dict[str, Any]) -> Status:
-    """The status in a status.json; pending where it has none that is known."""
+    """The status in a status.json; pending if it is missing or unknown."""
     try:
         return Status(document.get("status", Status.PENDING))
     except ValueError:
@@ -171,30 +181,30 @@ def read_status_field(document: dict[str, Any]) -> Status:
 
 
 def read_failure(value: Any) -> Failure | None:
-    """A failure as status.json holds it; None if there is none."""
+    """Parse a failure in status.json; None if there is none."""
     known = {field.name for field in fields(Failure)}
     try:
         found = Failure(**{key: item for key, item in value.items() if key in known})
     except (AttributeError, TypeError):
         return None
-    is_whole = all(isinstance(item, str) for item in asdict(found).values())
-    return found if is_whole and found.kind in get_args(FailureKind) else None
+    is_valid = all(isinstance(item, str) for item in asdict(found).values())
+    return found if is_valid and found.kind in get_args(FailureKind) else None
 
 
 def read_count(document: dict[str, Any], key: str) -> int:
-    """A count in a status.json; 0 where it has none."""
+    """A count in a status.json; 0 if missing."""
     value: Any = document.get(key)
     return int(value) if _is_number(value) and math.isfinite(value) else 0
 
 
 def read_metrics(sweep: Sweep, trial_id: str) -> Metrics:
-    """What an evaluation has measured; values that are no numbers are left out."""
+    """Read the metrics of an evaluation; values that are not numbers are left out."""
     found = sweep.store.read_object(f"{sweep.evaluation_path(trial_id)}/metrics.json")
     return {key: item for key, item in found.items() if item is None or _is_number(item)}
 
 
 def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; half-written and garbled lines are left out."""
+    """Parse the lines of a metrics.jsonl; incomplete and damaged lines are left out."""
     records: list[dict[str, float]] = []
     for line in (data or b"").decode(errors="replace").split("\n"):
         try:
@@ -209,7 +219,7 @@ def parse_metrics(data: bytes | None) -> list[dict[str, float]]:
 
 
 def has_weights(store: Store, trial: Trial) -> bool:
-    """Whether a trial has been trained to its end."""
+    """Whether a trial's training is finished."""
     return store.manifest(store.trial(trial.trial_id, "weights")) is not None
 
 
@@ -234,16 +244,16 @@ def is_finished(sweep: Sweep, trial_id: str) -> bool:
 
 
 def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
-    """Where one trial stands; finished artefacts count for more than what status.json says."""
+    """Read the status of one trial; finished artefacts take precedence over status.json."""
     store, trial_id = sweep.store, trial.trial_id
-    document = _whole(read_document(sweep, trial))
+    document = _valid_or_empty(read_document(sweep, trial))
     metrics: Metrics = newest_metrics(store.read_record(store.trial(trial_id, "metrics.jsonl")))
     failure = read_failure(document.get("failure"))
     status = read_status_field(document)
     if is_finished(sweep, trial_id):
         status, failure = Status.SUCCEEDED, None
         metrics |= read_metrics(sweep, trial_id)
-    elif status == Status.SUCCEEDED:  # another evaluation of the same weights
+    elif status == Status.SUCCEEDED:  # only an evaluation with other settings is finished
         status = Status.PENDING
     return TrialStatus(
         trial_id=trial_id,
@@ -261,16 +271,16 @@ def trial_status(sweep: Sweep, trial: Trial) -> TrialStatus:
     )
 
 
-def _whole(document: dict[str, Any]) -> dict[str, Any]:
-    """A trial's status.json, or nothing where a number is not what was ever written."""
+def _valid_or_empty(document: dict[str, Any]) -> dict[str, Any]:
+    """A trial's status.json, or an empty one if a time or step count in it is invalid."""
     times = [document[name] for name in ("started", "updated") if name in document]
     numbers = [*times, document.get("max_steps") or 0]
-    is_whole = all(isinstance(number, int | float) for number in numbers)
-    return document if is_whole and len(times) != 1 else {}
+    is_valid = all(isinstance(number, int | float) for number in numbers)
+    return document if is_valid and len(times) != 1 else {}
 
 
 def newest_metrics(data: bytes | None) -> Metrics:
-    """The last whole line of a metrics.jsonl, over its last evaluation on the way."""
+    """The last complete line of a metrics.jsonl, merged into its last evaluation line."""
     lines = (data or b"").split(b"\n")
     newest = next((found for line in reversed(lines) if (found := parse_metrics(line))), [{}])
     last = next((line for line in reversed(lines) if b'"eval/' in line), b"")
@@ -286,7 +296,7 @@ def _seconds(document: dict[str, Any], status: Status) -> float | None:
 
 
 def _step_seconds(document: dict[str, Any], status: Status) -> float | None:
-    """Pace of a running trial since this attempt at it began, perhaps from a checkpoint."""
+    """Mean seconds per step of a running trial since it was started or resumed."""
     resumed, updated = document.get("resumed"), document.get("updated")
     num_steps = read_count(document, "step") - read_count(document, "resumed_step")
     if status != Status.RUNNING or num_steps <= 0:

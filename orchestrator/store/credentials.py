@@ -1,4 +1,4 @@
-"""Credentials in a storage URI: refused before it is used, and never repeated in a message."""
+"""Refuses storage URIs that contain credentials, and removes credentials from messages."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,9 +17,9 @@ _VARIABLES: Mapping[str, str] = {
     "abfss": _AZURE,
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_ACCOUNT_KEY",
 }
-"""Scheme -> the environment variables in which its file system finds credentials."""
+"""Scheme -> the environment variables from which its file system reads credentials."""
 _KEYED = ("s3", "gs", "gcs")
-"""Schemes in which what stands before an @ is a key; in others it is a user or a container."""
+"""Schemes in which the text before an @ is a key; in others it is a user or a container."""
 _CREDENTIAL = r"[\w.-]*(?:sig|sas|token|secret|passw|pwd|cred|key|auth(?!ority))[\w.-]*"
 """Names of query parameters whose values are secrets."""
 _IS_CREDENTIAL = re.compile(_CREDENTIAL, re.IGNORECASE)
@@ -28,29 +28,29 @@ _VALUE = re.compile(rf"([?&;#]{_CREDENTIAL}=)[^&;#\s]*", re.IGNORECASE)
 
 
 def refuse_credentials(uri: str) -> None:
-    """Raises UsageError, which does not repeat them, for credentials in a storage URI.
+    """Raises UsageError if a storage URI contains credentials. The message does not repeat them.
 
-    The URI reaches files, workers, jobs and logs.
+    They are refused because the URI is written to files and logs and sent to workers and jobs.
     """
     found = list(dict.fromkeys(_credentials(uri)))
     if not found:
         return
     scheme = uri.partition(":")[0].lower()
     known = "; ".join(f"{key}://: {names}" for key, names in _VARIABLES.items())
-    variables = _VARIABLES.get(scheme, f"what its file system reads there ({known})")
+    variables = _VARIABLES.get(scheme, f"the variables that its file system reads ({known})")
     raise UsageError(
-        f"--storage has {' and '.join(found)} in it, which would end in files and logs. Leave that "
-        f"out, and set in the environment of the driver and of every node: {variables}"
+        f"--storage contains {' and '.join(found)}, which would be written to files and logs. "
+        f"Remove it, and set in the environment of the driver and of every node: {variables}"
     )
 
 
 def redacted(text: str) -> str:
-    """A message without the users, passwords and credentials of URIs in it."""
+    """The message with the users, passwords and credentials of its URIs replaced by ***."""
     return _VALUE.sub(r"\1***", _USER.sub(r"\1***@", text))
 
 
 def _credentials(uri: str) -> Iterator[str]:
-    """What a URI has that is no business of others, in words."""
+    """Describes each credential in a URI."""
     scheme, slashes = uri.partition(":")[0].lower(), re.match(r"[A-Za-z][\w+.-]+:/+", uri)
     if slashes is None:  # a path
         return

@@ -1,7 +1,7 @@
-"""Copies of artefacts of a remote store on this machine, shared by the processes of its user.
+"""Local copies of artefacts of a remote store, shared by this user's processes on this machine.
 
-They lie as in the store, one folder a version, and stay for the next run until they are dropped.
-No other user can read or change them.
+They are laid out as in the store, with one folder per version, and are reused by later runs until
+they are dropped. No other user can read or change them.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from prefsweep.orchestrator.store.scratch import private_folder, scratch_name
 
 
 def download_cache() -> Path:
-    """The folder of all copies, and of those in the making."""
+    """The folder of all copies, unfinished ones included."""
     return private_folder("prefsweep-cache")
 
 
 def downloaded(
     uri: str, path: str, version: object, names: Iterable[str], copy: Callable[[str, Path], None]
 ) -> Path:
-    """The folder with a copy of what is at `path`; made with `copy(name, file)` if need be."""
+    """The folder with a copy of the artefact at `path`; if missing, `copy(name, file)` makes it."""
     cache = _copies(uri, path) / hashlib.sha256(str(version).encode()).hexdigest()[:24]
     if cache.is_dir():
         return cache
@@ -31,7 +31,7 @@ def downloaded(
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             copy(name, partial / name)
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError):  # another process of this machine was first
+        with suppress(OSError):  # another process of this machine has made the same copy
             partial.rename(cache)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -39,7 +39,7 @@ def downloaded(
 
 
 def drop_copies(uri: str, path: str) -> None:
-    """Delete the copies of all that is at or below `path`."""
+    """Delete the copies of everything at or below `path`."""
     shutil.rmtree(_copies(uri, path), ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Single steps on a file system: each is whole or did not happen. No retries, no store layout."""
+"""Single atomic steps on a file system. This module neither retries nor knows the store layout."""
 
 import os
 import shutil
@@ -14,17 +14,17 @@ from prefsweep.orchestrator.store.retry import attempt
 from prefsweep.sweeps.errors import StoreError
 
 MAX_RECORD_BYTES = 256 * 2**20
-"""Most that is read of a record or a metrics log, many times what any sweep writes."""
+"""Size limit for reading a record or a metrics log, many times what any sweep writes."""
 
 
 class OddFileError(StoreError):
-    """What stands in the place of a file is none (a named pipe, a device), or is far too large."""
+    """The path is not a regular file (a named pipe, a device), or the file is too large."""
 
 
 def read_file(system: fs.FileSystem, path: str, most_bytes: int | None) -> bytes | None:
     """The file's content, or None if there is no such file.
 
-    Raises OddFileError for what is no regular file or has more than `most_bytes`, unread.
+    Raises OddFileError, without reading, if it is not a regular file or exceeds `most_bytes`.
     """
     try:
         if isinstance(system, fs.LocalFileSystem):
@@ -38,12 +38,12 @@ def read_file(system: fs.FileSystem, path: str, most_bytes: int | None) -> bytes
     except (FileNotFoundError, NotADirectoryError):
         return None
     if most_bytes is not None and size > most_bytes:
-        raise OddFileError(f"{path} is larger than {most_bytes} bytes, the most that is read of it")
+        raise OddFileError(f"{path} is larger than {most_bytes} bytes, the limit for this file")
     return data
 
 
 def open_to_append(path: str, flags: int) -> int:
-    """An opener (see `open`) that neither follows a link nor waits at a named pipe."""
+    """An opener (see `open`) that refuses links and does not block on a named pipe."""
     return _open_regular(path, flags | os.O_NOFOLLOW)
 
 
@@ -55,23 +55,26 @@ def _open_regular(path: str, flags: int) -> int:
     raise OddFileError(f"{path} is not a regular file")
 
 
-def stamps(system: fs.FileSystem, paths: list[str]) -> list[tuple[int, int]]:
-    """Size and time of change, ns, of every file, (0, 0) for none: another one, another content."""
+def file_versions(system: fs.FileSystem, paths: list[str]) -> list[tuple[int, int]]:
+    """Size in bytes and modification time in ns of each file, (0, 0) for a missing one.
+
+    They change when the content changes.
+    """
     infos = system.get_file_info(paths)
     return [(info.size or 0, info.mtime_ns or 0) for info in infos]
 
 
 def delete(system: fs.FileSystem, root: str, path: str) -> None:
-    """Delete a folder or file below `root` if it is there.
+    """Delete a folder or file below `root` if it exists.
 
-    Of a link the link itself goes, and never what it leads to. Raises StoreError where a folder on
-    the way to `path` is a link.
+    A link is deleted itself, never its target. Raises StoreError if a parent folder of `path` is a
+    link.
     """
     if isinstance(system, fs.LocalFileSystem):
         _delete_local(Path(root), Path(path))
         return
     info = system.get_file_info(path)
-    with suppress(FileNotFoundError):  # another process was first
+    with suppress(FileNotFoundError):  # another process has deleted it
         if info.type == fs.FileType.Directory:
             system.delete_dir(path)
         elif info.type == fs.FileType.File:
@@ -83,17 +86,17 @@ def _delete_local(root: Path, path: Path) -> None:
         if parent == root:
             break
         if parent.is_symlink():
-            raise StoreError(f"{path} was not deleted: {parent} is a link and leads elsewhere")
+            raise StoreError(f"{path} was not deleted: {parent} is a link to another folder")
     while path.is_dir() and not path.is_symlink():
-        with suppress(FileNotFoundError):  # another process deletes it, too
+        with suppress(FileNotFoundError):  # another process is deleting it as well
             shutil.rmtree(path)
     path.unlink(missing_ok=True)
 
 
 def num_bytes(system: fs.FileSystem, path: str) -> int:
-    """Bytes of a file, or of all files below a folder; 0 where there is nothing.
+    """Size in bytes of a file, or of all files below a folder; 0 if the path does not exist.
 
-    In a local folder links count by themselves: they may lead anywhere.
+    In a local folder, a link counts with its own size, not with that of its target.
     """
     if isinstance(system, fs.LocalFileSystem):
         below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
@@ -112,12 +115,12 @@ def _is_folder(path: str) -> bool:
 def _own_size(file: Path) -> int:
     try:
         return file.lstat().st_size
-    except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile
+    except (FileNotFoundError, NotADirectoryError):  # deleted by another process
         return 0
 
 
 def replace_file(target: Path, scratch: Path, fill: Callable[[str], None]) -> None:
-    """Have `fill` write a local file `scratch`, then give it its name: nobody sees half of it."""
+    """Have `fill` write a local file `scratch`, then rename it, so that `target` is complete."""
     try:
         scratch.parent.mkdir(parents=True, exist_ok=True)
         fill(str(scratch))
@@ -128,16 +131,16 @@ def replace_file(target: Path, scratch: Path, fill: Callable[[str], None]) -> No
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a local file or folder if it is there."""
+    """Move a local file or folder if it exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):  # another process was first
+    with suppress(FileNotFoundError):  # another process has moved it
         source.rename(target)
 
 
 def complete(folder: Path, name: str, data: bytes) -> None:
-    """Write a folder's last file, and give all others its mode, which is what the umask allows.
+    """Write a folder's last file and give all other files its mode, which follows the umask.
 
-    Some libraries write files that only their owner may read (safetensors), into shared stores too.
+    safetensors, for example, writes files that only their owner may read, even in shared stores.
     """
     last = folder / name
     last.write_bytes(data)
@@ -148,7 +151,7 @@ def complete(folder: Path, name: str, data: bytes) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add a line to a local file, or nothing if there is no room for all of it."""
+    """Append a line to a local file. If the disk has no room for it, the file stays unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0, opener=open_to_append) as file:
         size, rest = os.fstat(file.fileno()).st_size, line
@@ -162,16 +165,16 @@ def append_line(path: Path, line: bytes) -> None:
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """Alone among the processes that lock the same local file.
+    """Hold an exclusive lock on a local file. Other processes that lock the same file wait.
 
-    On a network file system without locks it is advice: then nobody waits.
+    On a network file system without locks, no process waits.
     """
     import fcntl
 
     attempt(str(path), "written", lambda: path.parent.mkdir(parents=True, exist_ok=True))
     look = partial(open, path, "ab", opener=open_to_append)
     with attempt(str(path), "written", look) as file:
-        # the kernel unlocks it when the process ends
+        # the kernel releases the lock when the process ends
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

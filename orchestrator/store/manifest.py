@@ -1,4 +1,4 @@
-"""What a finished artefact says of itself: its files with their hashes, and how it came to be."""
+"""The manifest of a finished artefact: its files with their hashes, and how it was made."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 PACKAGES = ("prefsweep", "torch", "transformers", "trl", "peft", "ray")
-"""Whose versions are recorded."""
+"""Packages whose versions are recorded."""
 _ARTIFACT = re.compile(r"(\w+)-([0-9a-f]{16})")
 
 
@@ -30,7 +30,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished artefact holds and how it came to be."""
+    """What a finished artefact contains and how it was made."""
 
     fingerprint: str
     rows: int
@@ -42,14 +42,14 @@ class Manifest:
 
     @property
     def made_at(self) -> float:
-        """Seconds since 1970, whole ones; 0 where it is not told."""
+        """Whole seconds since 1970; 0 if not recorded."""
         return datetime.fromisoformat(self.created).timestamp() if self.created else 0.0
 
 
 def new_manifest(
     fingerprint: str, rows: int, seconds: float, notes: Mapping[str, float] | None = None
 ) -> Manifest:
-    """A manifest for what was just made here, now; its files are filled in by the store."""
+    """A manifest for an artefact that this process has just made; the store fills in its files."""
     return Manifest(
         fingerprint=fingerprint,
         rows=rows,
@@ -62,7 +62,7 @@ def new_manifest(
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, recorded beside every result."""
+    """Package versions and the machine, recorded with every result."""
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
@@ -83,18 +83,18 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:
-    """Those of all files below a local folder, in order."""
+    """Sizes and hashes of all files below a local folder, sorted by path."""
     files = [item for item in sorted(folder.rglob("*")) if item.is_file()]
     return {file.relative_to(folder).as_posix(): file_entry(file) for file in files}
 
 
 def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Files of a local copy whose content is not what the manifest says."""
+    """Files of a local copy whose content differs from the manifest."""
     return [name for name, entry in manifest.files.items() if _entry_now(folder / name) != entry]
 
 
 def _entry_now(path: Path) -> FileEntry | None:
-    """None for a file that is not there, or is taken away while it is read."""
+    """None if the file is missing, or is deleted while it is read."""
     try:
         return file_entry(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -102,7 +102,7 @@ def _entry_now(path: Path) -> FileEntry | None:
 
 
 def manifest_json(manifest: Manifest, files: dict[str, FileEntry]) -> bytes:
-    """The manifest of those files, as it is stored."""
+    """The manifest with these files, as stored."""
     document = asdict(manifest) | {"files": {name: asdict(e) for name, e in files.items()}}
     return json.dumps(document, indent=2, sort_keys=True).encode()
 
@@ -117,25 +117,25 @@ def parse_manifest(data: bytes | None) -> Manifest | None:
         texts = (manifest.fingerprint, manifest.created, *manifest.environment.values())
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    is_whole = all(isinstance(number, int | float) for number in numbers)
-    is_whole = is_whole and all(isinstance(text, str) for text in texts)
-    return manifest if is_whole and all(_is_inside(name) for name in files) else None
+    is_valid = all(isinstance(number, int | float) for number in numbers)
+    is_valid = is_valid and all(isinstance(text, str) for text in texts)
+    return manifest if is_valid and all(_is_inside(name) for name in files) else None
 
 
 def fault(manifest: Manifest | None, path: str, sizes: list[int | None]) -> str:
-    """What is wrong with the artefact at `path`, whose files have these sizes; "" if nothing is."""
+    """What is wrong with the artefact at `path`, whose files have these sizes; "" if valid."""
     if manifest is None:
         return "its manifest cannot be read"
     if not _belongs_at(manifest, path):
-        return "its manifest is that of something else"
-    is_whole = sizes == [entry.size for entry in manifest.files.values()]
-    return "" if is_whole else "a file is missing or cut short"
+        return "its manifest belongs to another artefact"
+    is_complete = sizes == [entry.size for entry in manifest.files.values()]
+    return "" if is_complete else "a file is missing or truncated"
 
 
 def _belongs_at(manifest: Manifest, path: str) -> bool:
-    """Whether a manifest is of the artefact that its path, made of the spec's identity, stands for.
+    """Whether a manifest's fingerprint matches its path.
 
-    What workers read of the driver's disk (`input`) is found by another name of its content.
+    The paths of `input` artefacts (copies from the driver's disk) are not made of the fingerprint.
     """
     match path.split("/"):
         case ["artifacts", name] if (found := _ARTIFACT.fullmatch(name)) and found[1] != "input":
@@ -148,13 +148,13 @@ def _belongs_at(manifest: Manifest, path: str) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a file of an artefact lies below its folder."""
+    """Whether the name of an artefact's file is a path below its folder."""
     parts = name.split("/")
     return bool(name) and "" not in parts and ".." not in parts
 
 
 def node() -> dict[str, str]:
-    """The node of the Ray cluster that this process is on, if it is on one, for manifests."""
+    """The ID of the Ray node that this process runs on, for manifests; empty without Ray."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return {}

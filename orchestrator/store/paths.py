@@ -1,7 +1,7 @@
-"""Where everything lies in a store, relative to its root, and which names are the store's own.
+"""The paths in a store, relative to its root, and the patterns of names that prefsweep writes.
 
-What prefsweep deletes from a store has a name of one of these forms; anything else in a store's
-folder belongs to somebody else and is left alone.
+prefsweep only deletes files and folders whose names match these patterns. It never deletes other
+content of a store's folder.
 """
 
 import re
@@ -10,15 +10,15 @@ from prefsweep.sweeps.identity import STAGE_VERSIONS
 from prefsweep.sweeps.spec import NAME_PATTERN
 
 MARKER = "prefsweep-store.json"
-"""File that says that a folder is a store; every run makes sure of it."""
+"""File that marks a folder as a store; every run writes it if it is missing."""
 DELETING = "gc.lock"
-"""Locked by `gc` while it deletes, and by a run while it changes what its sweep refers to."""
+"""Locked by `gc` while it deletes, and by a run while it changes what its sweep references."""
 ASIDE = "aside"
-"""Where damaged things are kept until somebody has looked at them (`prefsweep gc`)."""
+"""Folder for damaged files that were set aside; `prefsweep gc` deletes them."""
 FOLDERS = ("artifacts", "trials", "sweeps", "tmp", ASIDE)
 """Top-level folders of a store."""
 _FINGERPRINT_CHARS = 16
-"""Hex digits of a fingerprint in a path; the manifest has it whole."""
+"""Hex digits of a fingerprint in a path; the manifest has all digits."""
 
 _FINGERPRINT = f"[0-9a-f]{{{_FINGERPRINT_CHARS}}}"
 _STAGES = "|".join((*STAGE_VERSIONS, "untrained", "input", "preflight"))
@@ -54,17 +54,17 @@ class Paths:
         return "/".join(["sweeps", name, *parts])
 
     def scratch(self, name: str) -> str:
-        """Path of something that is of no use to anybody after this run."""
+        """Path of a temporary file."""
         return f"tmp/{name}"
 
 
 def is_artifact_name(name: str) -> bool:
-    """Whether a name in `artifacts` is one that a stage gives; measurements of GPUs are not."""
+    """Whether a name in `artifacts` is a stage's; measurements of GPU memory are not."""
     return _ARTIFACT.fullmatch(name) is not None
 
 
 def is_trial_id(name: str) -> bool:
-    """Whether a name in `trials` is a trial's."""
+    """Whether a name in `trials` is a trial ID."""
     return _TRIAL.fullmatch(name) is not None
 
 
@@ -74,15 +74,15 @@ def is_evaluation_name(name: str) -> bool:
 
 
 def is_aside_name(name: str) -> bool:
-    """Whether a name in `aside` is one that `Store.put_aside` gives."""
+    """Whether a name in `aside` was given by `Store.set_aside`."""
     return _ASIDE.fullmatch(name) is not None
 
 
 def is_scratch_name(name: str) -> bool:
-    """Whether a name in `tmp` is one that prefsweep gives its temporary files."""
+    """Whether a name in `tmp` is that of a temporary file of prefsweep."""
     return _SCRATCH.fullmatch(name) is not None
 
 
 def is_sweep_name(name: str) -> bool:
-    """Whether a sweep can have this name: `.DS_Store`, `.nfs0001` and `lost+found` are none."""
+    """Whether this is a valid sweep name; `.DS_Store`, `.nfs0001` and `lost+found` are not."""
     return _SWEEP.fullmatch(name) is not None

@@ -1,6 +1,6 @@
-"""Which process, on which machine: told apart from a later one with the same number.
+"""Identifies machines and processes, even if a later process gets the same process ID.
 
-Times of the kernel's boot clock are compared, so setting the wall clock changes nothing.
+Start times are read from the kernel's boot clock, so changing the wall clock has no effect.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import psutil
 
 @cache
 def machine() -> str:
-    """8 hex digits for this host since it was started, and for this container on it."""
+    """8 hex digits that identify this boot of this host, and the container on it."""
     parts = [socket.gethostname()]
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -23,8 +23,8 @@ def machine() -> str:
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:8]
 
 
-def started(pid: int) -> str | None:
-    """When a process of this machine was started, as text to compare; None if there is none."""
+def start_time(pid: int) -> str | None:
+    """Start time of a process on this machine, as text to compare; None if it does not exist."""
     fields = _fields(pid)
     if fields is None:
         return None if Path("/proc/self/stat").exists() else _created(pid)
@@ -33,15 +33,15 @@ def started(pid: int) -> str | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process of this machine is there but does not run (`kill -STOP`, Ctrl-Z)."""
+    """Whether a process on this machine exists but is stopped (`kill -STOP`, Ctrl-Z)."""
     fields = _fields(pid)
     return fields is not None and fields[0] == "T"
 
 
 def _fields(pid: int) -> list[str] | None:
-    """What Linux knows of a process, from its state on; None if there is none, or no Linux."""
+    """The fields of /proc/PID/stat from the state on; None without such a process or file."""
     try:
-        # the name, in parentheses, may hold spaces; fields are counted after it (proc(5))
+        # the name, in parentheses, may contain spaces, so fields are counted after it (proc(5))
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None

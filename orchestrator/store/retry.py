@@ -1,4 +1,4 @@
-"""Storage fails now and then: what may pass is tried again, what will not is told at once."""
+"""Retries transient storage errors and raises permanent ones immediately."""
 
 import errno
 import logging
@@ -13,12 +13,12 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""Waits between attempts; after the last one the failure is for good."""
+"""Waits between attempts, in seconds; an error after the last one is raised."""
 
 _FULL = "the disk is full (or a quota is): free some space, then run the same command again"
 _NO_RIGHT = (
-    "this user may not: give it the right (a store that users share needs one group, `chmod -R "
-    "g+rwXs` and umask 002), or name another --storage"
+    "this user has no permission: grant it (a store shared by users needs one group, `chmod -R "
+    "g+rwXs` and umask 002), or use another --storage"
 )
 _REMEDIES = {
     errno.ENOSPC: _FULL,
@@ -29,20 +29,20 @@ _REMEDIES = {
     errno.EPERM: _NO_RIGHT,
     errno.EROFS: _NO_RIGHT,
 }
-"""Failures that trying again does not mend, and what does."""
+"""Errors that retrying does not fix -> their remedy."""
 FULL_DISK = {
     "No space left on device": errno.ENOSPC,
     "Disk quota exceeded": errno.EDQUOT,
     "File too large": errno.EFBIG,
     "os error 27": errno.EFBIG,
 }
-"""What a full disk, quota or file-size limit is called, whichever library meets it -> its errno."""
+"""Text with which libraries report a full disk, quota or file-size limit -> its errno."""
 
 
 def attempt(where: str, verb: str, call: Callable[[], Result]) -> Result:
-    """`call()`, again after each of RETRY_DELAYS_S as long as storage fails.
+    """Return `call()`; on an OSError, retry it after each of RETRY_DELAYS_S.
 
-    Raises StoreError: "`where` cannot be `verb`: ..." with what to do.
+    Raises StoreError: "`where` cannot be `verb`: ..." with the remedy.
     """
     for delay_s in (*RETRY_DELAYS_S, None):
         try:
@@ -51,13 +51,13 @@ def attempt(where: str, verb: str, call: Callable[[], Result]) -> Result:
             remedy = remedy_for(error)
             if delay_s is None or remedy:
                 raise _failure(where, verb, error, remedy) from error
-            log.warning("%s cannot be %s (%s); trying again in %g s", where, verb, error, delay_s)
+            log.warning("%s cannot be %s (%s); retrying in %g s", where, verb, error, delay_s)
             time.sleep(delay_s)
     raise AssertionError("the last attempt returns or raises")
 
 
 def remedy_for(error: BaseException) -> str:
-    """What helps against an error that comes again however often one tries; "" for any other."""
+    """The remedy for an error that retrying does not fix; "" for other errors."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
         number = next((n for text, n in FULL_DISK.items() if text in str(error)), None)
@@ -65,5 +65,5 @@ def remedy_for(error: BaseException) -> str:
 
 
 def _failure(where: str, verb: str, error: OSError, remedy: str) -> StoreError:
-    tried = f"tried {len(RETRY_DELAYS_S) + 1} times; see to the storage, then run the same command"
+    tried = f"tried {len(RETRY_DELAYS_S) + 1} times; check the storage, then run the same command"
     return StoreError(f"{where} cannot be {verb}: {error}. {remedy or f'It was {tried} again'}")

@@ -1,4 +1,4 @@
-"""What `--storage` says -> a file system and a root on it that nothing of a store leads out of."""
+"""Opens `--storage`: returns its file system and root, and refuses paths outside the root."""
 
 from pathlib import Path
 
@@ -25,62 +25,63 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 class RootThere:
-    """Whether a store's local folder, once seen, is still there; always so on an object store.
+    """Detects that a store's local folder was removed while it was in use.
 
-    Making it anew would leave half a store, without its sweeps, where the whole one was.
+    Creating it again would leave an incomplete store, without its sweeps. An object store has no
+    such folder and passes every check.
     """
 
     def __init__(self, root: str | None) -> None:
         self._root, self._was_there = root, False
 
     def check(self) -> None:
-        """To be called before something is written. Raises LostStoreError."""
+        """Raises LostStoreError if the folder has disappeared. Called before each write."""
         if self._root is None:
             return
         if Path(self._root).is_dir():
             self._was_there = True
         elif self._was_there:
             raise LostStoreError(
-                f"{self._root} was removed, or its disk is away, while it was in use; nothing more "
-                "is written there"
+                f"{self._root} was removed, or its disk was unmounted, while it was in use; "
+                "nothing more is written to it"
             )
 
 
 def _require_folder(root: Path) -> None:
-    """Raises UsageError where a file is in the way, or a folder of the store is a link."""
+    """Raises UsageError if the root or a parent is a file, or a folder of the store is a link."""
     found = next(path for path in (root, *root.parents) if path.exists())
     if not found.is_dir():
-        raise UsageError(f"{found} is a file; name a folder")
+        raise UsageError(f"{found} is a file; use a folder")
     linked = next((root / name for name in FOLDERS if (root / name).is_symlink()), None)
     if linked is not None:
         raise UsageError(
-            f"{linked} is a link, and a store may not write or delete where a link leads; "
-            "move the folder to its place, or link the store as a whole"
+            f"{linked} is a link, and prefsweep does not write or delete through links inside a "
+            "store; move the folder here, or make the store's own folder the link"
         )
 
 
 def absolute(storage: str) -> str:
-    """A storage that means the same in every process: local paths made absolute."""
+    """The storage with a local path made absolute, so that it is the same in every process."""
     refuse_credentials(storage)
     return storage if "://" in storage else str(expand(storage).resolve())
 
 
 def inside(root: str, path: str) -> str:
-    """The full path of something in a store. Raises UsageError if it would be outside."""
+    """The full path of a path in a store. Raises UsageError if it is outside the store."""
     if path.startswith("/") or ".." in path.split("/"):
         raise UsageError(
-            f"{path!r} is not a path inside the store; names of sweeps and trials have no '/' and "
-            "are not '..'"
+            f"{path!r} is not a path inside the store; names of sweeps and trials cannot contain "
+            "'/' or be '..'"
         )
     return f"{root}/{path}" if path else root
 
 
 def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
-    """What pyarrow knows is its own; of the rest, what fsspec has a package for."""
+    """Open a URI with pyarrow, or with fsspec if pyarrow does not support its scheme."""
     try:
         system, root = fs.FileSystem.from_uri(uri)
         if not root:
-            raise UsageError("it names no bucket; give one, as in s3://bucket/prefix")
+            raise UsageError("it has no bucket; add one, as in s3://bucket/prefix")
         return system, root
     except pa.ArrowInvalid as error:
         if "Unrecognized filesystem" not in str(error):

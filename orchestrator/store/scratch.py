@@ -1,8 +1,7 @@
-"""Temporary files and folders: private to this user, named after their process, removed afterwards.
+"""Temporary files and folders: private to this user, named after their process, deleted after use.
 
-What a killed process leaves behind is deleted by the next run, or the next worker of one, on the
-same machine. What belongs to another machine is left alone: nobody here can know whether its
-process lives.
+The next run or worker on the same machine deletes what a killed process has left behind. Files of
+other machines are not deleted, because this machine cannot tell whether their process is alive.
 """
 
 import atexit
@@ -18,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from prefsweep.orchestrator.store.paths import is_scratch_name
-from prefsweep.orchestrator.store.processes import machine, started
+from prefsweep.orchestrator.store.processes import machine, start_time
 from prefsweep.orchestrator.store.retry import attempt, remedy_for
 from prefsweep.sweeps.errors import StoreError
 
@@ -26,15 +25,15 @@ log = logging.getLogger(__name__)
 
 
 def scratch_home() -> Path:
-    """This user's folder on this machine for what has no place in a store."""
+    """This user's folder on this machine for temporary files that cannot be in a store."""
     return private_folder("prefsweep-tmp")
 
 
 def private_folder(name: str, *, keep: bool = False) -> Path:
     """The folder NAME-UID in the system's temporary folder, which only this user can enter.
 
-    Everybody can create that name first. What is not a folder of this user's, or could be written
-    by others, is left alone: a new folder takes its place, deleted at exit unless `keep`.
+    Another user may have created that name first. If it is not this user's folder, or others can
+    write to it, a new folder is used instead, deleted at exit unless `keep`.
     """
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
     attempt(str(folder), "written", lambda: folder.parent.mkdir(parents=True, exist_ok=True))
@@ -48,18 +47,18 @@ def private_folder(name: str, *, keep: bool = False) -> Path:
         if stat.S_IMODE(found.st_mode) != 0o700:  # made by an earlier version: others may read it
             folder.chmod(0o700)
     except OSError as error:
-        remedy = remedy_for(error) or "See to TMPDIR"
+        remedy = remedy_for(error) or "Check TMPDIR"
         raise StoreError(f"{folder} cannot be written: {error}. {remedy}") from error
     return folder
 
 
 @cache
 def _new_folder(taken: Path, keep: bool) -> Path:
-    """A private folder for this process, because the name it would have is taken."""
+    """A private folder for this process, because the usual name is taken."""
     folder = Path(tempfile.mkdtemp(prefix=f"{taken.name}-"))
     log.warning(
-        "%s is another user's, a link, or writable by others; using %s instead (delete the first "
-        "one if it is yours)",
+        "%s belongs to another user, is a link, or is writable by others; using %s instead (delete "
+        "the first one if it is yours)",
         taken,
         folder,
     )
@@ -69,16 +68,16 @@ def _new_folder(taken: Path, keep: bool) -> Path:
 
 
 def scratch_name() -> str:
-    """A new name, with the machine and the process that it belongs to."""
+    """A new name that contains this machine and process."""
     pid = os.getpid()
-    return f"{machine()}-{pid}-{started(pid)}-{uuid.uuid4().hex[:8]}"
+    return f"{machine()}-{pid}-{start_time(pid)}-{uuid.uuid4().hex[:8]}"
 
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A folder for something in the making, deleted at the end.
+    """A temporary folder, deleted at the end.
 
-    An error that says that the disk is full leaves it as a StoreError.
+    An error that reports a full disk is raised as a StoreError.
     """
     folder = parent / scratch_name()
     try:
@@ -94,25 +93,25 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def is_abandoned(name: str) -> bool:
-    """Whether the process that a scratch name belongs to has surely ended."""
+    """Whether the process of a scratch name is known to have ended."""
     owner = _owner(name)
-    return owner is not None and started(owner[0]) != owner[1]
+    return owner is not None and start_time(owner[0]) != owner[1]
 
 
 def is_in_use(name: str) -> bool:
-    """Whether the process that a scratch name belongs to is known to live."""
+    """Whether the process of a scratch name is known to be alive."""
     owner = _owner(name)
-    return owner is not None and started(owner[0]) == owner[1]
+    return owner is not None and start_time(owner[0]) == owner[1]
 
 
 def owners(folder: Path) -> set[int]:
-    """Process ids of this machine that something in `folder` belongs to."""
+    """IDs of the processes of this machine that own something in `folder`."""
     found = [_owner(item.name) for item in folder.iterdir()] if folder.is_dir() else []
     return {owner[0] for owner in found if owner is not None}
 
 
 def delete_abandoned(folder: Path) -> int:
-    """Delete what processes that have ended left in `folder`; returns how many things."""
+    """Delete what ended processes left in `folder`; returns the number of files and folders."""
     if not folder.is_dir():
         return 0
     abandoned = [item for item in folder.iterdir() if is_abandoned(item.name)]
@@ -125,7 +124,7 @@ def delete_abandoned(folder: Path) -> int:
 
 
 def _owner(name: str) -> tuple[int, str] | None:
-    """Process id and start of a scratch name's process; None if it is not of this machine."""
+    """Process ID and start time in a scratch name; None if it is of another machine."""
     home, _, rest = name.partition("-")
     pid, _, rest = rest.partition("-")
     if not is_scratch_name(name) or home != machine():

@@ -1,4 +1,4 @@
-"""The only owner of paths: artefacts, trials and sweeps in a local folder or any pyarrow.fs URI.
+"""The store: artefacts, trials and sweeps in a local folder or at any pyarrow.fs URI.
 
     artifacts/<stage>-<fingerprint>/        content-addressed, shared by all sweeps in the store
         manifest.json                       sizes and SHA-256 of the files; written last
@@ -8,11 +8,11 @@
         weights/  checkpoints/step-00040/  evaluations/<fingerprint>/      each with a manifest
     sweeps/<name>/
         spec.json  plan.json  state.json  lease.json  stop.json  report/  wandb/
-    tmp/  aside/                            half-made and damaged things (`prefsweep gc`)
-    prefsweep-store.json  gc.lock           says that this is a store; locked by `gc` as it deletes
+    tmp/  aside/                            unfinished and damaged files (`prefsweep gc`)
+    prefsweep-store.json  gc.lock           marks the store; locked by `gc` while it deletes
 
-"Done" means: a valid manifest exists. On a local file system an artefact appears by one rename; on
-an object store its manifest comes last. Who makes what another run has done meanwhile leaves that.
+An artefact with a valid manifest is finished. It is published with one rename on a local file
+system, and manifest last on an object store. One that another run has published is used as it is.
 """
 
 import json
@@ -36,12 +36,12 @@ from prefsweep.orchestrator.store.files import (
     append_line,
     complete,
     delete,
+    file_versions,
     locked_file,
     move,
     num_bytes,
     read_file,
     replace_file,
-    stamps,
 )
 from prefsweep.orchestrator.store.manifest import (
     MANIFEST,
@@ -70,25 +70,24 @@ from prefsweep.orchestrator.store.scratch import (
 from prefsweep.sweeps.errors import DamagedError, StoreError
 
 log = logging.getLogger(__name__)
-
 Result = TypeVar("Result")
 
 
 class Store(Paths):
-    """One store. It can be pickled; every process opens the file system for itself."""
+    """One store. It can be pickled; each process opens its own file system."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.fs, self._root = open_storage(uri)
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
         self._root_there = RootThere(self._root if self.is_local else None)
-        self._verified, self._told = set[str](), set[str]()
+        self._verified, self._reported = set[str](), set[str]()
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)
 
     def display(self, path: str) -> str:
-        """The path as the user can open it."""
+        """The path or URI under which the user can open it."""
         return f"{self._root}/{path}" if self.is_local else f"{self.uri.split('?')[0]}/{path}"
 
     # --- files -----------------------------------------------------------------------------------
@@ -100,7 +99,7 @@ class Store(Paths):
     def read_record(self, path: str) -> bytes | None:
         """The content of a record or a log, or None if there is no such file.
 
-        What is no regular file or has more than MAX_RECORD_BYTES counts as damaged: b"".
+        If it is not a regular file, or exceeds MAX_RECORD_BYTES, it counts as damaged: b"".
         """
         try:
             look = partial(read_file, self.fs, self._full(path), MAX_RECORD_BYTES)
@@ -109,7 +108,7 @@ class Store(Paths):
             return b""
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file whole: under another name first, where the file system can rename."""
+        """Write a file atomically, where the file system can rename."""
 
         def fill(target: str) -> None:
             with self.fs.open_output_stream(target) as stream:
@@ -135,7 +134,7 @@ class Store(Paths):
         self.write(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
     def append(self, path: str, line: bytes) -> None:
-        """Add a line to a log. An object store has no append: the object is written anew."""
+        """Append a line to a log. An object store cannot append; the whole object is rewritten."""
         if self.is_local:
             self._root_there.check()
             self._attempt(path, "written", lambda: append_line(Path(self._full(path)), line))
@@ -149,7 +148,7 @@ class Store(Paths):
         return sorted(info.base_name for info in infos)
 
     def sweeps(self) -> list[str]:
-        """Names of the sweeps, sorted. What else lies in their folder is not looked at."""
+        """Names of the sweeps, sorted; other content of their folder is ignored."""
         selector = fs.FileSelector(self._full("sweeps"), allow_not_found=True)
         infos = self._attempt("sweeps", "listed", lambda: self.fs.get_file_info(selector))
         folders = (info.base_name for info in infos if info.type == fs.FileType.Directory)
@@ -157,34 +156,35 @@ class Store(Paths):
 
     @property
     def is_marked(self) -> bool:
-        """Whether a run has said that this is a store; one made by an older version has no mark."""
+        """Whether a run has marked this as a store; older versions wrote no mark."""
         return self.read_object(MARKER).get("format") == "prefsweep store"
 
     def mark(self) -> None:
-        """Say that this is a store."""
+        """Mark this as a store."""
         self.write_json(MARKER, {"format": "prefsweep store", "version": 1})
 
-    def stamps(self, paths: Sequence[str]) -> list[tuple[int, int]]:
-        """What tells whether files have changed, far cheaper than reading them."""
-        return self._attempt("", "listed", lambda: stamps(self.fs, [*map(self._full, paths)]))
+    def file_versions(self, paths: Sequence[str]) -> list[tuple[int, int]]:
+        """Values that change when the files change; far cheaper than reading the files."""
+        look = partial(file_versions, self.fs, [*map(self._full, paths)])
+        return self._attempt("", "listed", look)
 
     def num_bytes(self, path: str) -> int:
-        """Bytes of a file, or of all files below a folder."""
+        """Size in bytes of a file, or of all files below a folder."""
         return self._attempt(path, "read", lambda: num_bytes(self.fs, self._full(path)))
 
     def delete(self, path: str) -> None:
-        """Delete a folder or file if it is there. Links are never followed: StoreError."""
+        """Delete a folder or file if it exists. Raises StoreError if a parent folder is a link."""
         self._attempt(path, "deleted", lambda: delete(self.fs, self._root, self._full(path)))
 
     def locked(self, path: str) -> AbstractContextManager[None]:
-        """Alone among processes that lock the same path; on an object store that is not so."""
+        """Hold an exclusive lock on a path. An object store has no locks: no process waits."""
         self._root_there.check()
         return locked_file(Path(self._full(path))) if self.is_local else nullcontext()
 
     # --- artefacts -------------------------------------------------------------------------------
 
     def manifest(self, path: str) -> Manifest | None:
-        """The manifest of a finished artefact; None if it is not finished or files are missing."""
+        """The manifest of a finished artefact; None if it is unfinished or files are missing."""
         data = self.read_record(f"{path}/{MANIFEST}")
         if data is None:
             return None
@@ -193,26 +193,26 @@ class Store(Paths):
         wrong = fault(manifest, path, sizes)
         if not wrong:
             return manifest
-        if path not in self._told:
-            self._told.add(path)
-            log.warning("%s is damaged (%s) and counts as not made", self.display(path), wrong)
+        if path not in self._reported:
+            self._reported.add(path)
+            log.warning("%s is damaged (%s) and counts as missing", self.display(path), wrong)
         return None
 
     def staging(self) -> AbstractContextManager[Path]:
-        """A scratch folder for an artefact in the making, deleted at the end."""
+        """A temporary folder to make an artefact in, deleted at the end."""
         self._root_there.check()
         return scratch_folder(self._scratch_parent())
 
     def delete_abandoned(self) -> int:
-        """Delete what killed processes of this machine left half-made; returns how many things."""
+        """Delete unfinished files of ended processes of this machine; returns their number."""
         return sum(map(delete_abandoned, self._scratch_places()))
 
     def scratch_owners(self) -> set[int]:
-        """Process ids of this machine that have something half-made."""
+        """IDs of the processes of this machine that have unfinished files."""
         return set().union(*map(owners, self._scratch_places()))
 
     def publish(self, path: str, folder: Path, manifest: Manifest) -> None:
-        """Make `folder` and all below it the artefact at `path`; nothing if that is done."""
+        """Publish a folder as the artefact at `path`; does nothing if that is finished."""
         if self.manifest(path) is not None:
             return
         files = file_entries(folder)
@@ -227,7 +227,7 @@ class Store(Paths):
         self.write(f"{path}/{MANIFEST}", document)
 
     def publish_shard(self, path: str, file: Path, manifest: Manifest) -> None:
-        """Make `file` the shard at `path`, its small manifest last; nothing if that is done."""
+        """Publish a file as the shard at `path`, its manifest last; nothing if that is finished."""
         if self.shard_manifest(path) is not None:
             return
         entry = {PurePosixPath(path).name: file_entry(file)}
@@ -236,7 +236,7 @@ class Store(Paths):
         self.write(f"{path}.json", manifest_json(manifest, entry))
 
     def shard_manifest(self, path: str) -> Manifest | None:
-        """The manifest of a finished shard, None if it is not finished or was damaged."""
+        """The manifest of a finished shard; None if it is unfinished or damaged."""
         manifest = parse_manifest(self.read_record(f"{path}.json"))
         name = PurePosixPath(path).name
         if manifest is None or name not in manifest.files:
@@ -244,24 +244,24 @@ class Store(Paths):
         return manifest if self._sizes([path]) == [manifest.files[name].size] else None
 
     def finished_shard(self, path: str) -> Manifest:
-        """The manifest of a shard that is finished. Raises DamagedError if it is not."""
+        """The manifest of a finished shard. Raises DamagedError if it is unfinished."""
         manifest = self.shard_manifest(path)
         if manifest is None:
-            raise DamagedError(f"{self.display(path)} is missing or damaged; it is made again")
+            raise DamagedError(f"{self.display(path)} is missing or damaged; it will be rebuilt")
         return manifest
 
     def fetch_shard(self, path: str, folder: Path) -> Path:
-        """A verified local copy of a shard. Raises DamagedError, having put a damaged one aside."""
+        """A verified local copy of a shard. Sets a damaged one aside and raises DamagedError."""
         manifest, local = self.finished_shard(path), folder / PurePosixPath(path).name
-        for _ in range(2):  # a second look tells a bad read from bad content
+        for _ in range(2):  # the second read distinguishes a bad read from bad content
             self._copy_here(path, local)
             if file_entry(local) == manifest.files[local.name]:
                 return local
-        self._condemn(str(PurePosixPath(path).parent), [local.name])
-        raise AssertionError("_condemn raises")
+        self._set_aside_damaged(str(PurePosixPath(path).parent), [local.name])
+        raise AssertionError("_set_aside_damaged raises")
 
     def publish_shards(self, path: str, shards: list[str], manifest: Manifest) -> None:
-        """One manifest over all shards, unless it is there. Raises DamagedError if one is gone."""
+        """Write the manifest of all shards, if missing. Raises DamagedError for a missing shard."""
         if self.manifest(path) is not None:
             return
         files: dict[str, FileEntry] = {}
@@ -272,8 +272,8 @@ class Store(Paths):
     def fetch(self, path: str) -> Path:
         """A local folder with the artefact's files, their content verified once per process.
 
-        Raises DamagedError, having put aside what is damaged, if the artefact is not finished or
-        its content is not what was written.
+        Raises DamagedError if the artefact is unfinished, or if its content has changed; then
+        damaged files are set aside first.
         """
         manifest = self.manifest(path)
         if manifest is None:
@@ -282,21 +282,21 @@ class Store(Paths):
         if path in self._verified:
             return folder
         if not self.is_local and damaged_files(folder, manifest):
-            shutil.rmtree(folder)  # the copy here may be what is damaged
+            shutil.rmtree(folder)  # only the local copy may be damaged
             folder = self._download(path, manifest)
         if damaged_files(folder, manifest):
-            self._condemn(path, damaged_files(folder, manifest))  # looked at again: a bad read?
+            self._set_aside_damaged(path, damaged_files(folder, manifest))  # after a second read
         self._verified.add(path)
         return folder
 
     def drop_copies(self, path: str) -> None:
-        """Delete this machine's copies of what is at or below `path` in a remote store."""
+        """Delete this machine's copies of everything at or below `path` in a remote store."""
         if not self.is_local:
             drop_copies(self.uri, path)
             self._verified = {p for p in self._verified if not p.startswith(path)}
 
     def read_columns(self, path: str, columns: Sequence[str]) -> pa.Table:
-        """Some columns of all parquet files of a finished artefact, not verified: to be shown."""
+        """Some columns of all parquet files of a finished artefact, unverified, for display."""
         manifest = self.manifest(path)
         if manifest is None:
             raise StoreError(f"{self.display(path)} is not a finished artefact")
@@ -306,47 +306,47 @@ class Store(Paths):
             tables = [read(self._full(file)) for file in files]
         except (pa.ArrowException, OSError) as error:
             self._verified.discard(path)
-            self.fetch(path)  # raises DamagedError, where that is the reason
+            self.fetch(path)  # raises DamagedError if damage is the reason
             raise StoreError(f"{self.display(path)} cannot be read: {error}") from error
         return pa.concat_tables(tables)
 
     def upload(self, file: Path, path: str) -> None:
-        """Copy a local file to `path`; it appears there whole where the file system can rename."""
+        """Copy a local file to `path`, atomically where the file system can rename."""
 
         def fill(target: str) -> None:
             fs.copy_files(str(file), target, fs.LocalFileSystem(), self.fs)
 
         self._attempt(path, "written", lambda: self._replace(path, fill))
 
-    def put_aside(self, path: str) -> None:
-        """Take something damaged away, so that it counts as not made but can be looked at.
+    def set_aside(self, path: str) -> None:
+        """Move a damaged artefact or file to `aside`, so that it counts as missing.
 
-        An object store cannot rename: there an artefact loses its manifest, and a file goes.
+        An object store cannot rename: there the artefact's manifest, or the file, is deleted.
         """
         if self.is_local:
             name = f"{path.replace('/', '~')}.{uuid.uuid4().hex[:8]}"
             source, aside = Path(self._full(path)), Path(self._full(f"{ASIDE}/{name}"))
-            self._attempt(path, "put aside", lambda: move(source, aside))
+            self._attempt(path, "set aside", lambda: move(source, aside))
         elif self._sizes([path]) == [None]:
             self.delete(f"{path}/{MANIFEST}")
         else:
             self.delete(path)
 
-    def _condemn(self, path: str, names: list[str]) -> None:
-        """Put an artefact (damaged shards alone) aside and raise DamagedError, if any are named."""
+    def _set_aside_damaged(self, path: str, names: list[str]) -> None:
+        """Set an artefact aside (or only its damaged shards) and raise DamagedError, if `names`."""
         if not names:
             return
         shards = [name for name in names if self._sizes([f"{path}/{name}.json"]) != [None]]
         if shards == names:
             self.delete(f"{path}/{MANIFEST}")
             for name in shards:
-                self.put_aside(f"{path}/{name}.json")
-                self.put_aside(f"{path}/{name}")
+                self.set_aside(f"{path}/{name}.json")
+                self.set_aside(f"{path}/{name}")
         else:
-            self.put_aside(path)
+            self.set_aside(path)
         raise DamagedError(
-            f"{self.display(path)}/{names[0]} is damaged: its content is not what its manifest "
-            "says. It was put aside, and the same command makes it again"
+            f"{self.display(path)}/{names[0]} is damaged: its content differs from its manifest. "
+            "It was set aside; run the same command again to rebuild it"
         )
 
     def _download(self, path: str, manifest: Manifest) -> Path:
@@ -358,7 +358,7 @@ class Store(Paths):
         self._attempt(path, "read", lambda: fs.copy_files(source, str(local), self.fs, here))
 
     def _rename_into_place(self, folder: Path, path: str) -> None:
-        """One rename; what stands in the way is as good, or damaged and moved out of the way."""
+        """Publish with one rename. A finished artefact there is used, a damaged one set aside."""
         target = Path(self._full(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         while folder.is_dir():
@@ -367,12 +367,12 @@ class Store(Paths):
             except OSError:
                 if not target.exists():
                     raise
-                if self.manifest(path) is not None:  # made by another process: equal content
+                if self.manifest(path) is not None:  # published by another process: equal content
                     return
-                self.put_aside(path)
+                self.set_aside(path)
 
     def _replace(self, path: str, fill: Callable[[str], None]) -> None:
-        """Have `fill` write a file and then give it its name, so that nobody sees half of it."""
+        """Have `fill` write a file, then rename it, so that no reader sees an incomplete file."""
         self._root_there.check()
         if self.is_local:
             scratch = self._scratch_parent() / scratch_name()
@@ -381,7 +381,7 @@ class Store(Paths):
             fill(self._full(path))
 
     def _sizes(self, paths: list[str]) -> list[int | None]:
-        """Bytes of each file; None where there is none."""
+        """Size in bytes of each file; None for a missing one."""
         look = partial(self.fs.get_file_info, [*map(self._full, paths)])
         infos = self._attempt(paths[0] if paths else "", "read", look)
         return [info.size for info in infos]
@@ -390,7 +390,7 @@ class Store(Paths):
         return attempt(self.display(path), verb, call)
 
     def _scratch_parent(self) -> Path:
-        """Where things are made: on the store's own disk where it has one."""
+        """Where files are made before they are published: on the store's disk if it has one."""
         return Path(self._full("tmp")) if self.is_local else scratch_home()
 
     def _scratch_places(self) -> set[Path]:

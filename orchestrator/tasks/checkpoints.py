@@ -18,12 +18,12 @@ from prefsweep.sweeps.errors import DamagedError
 log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
-METRICS = "metrics.jsonl"
+METRICS, STATE = "metrics.jsonl", "trainer_state.json"
 NEEDED = {
     "optimizer.pt",
     "scheduler.pt",
     "rng_state.pth",
-    "trainer_state.json",
+    STATE,
     "window.json",
     METRICS,
 }
@@ -65,6 +65,11 @@ def newest_step(sweep: Sweep, trial: Trial) -> int:
     steps = _steps(sweep.store, trial)
     whole = (s for s in reversed(steps) if sweep.store.manifest(_path(sweep.store, trial, s)))
     return next(whole, 0)
+
+
+def begun_in_group(sweep: Sweep, trial: Trial, step: int) -> bool:
+    """Whether the checkpoint of a step was made by a group of trials."""
+    return bool(sweep.store.read_object(f"{_path(sweep.store, trial, step)}/{STATE}").get("group"))
 
 
 def publish_checkpoint(sweep: Sweep, trial: Trial, step: int, folder: Path, metrics: bytes) -> None:

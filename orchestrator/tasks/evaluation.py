@@ -3,8 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,3 +136,40 @@ def evaluate_fitting(
             log.warning("the evaluation does not fit the memory (%s); halving its passes", error)
         release_memory()
         halvings += 1
+
+
+def evaluate_trained(
+    kept: Kept, trial_id: str, policy: Any, beta: float, should_stop: ShouldStop
+) -> None:
+    """Evaluate a trial's trained policy and publish what it gives."""
+    reference = _reference_of(kept, policy)
+    evaluate_and_publish(kept, trial_id, policy, reference, beta, should_stop=should_stop)
+
+
+def evaluate_now(kept: Kept, model: Any) -> Metrics:
+    """An evaluation on the way; leaves the trainer's mode and tokenizer as they were."""
+    tokenizer = kept.tokenizer
+    padding_side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    was_training = model.training
+    model.eval()
+    try:
+        return evaluate_fitting(kept, model, _reference_of(kept, model))[0]
+    finally:
+        model.train(was_training)
+        tokenizer.padding_side = padding_side
+
+
+def _reference_of(kept: Kept, policy: Any) -> Any:
+    """The reference of a policy: its base with the adapter off, or the policy before training."""
+    from peft import PeftModel
+
+    if isinstance(policy, PeftModel):
+
+        @contextmanager
+        def adapter_off() -> Iterator[PeftModel]:
+            with policy.disable_adapter():
+                yield policy
+
+        return adapter_off
+    reference = kept.reference(policy.dtype)
+    return lambda: nullcontext(reference)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from prefsweep.orchestrator.store.retry import FULL_DISK
 from prefsweep.sweeps.errors import OutOfMemory, StoreError, SweepError
 from prefsweep.sweeps.records import Failure
-from prefsweep.sweeps.running import RetriesSpec
+from prefsweep.sweeps.runtime import RetriesSpec
 
 WRITE_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "I/O error", "file write failed")
 """How torch and safetensors say that a file could not be written; neither raises an OSError."""

@@ -1,7 +1,7 @@
 """What prefsweep itself costs: trials that do nothing, and commands on a finished sweep.
 
 There is no baseline: the figures are seconds. Trials that do nothing run on Ray as all trials do,
-with their records in the store; only `run_trial` is replaced by one that marks success.
+with their records in the store; only `run_group` is replaced by one that marks success.
 """
 
 import os
@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,10 @@ def run(folder: Path) -> list[dict[str, Any]]:
     return [_idle_trials(folder / "idle"), *_finished_sweep(folder / "finished")]
 
 
-def finish(kept: Kept, trial: Trial, place: Place) -> None:
-    """A trial that does nothing."""
-    mark(kept.sweep, trial, Status.SUCCEEDED)
+def finish(kept: Kept, trials: Sequence[Trial], place: Place) -> None:
+    """Trials that do nothing."""
+    for trial in trials:
+        mark(kept.sweep, trial, Status.SUCCEEDED)
 
 
 def _sweep(storage: Path, num_trials: int) -> Sweep:
@@ -61,7 +63,7 @@ def _overrides(betas: list[float]) -> tuple[str, ...]:
 
 def _idle_trials(storage: Path) -> dict[str, Any]:
     """Few trials and many, on one Ray: the difference is what a trial costs."""
-    tuning.run_trial = finish
+    tuning.run_group = finish
     sweep = _sweep(storage, NUM_IDLE)
     cluster = RayCluster(sweep.spec.resources)
     seconds: dict[int, float] = {}

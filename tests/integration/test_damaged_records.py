@@ -114,7 +114,7 @@ def check_all_damage(sweep: Sweep, pristine: Path, path: Path) -> None:
     def check(content: bytes) -> None:
         path.write_bytes(content)
         read_everything(sweep)
-        if names(sweep.storage) != names(pristine):  # what was damaged was put aside
+        if names(sweep.storage) != names(pristine):  # what was damaged was set aside
             shutil.rmtree(sweep.storage)
             shutil.copytree(pristine, sweep.storage)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,20 @@ def in_tree(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
 def imports(path: Path) -> Iterator[str]:
     """Full names of all that a module imports, at its top or anywhere inside."""
     package = ["prefsweep", *path.relative_to(ROOT).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -141,7 +152,7 @@ def test_files_and_functions_are_short(path: Path):
     assert len(text.splitlines()) <= MAX_FILE_LINES
     too_long = {
         node.name: node.end_lineno - node.lineno + 1
-        for node in ast.walk(ast.parse(text))
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno is not None
         and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
@@ -152,7 +163,7 @@ def test_files_and_functions_are_short(path: Path):
 @pytest.mark.parametrize("path", MODULES, ids=in_tree)
 def test_files_are_named_after_what_they_hold_and_say_it(path: Path):
     assert path.name not in {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert ast.get_docstring(tree(path))
 
 
 def loaded_by(*modules: str) -> set[str]:
@@ -177,7 +188,7 @@ def test_text_leaves_the_process_at_one_place():
     for path in (ROOT / "orchestrator").rglob("*.py"):
         if path.name in ("terminal.py", "survey.py"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             if called in ("print", "Console", "typer.echo") or called.endswith("stdout.write"):
                 found.setdefault(in_tree(path), []).append(getattr(node, "lineno", 0))

@@ -22,7 +22,7 @@ import yaml
 from typer.main import get_command
 
 from prefsweep.orchestrator.commands.cli import app
-from prefsweep.sweeps.running import ResourcesSpec
+from prefsweep.sweeps.runtime import ResourcesSpec
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

@@ -34,7 +34,9 @@ function showBudget(budget) {
     button.dataset.choose = best.ids;
     button.append(isolated(best.name));
     name.append(best.ids ? button : best.name);
-    target.replaceChildren(make("p", "value", best.shown), name, ...best.details.map((line) => make("p", "", line)));
+    const stop = competing.find(({ kl }) => kl === stops[stopBelow(budget)]);
+    const details = stop.within === undefined ? best.details : [...best.details, stop.within];
+    target.replaceChildren(make("p", "value", best.shown), name, ...details.map((line) => make("p", "", line)));
   }
   $("budget-slider").setAttribute("aria-valuetext", `KL of at most ${budget} nats`);
   $("budget-said").textContent = best === null

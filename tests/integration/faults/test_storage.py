@@ -84,7 +84,7 @@ def test_storage_that_fails_for_a_while_is_waited_for(
     run = on_flaky_storage(start, storage, failing)
     assert run.wait() == 0, run.output
     assert (failing.parent / "has-failed").exists()
-    assert "trying again" in run.output
+    assert "retrying in" in run.output
     assert_nothing_is_redone(before)
     assert_whole(storage)
     assert_results(storage, undisturbed)
@@ -101,7 +101,7 @@ def test_storage_that_fails_for_good_ends_the_run_and_is_gone_on_with_when_it_wo
     assert first.wait() == 1, first.output
     assert "Traceback" not in first.output
     assert "Input/output error" in first.output
-    assert "see to the storage, then run the same command" in " ".join(first.output.split())
+    assert "check the storage, then run the same command" in " ".join(first.output.split())
     before = finished(storage)
     failing.write_text("0")
     again = on_flaky_storage(start, storage, failing)

@@ -33,7 +33,7 @@ PRELOADED = [
     "prefsweep.orchestrator.report.publish",
     "prefsweep.orchestrator.execution.cluster",
     "prefsweep.orchestrator.pipeline",
-    "prefsweep.orchestrator.tasks.attempts",
+    "prefsweep.orchestrator.tasks.trial_group",
     "prefsweep.workers.evaluate",
     "prefsweep.workers.generate",
     "prefsweep.workers.score",

@@ -146,7 +146,7 @@ def test_restart_errored_keeps_weights_and_evaluations_that_another_sweep_has_fi
     second = small_sweep(tmp_path / "store", *OVERRIDES, "name=second", "prompts.num_eval=5")
     assert second.trials == first.trials
     with monkeypatch.context() as patch:
-        patch.setattr(attempts, "evaluate_and_publish", broken)
+        patch.setattr(attempts, "evaluate_trained", broken)
         assert run(second).status == Status.FAILED
     fault = Fault(monkeypatch, nothing)
     assert run(second, "restart").status == Status.SUCCEEDED

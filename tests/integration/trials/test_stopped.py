@@ -42,7 +42,7 @@ def test_a_stop_in_the_evaluation_publishes_nothing_and_repeats_only_it(
     sweep: Sweep, undisturbed: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial, asked = sweep.trials[0], [False]
-    plain = attempts.evaluate_and_publish
+    plain = attempts.evaluate_trained
 
     def late(*args: Any, **kwargs: Any) -> Any:
         asked[0] = True
@@ -50,7 +50,7 @@ def test_a_stop_in_the_evaluation_publishes_nothing_and_repeats_only_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(attempts, "polled_stop", lambda store, name: lambda: asked[0])
-        patch.setattr(attempts, "evaluate_and_publish", late)
+        patch.setattr(attempts, "evaluate_trained", late)
         run_trial(Kept(sweep), trial)
     assert trial_status(sweep, trial).status == Status.INTERRUPTED
     assert sweep.store.names(sweep.store.trial(trial.trial_id, "evaluations")) == []
@@ -157,7 +157,7 @@ def test_weights_damaged_before_the_evaluation_are_trained_again(
 
     trial = sweep.trials[0]
     with monkeypatch.context() as patch:
-        patch.setattr(attempts, "evaluate_and_publish", broken)
+        patch.setattr(attempts, "evaluate_trained", broken)
         run_trial(Kept(sweep), trial)
     file = sweep.store.display(sweep.store.trial(trial.trial_id, "weights", "model.safetensors"))
     altered(Path(file))

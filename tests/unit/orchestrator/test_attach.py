@@ -23,7 +23,7 @@ from prefsweep.orchestrator.execution.nodes import (
     own_versions,
     version_differences,
 )
-from prefsweep.orchestrator.execution.package import make_parcel
+from prefsweep.orchestrator.execution.package import build_package
 from prefsweep.orchestrator.execution.ray_session import (
     attach_ray,
     short_temp_folder,
@@ -91,7 +91,7 @@ def test_a_ray_client_address_is_answered_with_what_works() -> None:
         attach_ray("ray://head:10001", load_spec("quickstart"))
 
 
-def test_the_parcel_is_importable_where_prefsweep_is_not_installed(
+def test_the_package_is_importable_where_prefsweep_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = tmp_path / "mine"
@@ -102,8 +102,8 @@ def test_the_parcel_is_importable_where_prefsweep_is_not_installed(
     (tmp_path / "prefsweep.egg-info" / "PKG-INFO").write_text("Name: prefsweep\nVersion: 3.4.5\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     reward = "reward={type: callable, function: 'mine.rewards:zero'}"
-    folder = tmp_path / "parcel"
-    make_parcel(folder, load_spec("quickstart", [reward]))
+    folder = tmp_path / "package"
+    build_package(folder, load_spec("quickstart", [reward]))
     code = (
         "import prefsweep.sweeps.spec as spec, prefsweep.workers, prefsweep.orchestrator.report\n"
         "from importlib.metadata import version\n"
@@ -241,8 +241,8 @@ def test_a_package_without_an_init_travels_too(
     rewards = "from bare.words import LIKED\ndef zero(p, c): return [0.0 for _ in c]"
     (tmp_path / "there" / "bare" / "rewards.py").write_text(rewards)
     reward = "reward={type: callable, function: 'bare.rewards:zero'}"
-    make_parcel(tmp_path / "parcel", load_spec("quickstart", [reward]))
-    sent = {path.name for path in (tmp_path / "parcel" / "bare").glob("*.py")}
+    build_package(tmp_path / "package", load_spec("quickstart", [reward]))
+    sent = {path.name for path in (tmp_path / "package" / "bare").glob("*.py")}
     assert sent == {"words.py", "rewards.py"}
 
 

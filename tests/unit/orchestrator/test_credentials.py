@@ -26,10 +26,10 @@ REFUSED = {
     "abfs://container@account.dfs.core.windows.net/runs?sv=2024&sig=s3cr3t": AZURE,
     "abfss://:s3cr3t@account/container": AZURE,
     "az://container/runs?sas_token=s3cr3t": "AZURE_STORAGE_SAS_TOKEN",
-    "https://account.blob.core.windows.net/c?sv=2024;sig=s3cr3t": "what its file system reads",
-    "hdfs://user:s3cr3t@host/runs": "what its file system reads",
-    "hdfs://user:s3c/r3t@host/runs": "what its file system reads",
-    "memory://runs?password=s3cr3t": "what its file system reads",
+    "https://account.blob.core.windows.net/c?sv=2024;sig=s3cr3t": "that its file system reads",
+    "hdfs://user:s3cr3t@host/runs": "that its file system reads",
+    "hdfs://user:s3c/r3t@host/runs": "that its file system reads",
+    "memory://runs?password=s3cr3t": "that its file system reads",
 }
 
 

@@ -94,7 +94,7 @@ def test_with_a_spec_that_can_run_it_says_what_it_will_take(
         (["reward={type: callable, function: 'no.module:f'}"], "reward", "cannot be imported"),
         (["resources.gpus_per_trial=1000"], "spec", "resources.gpus_per_trial"),
         (["resources.cpus_per_worker=100000"], "resources", "cpus_per_worker=100000"),
-        (["--storage", "file.txt/store"], "storage", "file.txt is a file; name a folder"),
+        (["--storage", "file.txt/store"], "storage", "file.txt is a file; use a folder"),
         (["--storage", "nosuch://x"], "storage", "nosuch://x cannot be opened"),
         (["--address", "127.0.0.1:1"], "cluster", "nothing answers at 127.0.0.1:1"),
     ],

@@ -30,7 +30,7 @@ from prefsweep.orchestrator.tasks.failures import (
     worker_killed_for_memory,
 )
 from prefsweep.sweeps.errors import DataError, ModelError, OutOfMemory, StoreError, TrialError
-from prefsweep.sweeps.running import RetriesSpec
+from prefsweep.sweeps.runtime import RetriesSpec
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_policy
 

@@ -268,7 +268,7 @@ def test_measurements_that_are_no_numbers_are_left_out(sweep: Sweep) -> None:
     assert untrained.metrics == {"kl": 0.5}
 
 
-def test_without_its_samples_an_evaluation_is_put_aside_with_a_message(
+def test_without_its_samples_an_evaluation_is_set_aside_with_a_message(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_evaluation(sweep, {}, samples=False)

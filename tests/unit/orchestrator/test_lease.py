@@ -92,7 +92,7 @@ def test_a_second_driver_of_this_machine_is_refused_at_once_and_told_who_runs_it
 ) -> None:
     with another_process() as pid:
         Lease(store, "mine").acquire()
-        change(store, pid=pid, process=processes.started(pid), host="box")
+        change(store, pid=pid, process=processes.start_time(pid), host="box")
         with pytest.raises(LeaseError, match=rf"host box, pid {pid}, since \d{{4}}-.*stop"):
             Lease(store, "mine").acquire()
     Lease(store, "mine").acquire()  # it is dead now: taken over without waiting
@@ -127,7 +127,7 @@ def test_a_driver_elsewhere_without_heartbeat_is_taken_over_after_the_stated_tim
     assert STALE_S <= time.monotonic_s - 50 <= STALE_S + 2
     holder = read_holder(store, "mine")
     assert holder is not None and holder.pid == os.getpid()
-    assert "gave no sign of life for 60 s; this run takes over" in caplog.text
+    assert "sent no heartbeat for 60 s; this run takes over" in caplog.text
 
 
 @pytest.mark.parametrize("jump_s", [-1e9, 1e9])
@@ -256,7 +256,7 @@ def test_whether_a_driver_elsewhere_is_alive_is_told_by_the_storages_clock(
     if is_alive:
         assert ask_to_stop(store, "mine") == holder
     else:
-        with pytest.raises(UsageError, match="gives no sign of life"):
+        with pytest.raises(UsageError, match="sends no heartbeat"):
             ask_to_stop(store, "mine")
 
 

@@ -69,9 +69,9 @@ def test_a_name_that_somebody_else_took_first_is_left_alone(
     home = scratch_home()
     assert home != known and mode(home) == 0o700
     assert home == scratch_home(), "one folder a process"
-    assert f"{known} is another user's, a link, or writable by others" in caplog.text
+    assert f"{known} belongs to another user, is a link, or is writable by others" in caplog.text
     with scratch_folder(scratch_home()) as folder:
-        (folder / "parcel").touch()
+        (folder / "package").touch()
         assert known not in folder.parents and not list(known.glob("*"))
 
 

@@ -96,14 +96,17 @@ def test_csv_is_exact() -> None:
         "ref_perplexity,completion_tokens,margin_test,accuracy_test,train_seconds,error,"
         "reward_gain,reward_gain_ci_low,reward_gain_ci_high,num_prompts,num_completions,"
         "grid_point,grid_point_seeds,grid_point_reward,grid_point_ci_low,grid_point_ci_high,"
-        "p_versus_best,indistinguishable_from_best\n"
+        "p_versus_best,indistinguishable_from_best,"
+        "grid_point_gain,grid_point_gain_ci_low,grid_point_gain_ci_high,"
+        "grid_point_win_rate,grid_point_win_rate_ci_low,grid_point_win_rate_ci_high,"
+        "grid_point_kl,grid_point_kl_ci_low,grid_point_kl_ci_high,frontier_probability\n"
         "untrained,untrained,succeeded,,,,,,,0.30000000000000004,,,,,,,,,,0.0,,,,,,,,"
-        f"{',' * 12}\n"
+        f"{',' * 22}\n"
         "000000000001,sigmoid-beta0.1,succeeded,sigmoid,reverse_kl,,0.1,1e-05,0,"
-        "1.0,,,,,,,,,,1e-07,,,,,,,2.5,,,,,,,sigmoid-beta0.1,1,1.0,,,,\n"
+        "1.0,,,,,,,,,,1e-07,,,,,,,2.5,,,,,,,sigmoid-beta0.1,1,1.0,,,,,,,,,,,1e-07,,,\n"
         "000000000002,alpha_divergence0.3-beta0.1,failed,sigmoid,alpha_divergence,0.3,0.1,1e-05,2,"
         f'{"," * len(METRIC_COLUMNS)}2.5,"\'=cmd() lost, twice",,,,,,'
-        "alpha_divergence0.3-beta0.1,0,,,,,\n"
+        "alpha_divergence0.3-beta0.1,0,,,,,,,,,,,,,,,\n"
     )
 
 
@@ -155,7 +158,8 @@ def test_summary_says_where_the_best_is_not_told_apart() -> None:
     summary = summary_markdown(sweep_results(num_prompts=2))
     assert "These prompts do not show that training helped" in summary
     assert (
-        "- 10 of 10 other grid points are not significantly different from the best: "
+        "- For these weights (one training seed), over prompts: 10 of 10 other grid points "
+        "are not significantly different from the best: "
         "`hinge-beta0.05`, `hinge-beta0.2`" in summary
     )
     assert "60 held-out prompts x 2 samples; 95% intervals: studentized bootstrap" in summary

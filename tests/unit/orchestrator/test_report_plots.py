@@ -10,9 +10,9 @@ import pytest
 from prefsweep.orchestrator.report import page as page_module
 from prefsweep.orchestrator.report.betas import losses_at_one_beta
 from prefsweep.orchestrator.report.figures import MAX_CURVE_POINTS, comparison_plots, training_plots
+from prefsweep.orchestrator.report.pivots import pivot_tables
 from prefsweep.orchestrator.report.points import MAX_OUTLIERS, Box, box, box_plots
 from prefsweep.orchestrator.report.style import COLOURS, NEUTRAL, families
-from prefsweep.orchestrator.report.tables import pivot_tables
 from prefsweep.orchestrator.results.analysis import Comparison, compare, pool
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, expand
 from prefsweep.sweeps.records import Metrics, Status, SweepResults, TrialResult

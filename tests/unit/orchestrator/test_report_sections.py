@@ -183,7 +183,8 @@ def test_headline_quotes_grid_points_not_their_luckiest_seeds() -> None:
     assert best["value"] == show(pooled.best.reward)
     assert best["ids"].split() == [result.trial_id for result in pooled.best.finished]
     assert best["details"][0].endswith(", 3 seeds")
-    assert "n = 30 prompts; significance: max-t" in shown["method"]
+    assert "n = 30 prompts; those of gains" in shown["method"]
+    assert "at once; significance: max-t" in shown["method"]
 
 
 def test_slider_chooses_among_grid_points_and_the_untrained_policy() -> None:

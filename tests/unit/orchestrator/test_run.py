@@ -40,7 +40,7 @@ def test_what_a_worker_writes_until_it_is_ended_is_not_the_last_word(sweep: Swee
 def test_a_run_whose_store_is_removed_ends_at_once_and_makes_nothing_anew(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path / "store")
     run = Run(sweep, lambda: SimpleNamespace(close=lambda: None), "report")  # pyright: ignore
-    ends = pytest.raises(LostStoreError, match=r"writes nothing more\. Bring the store back")
+    ends = pytest.raises(LostStoreError, match=r"writes nothing more\. Restore the store")
     with ends, run.recorded():
         run._cluster_for("finishing")
         shutil.rmtree(tmp_path / "store")

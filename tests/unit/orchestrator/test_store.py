@@ -92,7 +92,7 @@ def test_shards_that_are_gone_are_made_again_unless_their_stage_is_done(
     any_store: Store, tmp_path: Path
 ) -> None:
     path, shard = any_store.artifact("scores", FINGERPRINT), any_store.shard("scores", "a" * 64, 0)
-    with pytest.raises(DamagedError, match="it is made again"):
+    with pytest.raises(DamagedError, match="it will be rebuilt"):
         any_store.publish_shards(path, [shard], new_manifest(FINGERPRINT, 1, 0.0))
     publish(any_store, path, a="as another run has made it")
     any_store.publish_shards(path, [shard], new_manifest(FINGERPRINT, 1, 0.0))

@@ -98,7 +98,7 @@ def test_what_fails_for_a_while_is_done_in_the_end(store: Store) -> None:
 
 def test_what_fails_for_good_is_told_with_path_and_remedy(store: Store) -> None:
     store.fs = Failing(store.fs, 4)  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(StoreError, match=r"a/b cannot be read: .*tried 4 times; see to the"):
+    with pytest.raises(StoreError, match=r"a/b cannot be read: .*tried 4 times; check the"):
         store.read("a/b")
 
 
@@ -107,8 +107,8 @@ def test_what_fails_for_good_is_told_with_path_and_remedy(store: Store) -> None:
     [
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "the disk is full"),
-        (errno.EACCES, "this user may not"),
-        (errno.EROFS, "this user may not"),
+        (errno.EACCES, "this user has no permission"),
+        (errno.EROFS, "this user has no permission"),
     ],
 )
 def test_what_trying_again_cannot_mend_is_told_at_once(
@@ -160,14 +160,14 @@ def test_a_full_disk_is_known_from_what_libraries_make_of_it(local: Store) -> No
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
-def test_changed_content_is_never_used_but_put_aside_and_made_again(store: Store) -> None:
+def test_changed_content_is_never_used_but_set_aside_and_rebuilt(store: Store) -> None:
     publish(store, ARTEFACT, a="content", b="more")
     store.fetch(ARTEFACT)
     change(store, f"{ARTEFACT}/b")
     other = Store(store.uri)  # another process: this one has looked already
     other.fs, other.is_local = store.fs, store.is_local
     shutil.rmtree(download_cache(), ignore_errors=True)
-    with pytest.raises(DamagedError, match=r"x/b is damaged: .*the same command makes it again"):
+    with pytest.raises(DamagedError, match=r"x/b is damaged: .*run the same command again"):
         other.fetch(ARTEFACT)
     assert other.manifest(ARTEFACT) is None
     assert len(store.names(ASIDE)) == store.is_local
@@ -224,11 +224,11 @@ def test_a_storage_that_is_a_file_is_told(tmp_path: Path) -> None:
         store.locked("sweeps/x/lock"),
     ):
         raise AssertionError("it was locked")
-    with pytest.raises(UsageError, match=r"file is a file; name a folder"):
+    with pytest.raises(UsageError, match=r"file is a file; use a folder"):
         Store(str(tmp_path / "file"))
 
 
-def test_of_shards_only_those_that_are_damaged_are_put_aside(store: Store, tmp_path: Path) -> None:
+def test_of_shards_only_those_that_are_damaged_are_set_aside(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "shard"
     shards = [store.shard("scores", FINGERPRINT, index) for index in range(4)]
     path = store.artifact("scores", FINGERPRINT)

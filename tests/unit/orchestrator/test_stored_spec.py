@@ -71,7 +71,7 @@ def test_resume_runs_code_that_a_store_names_only_with_consent(
     edit(sweep, change)
     assert prefsweep(monkeypatch, *words) == 2 and len(ran) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert code in said and "Give --trust-remote-code if you trust it" in said
+    assert code in said and "Pass --trust-remote-code if you trust it" in said
     assert prefsweep(monkeypatch, *words, "--trust-remote-code") == 0 and len(ran) == 2
 
 
@@ -125,7 +125,7 @@ def test_a_recorded_commit_that_is_none_of_what_the_spec_names_is_refused(
     assert open_sweep("small", sweep.storage).inputs.policy == f"owner/tiny@{COMMIT}"
     sweep.store.write_json(sweep.store.sweep("small", "spec.json"), spec_document(sweep))
     edit(sweep, change)
-    with pytest.raises(UsageError, match=r"spec\.json: the identity of .* is no commit of "):
+    with pytest.raises(UsageError, match=r"spec\.json: the identity of .* is not a commit of "):
         open_sweep("small", sweep.storage)
 
 
@@ -135,7 +135,7 @@ def test_what_the_hub_calls_a_commit_has_to_be_a_hash(monkeypatch: pytest.Monkey
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: Info)
-    with pytest.raises(ModelError, match="its commit is no commit hash but None"):
+    with pytest.raises(ModelError, match="its commit None is not a commit hash"):
         model_identity(PolicySpec(model="owner/tiny"), "policy.model")
 
 
@@ -162,5 +162,5 @@ def test_a_manifest_of_something_else_makes_an_artefact_count_as_not_made(
             store.publish(path, folder / "artifact", new_manifest(fingerprint, 1, 0.0))
         is_own = store.manifest(path) is not None
         assert is_own == (fingerprint == own)
-    assert "its manifest is that of something else" in caplog.text
+    assert "its manifest belongs to another artefact" in caplog.text
     assert (store.fetch(path) / "a").read_text() == own

@@ -85,6 +85,27 @@ def test_who_was_killed_for_memory_gets_half_the_batch_and_nobody_else_is_blamed
     assert (first["fruitless"], second["fruitless"]) == (1, 0)
 
 
+def test_a_group_that_was_killed_for_memory_is_halved_and_its_batch_is_not(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
+) -> None:
+    """Three times, which is the cap of a trial alone."""
+
+    def group_killed(sweep: Sweep, trials: list[Trial]) -> str:
+        for trial in trials:
+            begun(sweep, trial, 100)
+            path = sweep.store.trial(trial.trial_id, "status.json")
+            sweep.store.write_json(path, read_document(sweep, trial) | {"group": 8})
+        return KILLED.format(pid=100, node=NODE)
+
+    play(monkeypatch, launched, group_killed, group_killed, group_killed, all_succeed)
+    tuning.tune_trials(sweep, sweep.trials, 0)
+    assert len(launched) == 4
+    for trial in sweep.trials:
+        document = read_document(sweep, trial)
+        assert (document["largest_group"], document["halvings"]) == (4, 0)
+        assert document["last_failure"]["kind"] == "out_of_memory"
+
+
 def test_who_is_always_killed_for_memory_fails_alone_after_its_cap(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
 ) -> None:

@@ -79,7 +79,51 @@ def test_one_seed_has_the_numbers_of_its_evaluation() -> None:
     results = sweep((0,))
     first, metrics = pooled(results).variants[0], results.results[1].metrics
     assert first.reward_interval == (metrics["reward_ci_low"], metrics["reward_ci_high"])
-    assert first.gain_interval == (metrics["reward_gain_ci_low"], metrics["reward_gain_ci_high"])
+
+
+def test_gain_and_win_rate_intervals_hold_for_all_grid_points_at_once() -> None:
+    """They are wider than those of one trial alone, and so is the summary's."""
+    results = sweep((0,))
+    for variant in pooled(results).variants:
+        metrics = variant.finished[0].metrics
+        for name, interval in (
+            ("reward_gain", variant.gain_interval),
+            ("win_rate", variant.win_interval),
+        ):
+            low, high = metrics[f"{name}_ci_low"] or 0.0, metrics[f"{name}_ci_high"] or 0.0
+            assert interval is not None and interval[1] - interval[0] > 1.1 * (high - low)
+    columns, first = (line.split(",") for line in trials_csv(results).splitlines()[:3:2])
+    row = dict(zip(columns, first, strict=True))
+    assert float(row["grid_point_gain_ci_low"]) < float(row["reward_gain_ci_low"])
+
+
+def test_training_that_hurts_reads_as_such() -> None:
+    results = sweep((0,), dict.fromkeys(GAINS, -1.5))
+    found, summary = pooled(results), summary_markdown(results)
+    assert found.untrained_is_best and found.versus_untrained is not None
+    assert found.versus_untrained.distinguishable
+    assert "Training lowered the reward: the untrained policy is the best" in summary
+    assert "all of 4 grid points are significantly worse than the untrained" in summary
+    assert "~" not in summary and "best trial" in summary
+    rows = [line.split(",") for line in trials_csv(results).splitlines()]
+    marks = [row[rows[0].index("indistinguishable_from_best")] for row in rows[1:]]
+    assert marks == ["yes", "no", "no", "no", "no"]
+
+
+def test_the_untrained_policy_may_lead_without_training_hurting() -> None:
+    summary = summary_markdown(sweep((0,), dict.fromkeys(GAINS, -0.2)))
+    assert "No trial has a higher reward than the untrained policy" in summary
+    assert "are not significantly different from the untrained policy: " in summary
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_every_claim_names_what_varies(seeds: tuple[int, ...]) -> None:
+    summary = summary_markdown(sweep(seeds))
+    one = "For these weights (one training seed), over prompts: 1 of 3 other"
+    several = "For these settings, over prompts and 3 seeds: 1 of 3 other"
+    assert (one in summary, several in summary) == (len(seeds) == 1, len(seeds) == 3)
+    alone = "With one training seed, nothing is shown about another run of the same settings"
+    assert (alone in summary) == (len(seeds) == 1)
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
@@ -138,18 +182,18 @@ def test_without_samples_nothing_is_marked() -> None:
 
 
 def test_the_csv_has_the_grid_points_and_their_marks() -> None:
-    rows = [line.split(",") for line in trials_csv(sweep((0, 1))).splitlines()]
+    rows = [line.split(",") for line in trials_csv(sweep((0, 1, 2))).splitlines()]
     columns = {name: [row[i] for row in rows[1:]] for i, name in enumerate(rows[0])}
-    assert columns["grid_point"] == ["", *(name for name in GAINS for _ in range(2))]
-    assert columns["grid_point_seeds"] == ["", *["2"] * 8]
-    assert columns["indistinguishable_from_best"] == ["no", *["yes"] * 4, *["no"] * 4]
+    assert columns["grid_point"] == ["", *(name for name in GAINS for _ in range(3))]
+    assert columns["grid_point_seeds"] == ["", *["3"] * 12]
+    assert columns["indistinguishable_from_best"] == ["no", *["yes"] * 6, *["no"] * 6]
     assert columns["reward_gain"][0] == "" and float(columns["reward_gain"][1]) > 1.5
 
 
 def test_the_summary_has_ten_lines_above_its_table() -> None:
     lines = summary_markdown(sweep((0, 1, 2))).splitlines()
-    assert len(lines[: lines.index("", 2)]) <= 11
+    assert len(lines[: lines.index("", 2)]) <= 13
     assert "over 3 seeds" in lines[2] and "over untrained, by prompt" in lines[2]
     (line,) = [x for x in summary_markdown(sweep((0,))).splitlines() if x.startswith("- Best r")]
-    assert "better on 100% [91%, 100%] of the prompts" in line
+    assert "better on 100% [89%, 100%] of the prompts" in line
     assert "1 of 3" in lines[3]

@@ -24,8 +24,8 @@ def spec(stage: str | None, **changes: Any) -> SweepSpec:
     [
         ({}, "path=None and dataset=None: give exactly one"),
         ({"path": "a.csv", "dataset": "b"}, "path='a.csv' and dataset='b': give exactly one"),
-        ({"path": "a.csv", "split": "test"}, "split='test' is read with dataset only"),
-        ({"path": "a.csv", "revision": "main"}, "revision='main' is read with dataset only"),
+        ({"path": "a.csv", "split": "test"}, "split='test' is only used with dataset"),
+        ({"path": "a.csv", "revision": "main"}, "revision='main' is only used with dataset"),
         ({"path": "a.csv", "columns": {"score": "s"}}, "'score', .* reads prompt, chosen, rejec"),
         ({"path": "a.csv", "columns": {"chosen": "prompt"}}, "'prompt' as both prompt and chosen"),
     ],
@@ -38,7 +38,7 @@ def test_contradictions_are_refused(fields: dict[str, Any], message: str):
 @pytest.mark.parametrize(
     ("stage", "given", "message"),
     [
-        (None, {"reward": VADER}, "prompts is required, but not given; add the section, or enter"),
+        (None, {"reward": VADER}, "prompts is required, but not given; add the section, or start"),
         (None, {"prompts": BUILTIN}, "reward is required with no entry, but not given"),
         ("prompts", {}, "reward is required with entry.stage=prompts, but not given"),
         ("completions", {}, "reward is required with entry.stage=completions"),

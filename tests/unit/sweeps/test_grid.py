@@ -173,14 +173,17 @@ def test_only_losses_of_the_score_difference_have_a_divergence(loss: str, diverg
             {"f_divergence_type": "alpha_divergence", "alpha": -1},
             "greater than or equal to 0",
         ),
-        ({"label_smoothing": 0.1}, "label_smoothing=0.1 is read by aot, aot_unpaired, exo_pair"),
+        (
+            {"label_smoothing": 0.1},
+            "label_smoothing=0.1 is only used by aot, aot_unpaired, exo_pair",
+        ),
         (
             {"label_smoothing": 0.1, "loss_type": ["robust", "hinge"]},
-            "put those losses in a block of their own",
+            "put those losses in a separate block",
         ),
         ({"loss_type": "exo_pair"}, "exo_pair needs label_smoothing above 0; its paper uses 1e-3"),
-        ({"discopop_tau": 0.1}, "discopop_tau=0.1 is read by discopop only"),
-        ({"loss_type": "sft", "beta": [0.1, 1]}, r"sft does not read beta=\[0.1, 1.0\]; remove it"),
+        ({"discopop_tau": 0.1}, "discopop_tau=0.1 is only used by discopop"),
+        ({"loss_type": "sft", "beta": [0.1, 1]}, r"sft does not use beta=\[0.1, 1.0\]; remove it"),
         (
             {"loss_type": "sigmoid+sft", "loss_weights": [1]},
             r"loss_weights=\[1.0\] has 1 values, but loss_type 'sigmoid[+]sft' combines 2 losses",

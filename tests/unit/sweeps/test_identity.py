@@ -90,6 +90,7 @@ SCORED = {"scores", "pairs", "reference"}
         {"training.logging_steps": 5},
         {"training.save_steps": 20},
         {"training.packing": "off"},
+        {"training.fuse": "off"},
         {"training.gradient_checkpointing": True},
         {"evaluation.eval_steps": 10},
         {"seeds": [0, 1]},

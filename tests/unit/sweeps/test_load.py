@@ -7,8 +7,8 @@ import pytest
 import prefsweep.sweeps
 from prefsweep.sweeps.errors import SpecError
 from prefsweep.sweeps.load import load_spec, shipped_names, validate_spec
-from prefsweep.sweeps.mistakes import MAX_LINES, short
 from prefsweep.sweeps.spec import SweepSpec
+from prefsweep.sweeps.validation_messages import MAX_LINES, short
 
 SHIPPED = sorted(Path(prefsweep.sweeps.__path__[0]).glob("*.yaml"))
 
@@ -121,9 +121,9 @@ def test_an_override_does_not_reach_what_an_alias_put_elsewhere(folder: Path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("foo", "override 'foo' is not of the form section.key=value"),
-        ("=3", "override '=3' is not of the form"),
-        ("a..b=3", "override 'a..b=3' is not of the form"),
+        ("foo", "override 'foo' does not have the form section.key=value"),
+        ("=3", "override '=3' does not have the form"),
+        ("a..b=3", "override 'a..b=3' does not have the form"),
         ("name.x=3", "override 'name.x=3': name is 'quickstart', which has no keys"),
         ("grid.9.beta=1", "override 'grid.9.beta=1': grid has entries 0 to 2, not '9'"),
         ("grid.x.beta=1", "grid has entries 0 to 2, not 'x'"),
@@ -259,7 +259,7 @@ def test_a_wrong_override_is_named(override: str, message: str):
         ),
         (
             "grid.0.alpha=1",
-            "grid.0: alpha=[1.0] is given but f_divergence_type=['reverse_kl'] does not read "
+            "grid.0: alpha=[1.0] is given but f_divergence_type=['reverse_kl'] does not use "
             "it; set f_divergence_type: alpha_divergence or remove alpha",
         ),
         (
@@ -293,7 +293,7 @@ def test_every_mistake_has_its_line_up_to_a_limit():
         ("name: a\n1: b", "a.yaml, line 2: key '1' is not a name; quote it or remove it"),
         ("? [a]\n: b", "a.yaml, line 1: key [...] is not a name"),
         ("name: !!python/object:os.system x", "a.yaml, line 1: tag 'tag:yaml.org,2002:python/obj"),
-        ("name: !!bool x", "a sweep holds plain values only; remove it"),
+        ("name: !!bool x", "only plain values are allowed; remove it"),
         ("name: a\n---\nname: b", "a.yaml is not valid YAML: expected a single document"),
         ("name: *a", "a.yaml is not valid YAML: found undefined alias"),
         ("a: &a\n  <<: *a", "a.yaml"),

@@ -116,7 +116,29 @@ def test_seeds_that_differ_make_policies_harder_to_tell_apart() -> None:
     moved = [x_SP + np.array([[-0.6], [0.0], [0.6]]) for x_SP in calm]
     assert stand(calm)[0].distinguishable
     assert not stand(moved)[0].distinguishable
-    assert stand(moved)[0].p_value > stand(moved, untrained=0)[0].p_value
+    alone = [moved[0].mean(0)[None], moved[1]]
+    assert stand(alone)[0].p_value > stand(alone, untrained=0)[0].p_value
+
+
+def test_a_policy_far_below_is_told_apart_whichever_is_the_untrained_one() -> None:
+    """Two-sided: training that hurts is found as surely as training that helps."""
+    rng = np.random.default_rng(10)
+    trained, start = equal_policies(rng, "normal", 2)
+    found = stand([trained - 1.5, start], untrained=1)
+    assert found[0].distinguishable and found[0].distance == pytest.approx(1.5, abs=0.5)
+    assert stand([trained + 1.5, start], untrained=1)[1].distinguishable
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_seeds_that_vary_unequally_mark_no_more_than_one_sweep_in_twenty(num_seeds: int) -> None:
+    """One grid point that moves ten times as far from seed to seed as the others."""
+    rng, wrong = np.random.default_rng(11), 0
+    stds_E = np.array([1.0, *[0.1] * 7])[:, None, None]
+    for _ in range(NUM_SWEEPS // 2):
+        seeds = stds_E * rng.normal(0, 1, (8, num_seeds, 1))
+        noise = rng.normal(0, 1, (8, num_seeds, 20))
+        wrong += any(s.distinguishable for s in stand(list(rng.normal(0, 1, 20) + noise + seeds)))
+    assert wrong / (NUM_SWEEPS // 2) <= ERROR_RATE + 0.02
 
 
 def test_one_prompt_tells_nothing() -> None:

@@ -26,7 +26,8 @@ from prefsweep.workers.entry import (
     read_prompts,
     read_scored_completions,
 )
-from prefsweep.workers.locations import load_function, model_identity
+from prefsweep.workers.functions import load_function
+from prefsweep.workers.locations import model_identity
 from tests.unit.mutations import damaged_or_random
 
 ROWS: list[dict[str, Any]] = [

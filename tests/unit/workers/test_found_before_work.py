@@ -14,7 +14,8 @@ from transformers import AutoConfig
 from prefsweep.sweeps.errors import DataError, ModelError, SpecError, UsageError
 from prefsweep.sweeps.spec import CallableReward, LoraSpec, PolicySpec, TrainingSpec
 from prefsweep.workers.adapters import check_adapters_of
-from prefsweep.workers.locations import load_function, model_identity
+from prefsweep.workers.functions import load_function
+from prefsweep.workers.locations import model_identity
 from prefsweep.workers.score import CallableScorer
 
 from .architectures import ARCHITECTURES, saved, tiny

@@ -1,6 +1,6 @@
-"""Where prompts and training texts come from: built in, a local file, or a Hugging Face dataset.
+"""Sources of prompts and training texts: built in, a local file, or a Hugging Face dataset.
 
-Sections of the spec only; `workers/prompts.py` and `workers/sft.py` read the texts.
+This module has only sections of the spec; `workers/prompts.py` and `workers/sft.py` read the texts.
 """
 
 import re
@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused."""
+    """Base class of all sections: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
         use_attribute_docstrings=True,
-        str_max_length=1_000_000,  # any limit makes pydantic refuse halves of characters, too
+        str_max_length=1_000_000,  # any limit makes pydantic refuse lone surrogates, too
     )
 
 
@@ -25,7 +25,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_commit(revision: str | None) -> TypeGuard[str]:
-    """Whether a revision of a model or dataset is a full commit hash, which stays what it is."""
+    """Whether a revision of a model or dataset is a full commit hash, which cannot change."""
     return _COMMIT.fullmatch(revision or "") is not None
 
 
@@ -33,47 +33,47 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class BuiltinText(Section):
-    """The synthetic labelled movie reviews written for this project."""
+    """Synthetic labelled movie reviews, written for this project."""
 
     type: Literal["builtin"] = "builtin"
     num_texts: int = Field(default=3000, ge=1)
-    """Reviews to write."""
+    """Number of reviews to generate."""
     text_seed: Seed = 0
-    """Seed of the synthesis."""
+    """Seed of the reviews."""
 
 
 class FileText(Section):
-    """A local JSON, JSONL, CSV, TSV, parquet, Arrow or plain-text file (one text a line)."""
+    """A local JSON, JSONL, CSV, TSV, parquet, Arrow or plain-text file (one text per line)."""
 
     type: Literal["file"]
     path: str
-    """Path, relative to the folder where the command runs."""
+    """Path, relative to the working folder."""
     column: str = "text"
-    """Column that holds the text; not read for .txt files."""
+    """Column with the text; not used for .txt files."""
     label_column: str = "label"
-    """Column that holds the label; read where a classifier is trained."""
+    """Column with the label; only used to train a classifier."""
     where: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Rows to keep: column name to the value it must have."""
+    """Rows to keep: column name -> the value it must have."""
 
 
 class DatasetText(Section):
-    """A Hugging Face dataset, by hub id or local folder."""
+    """A Hugging Face dataset, by hub ID or local folder."""
 
     type: Literal["dataset"]
     dataset: str = Field(min_length=1)
-    """Hub id or path, as `datasets.load_dataset` takes it."""
+    """Hub ID or path, as for `datasets.load_dataset`."""
     config: str | None = None
-    """Configuration of the dataset; None takes its default."""
+    """Configuration of the dataset; None uses its default."""
     revision: str | None = None
-    """Commit, tag or branch; None takes the newest one."""
+    """Commit, tag or branch; None uses the newest commit."""
     split: str = "train"
     """Split, in the notation of `datasets` (train[:10%])."""
     column: str = "text"
-    """Column that holds the text."""
+    """Column with the text."""
     label_column: str = "label"
-    """Column that holds the label; read where a classifier is trained."""
+    """Column with the label; only used to train a classifier."""
     where: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Rows to keep: column name to the value it must have."""
+    """Rows to keep: column name -> the value it must have."""
 
 
 Corpus = Annotated[BuiltinText | FileText | DatasetText, Field(discriminator="type")]
@@ -83,18 +83,18 @@ class FirstTokens(Section):
     """Keep the first tokens, counted by the policy's tokenizer."""
 
     first_tokens: int = Field(ge=1)
-    """Tokens to keep."""
+    """Number of tokens to keep."""
 
 
 class FirstWords(Section):
     """Keep the first words, split at white space."""
 
     first_words: int = Field(ge=1)
-    """Words to keep."""
+    """Number of words to keep."""
 
 
 def _form_of_take(value: object) -> str | None:
-    """The member of `Take` that `value` means, so that one message answers a wrong one."""
+    """The member of `Take` that `value` belongs to, so that a wrong value gives one message."""
     if value in ("whole", "first_sentence"):
         return "word"
     for member, key in ((FirstWords, "first_words"), (FirstTokens, "first_tokens")):
@@ -116,43 +116,43 @@ Take = Annotated[
 
 
 class PromptSelection(Section):
-    """How texts become prompts, and how many."""
+    """How prompts are made from texts, and how many."""
 
     take: Take = "whole"
     """Part of each text that is the prompt; first_sentence ends before the first full stop."""
     min_chars: int = Field(default=0, ge=0)
-    """Characters of the shortest text that is used; counted before `take`."""
+    """Minimum length of a text, before `take`, characters; shorter texts are skipped."""
     max_chars: int | None = Field(default=None, ge=1)
-    """Characters of the longest text that is used, counted before `take`; None uses all."""
+    """Maximum length of a text, before `take`, characters; None has no limit."""
     num_train: int | None = Field(default=None, ge=1)
-    """Prompts to make pairs from; None takes all that are left after the held-out ones."""
+    """Number of prompts to make pairs from; None uses all that are not held out."""
     num_eval: int = Field(default=50, ge=1)
-    """Held-out prompts for the evaluation; never among the training prompts."""
+    """Number of held-out prompts for the evaluation; never among the training prompts."""
     shuffle_seed: Seed | None = None
-    """Seed of a shuffle before prompts are taken; None keeps the order of the source."""
+    """Seed for shuffling the texts first; None keeps the order of the source."""
 
     @model_validator(mode="after")
     def lengths_leave_texts(self) -> Self:
         if self.max_chars is not None and self.max_chars < self.min_chars:
             raise ValueError(
-                f"min_chars={self.min_chars} is more than max_chars={self.max_chars}, which leaves "
-                "no text; lower the first or raise the second"
+                f"min_chars={self.min_chars} is more than max_chars={self.max_chars}, so no text "
+                "qualifies; lower the first or raise the second"
             )
         return self
 
 
 class UnconditionalPrompts(Section):
-    """No prompts: every completion starts a text, after the beginning-of-text or end-of-text token.
+    """No prompts: every completion starts after the beginning-of-text or end-of-text token.
 
-    The draws are independent, and each stands where a prompt would: its completions are compared
-    with each other.
+    Each draw takes the place of a prompt: its completions are compared with each other. The draws
+    are independent.
     """
 
     type: Literal["unconditional"]
     num_train: int = Field(ge=1)
-    """Draws to make pairs from."""
+    """Number of draws to make pairs from."""
     num_eval: int = Field(default=50, ge=1)
-    """Draws for the evaluation, besides."""
+    """Number of further draws for the evaluation."""
     take: ClassVar[Literal["whole"]] = "whole"
 
 
@@ -162,7 +162,7 @@ class BuiltinPrompts(BuiltinText, PromptSelection):
     take: Take = FirstWords(first_words=4)
     """Part of each text that is the prompt."""
     text_seed: Seed = 1
-    """Seed of the synthesis; not the one of the corpora, so that prompts are new to the models."""
+    """Seed of the reviews; differs from that of the corpora, so that prompts are new to models."""
 
 
 class FilePrompts(FileText, PromptSelection):

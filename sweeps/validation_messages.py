@@ -1,7 +1,7 @@
-"""pydantic's ValidationError in; one line per mistake out: dotted name, what is wrong, the remedy.
+"""Turns pydantic's ValidationError into one line per mistake: dotted name, problem, remedy.
 
-pydantic reports every alternative of a union by itself and names it in the location; here the
-location holds only what the user wrote, and one mistake is one line.
+pydantic reports each alternative of a union separately and includes its name in the location. The
+lines made here contain only the keys that the user wrote, and each mistake once.
 """
 
 import difflib
@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 from prefsweep.sweeps.spec import SweepSpec
 
 MAX_LINES = 20
+"""Number of mistakes that are shown; the others are counted."""
 MAX_LISTED = 20
-"""More mistakes than these are counted, not shown."""
+"""Number of names that a list in a message shows; the others are counted."""
 
 Location = tuple[int | str, ...]
 
@@ -28,13 +29,14 @@ _printer.maxstring = _printer.maxother = _printer.maxlong = 80
 
 
 def short(value: Any) -> str:
-    """A value in a message: at most 80 characters, however large or self-containing it is."""
+    """A value for a message, at most 80 characters; it may be huge or contain itself."""
     text = _printer.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names in a message: the first MAX_LISTED, each at most 80 characters, and how many more."""
+    """A list for a message: the first MAX_LISTED names, each at most 80 characters, and how many
+    more there are."""
     texts = [text if len(text) <= 80 else f"{text[:77]}..." for text in map(str, names)]
     more = f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
     return (", ".join(texts[:MAX_LISTED]) or "none") + more
@@ -50,7 +52,7 @@ def mistakes(error: ValidationError) -> list[str]:
     names = {place.name for place, _ in places}
     by_name: dict[str, list[tuple[_Place, dict[str, Any]]]] = {}
     for place, item in places:
-        # The alternative that got furthest is what was meant; the others would only add noise.
+        # Assume that the user meant the alternative that matched deepest, and drop the others.
         deeper = any(name.startswith(f"{place.name}.") for name in names)
         if not (place.is_alternative and deeper):
             by_name.setdefault(place.name, []).append((place, item))
@@ -62,15 +64,15 @@ def mistakes(error: ValidationError) -> list[str]:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a mistake is, in the user's words, and what could stand there."""
+    """The place of a mistake, by the user's keys, and the sections that are valid there."""
 
     path: tuple[str, ...]
     models: list[type[BaseModel]]
-    """The sections that may be there."""
+    """The sections that are valid there."""
     siblings: list[type[BaseModel]]
-    """All members of the union that `models` was chosen from, by its tag."""
+    """All members of the tagged union from which `models` was chosen."""
     is_alternative: bool
-    """It is one of several forms that were tried."""
+    """Whether pydantic tried several alternatives at this place."""
 
     @property
     def name(self) -> str:
@@ -78,7 +80,7 @@ class _Place:
 
 
 def _place(location: Location, kind: str) -> _Place:
-    """Follow `location` through the spec's annotations, dropping the names of union members."""
+    """Follow `location` through the spec's annotations, and drop the names of union members."""
     annotation: Any = SweepSpec
     path: list[str] = []
     siblings: list[type[BaseModel]] = []
@@ -130,7 +132,7 @@ def _line(group: list[tuple[_Place, dict[str, Any]]]) -> str:
 
 
 def _remedy(place: _Place) -> str:
-    """What to do about an unknown key: the same word near by, in another section, or the list."""
+    """The remedy for an unknown key: a similar key here or in another section, or all keys."""
     *section, key = place.path
     known = _keys(place.models)
     owners = [str(_tag(model)) for model in place.siblings if key in model.model_fields]
@@ -149,12 +151,12 @@ def _remedy(place: _Place) -> str:
 
 
 def _likeness(one: str, other: str) -> float:
-    """0 to 1, as `difflib.get_close_matches` counts it."""
+    """Similarity, 0 to 1, as in `difflib.get_close_matches`."""
     return difflib.SequenceMatcher(None, other, one[:80]).ratio()
 
 
 def _all_paths() -> list[tuple[str, ...]]:
-    """Every key of a sweep; 0 stands for the entries of a list."""
+    """The path of every key of a spec; list entries have the index 0."""
 
     def below(models: Sequence[type[BaseModel]], at: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for model in models:
@@ -182,11 +184,11 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> str | None:
-    """The value of `type` that chooses this model."""
+    """The value of `type` that selects this model."""
     field = model.model_fields.get("type")
     return typing.get_args(field.annotation)[0] if field is not None else None
 
 
 def _printable(text: str) -> str:
-    """Without lone surrogates, which no terminal or file can take."""
+    """The text with lone surrogates escaped, because UTF-8 cannot encode them."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,58 @@
+"""Rewards and KLs of all policies on the prompts that all of them have answered, as arrays."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prefsweep.sweeps.records import TrialResult
+from prefsweep.workers.statistics import Floats, prompt_kls, prompt_rewards
+
+
+@dataclass(frozen=True, slots=True)
+class ByPrompt:
+    """Arrays of the same prompts in the same order; empty without rewards."""
+
+    rewards: dict[str, Floats] = field(default_factory=dict[str, Floats])
+    """Name of a grid point -> (finished seeds, prompts)."""
+    kls: dict[str, Floats] = field(default_factory=dict[str, Floats])
+    """The same of the KL, nats."""
+    start: Floats | None = None
+    """Rewards of the untrained policy, (prompts,)."""
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def gains(self) -> dict[str, Floats]:
+        """Rewards minus those of the untrained policy; {} without it."""
+        start = self.start
+        return {} if start is None else {name: x - start for name, x in self.rewards.items()}
+
+
+def by_prompt(
+    groups: Mapping[str, Sequence[TrialResult]], untrained: TrialResult | None
+) -> ByPrompt:
+    """The arrays of grid points, each given by its finished trials."""
+    found = {
+        name: [r for r in results if any(s.reward is not None for s in r.samples)]
+        for name, results in groups.items()
+    }
+    found = {name: results for name, results in found.items() if results}
+    rewards = {name: [prompt_rewards(r.samples) for r in rs] for name, rs in found.items()}
+    start = {} if untrained is None else prompt_rewards(untrained.samples)
+    every = [each for of_seeds in rewards.values() for each in of_seeds]
+    every += [start] if start else []
+    prompts = [p for p in every[0] if all(p in each for each in every)] if every else []
+    if not prompts:
+        return ByPrompt()
+    kls = {name: [prompt_kls(r.samples) for r in results] for name, results in found.items()}
+    return ByPrompt(
+        {name: table(of_seeds, prompts) for name, of_seeds in rewards.items()},
+        {name: table(of_seeds, prompts) for name, of_seeds in kls.items()},
+        table([start], prompts)[0] if start else None,
+        tuple(prompts),
+    )
+
+
+def table(policies: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> Floats:
+    """Values of some policies on some prompts, (policies, prompts)."""
+    return np.array([[values[prompt] for prompt in prompts] for values in policies])

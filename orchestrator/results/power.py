@@ -1,0 +1,89 @@
+"""How many seeds would tell the grid points of a sweep apart; from metrics alone, as a plan needs.
+
+The gaps are those that were measured. How much a mean moves from seed to seed is estimated where
+there are seeds, and assumed where there is one.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from prefsweep.orchestrator.results.analysis import Pooled, Variant, interval, metric
+from prefsweep.workers.comparisons import ERROR_RATE
+from prefsweep.workers.statistics import NORMAL_QUANTILE
+
+MAX_SEEDS = 10
+POWER = 0.8
+ASSUMED_SHARE = 0.2
+"""Standard deviation of a mean from seed to seed, of that of the gain from prompt to prompt;
+assumed where every grid point has one seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeedAdvice:
+    """A number of seeds per grid point, and what it would show."""
+
+    num_seeds: int
+    num_told_apart: int
+    """Other grid points that would be told from the best with a power of 80%, if the true gaps are
+    the measured ones."""
+    num_others: int
+    seed_std: float
+    """Standard deviation of a mean reward from seed to seed."""
+    assumed: bool
+    """Whether `seed_std` is an assumption, because there is one seed."""
+
+
+def seed_advice(pooled: Pooled, num_seeds: int = 0) -> SeedAdvice | None:
+    """The fewest seeds that tell apart half of what ten would; None if ten tell nothing.
+
+    Also None where `num_seeds`, by default those there are, already do.
+    """
+    best, others = pooled.best, [v for v in pooled.variants if v.reward is not None]
+    others = [v for v in others if v is not best]
+    if best is None or best.reward is None or not others:
+        return None
+    variance = float(np.median([_prompt_variance(v) for v in (best, *others)]))
+    seed_std = _seed_std([best, *others])
+    assumed = seed_std is None
+    if seed_std is None:
+        seed_std = ASSUMED_SHARE * math.sqrt(variance * max(_num_prompts(best), 1.0))
+    gaps = [best.reward - (v.reward or 0.0) for v in others]
+    told = {
+        num: sum(gap >= _detectable(num, variance, seed_std, len(others) + 2) for gap in gaps)
+        for num in range(2, MAX_SEEDS + 1)
+    }
+    most = told[MAX_SEEDS]
+    fewest = next((num for num, count in told.items() if count and 2 * count >= most), None)
+    if fewest is None or fewest <= (num_seeds or pooled.num_seeds):
+        return None
+    return SeedAdvice(fewest, told[fewest], len(others), seed_std, assumed)
+
+
+def _detectable(num_seeds: int, variance: float, seed_std: float, num_policies: int) -> float:
+    """The gap that is found with POWER, at ERROR_RATE over all pairs (Bonferroni)."""
+    degrees, pairs = 2 * (num_seeds - 1), num_policies * (num_policies - 1) / 2
+    quantiles = stats.t.isf(ERROR_RATE / 2 / pairs, degrees) + stats.t.ppf(POWER, degrees)
+    return float(quantiles) * math.sqrt(variance + 2 * seed_std**2 / num_seeds)
+
+
+def _prompt_variance(variant: Variant) -> float:
+    """Variance over prompts of the mean gain, from its interval."""
+    ends = [interval(result, "reward_gain") for result in variant.finished]
+    widths = [high - low for low, high in filter(None, ends)]
+    return float(np.mean(np.square(widths))) / (2 * NORMAL_QUANTILE) ** 2 if widths else 0.0
+
+
+def _seed_std(variants: Sequence[Variant]) -> float | None:
+    """Root of the mean variance of the seeds' rewards; None without a grid point of two seeds."""
+    rewards = [[metric(result, "reward_mean") for result in v.finished] for v in variants]
+    there = [[r for r in of_seeds if r is not None] for of_seeds in rewards]
+    variances = [float(np.var(r, ddof=1)) for r in there if len(r) > 1]
+    return math.sqrt(float(np.mean(variances))) if variances else None
+
+
+def _num_prompts(variant: Variant) -> float:
+    return metric(variant.finished[0], "num_prompts") or 0.0 if variant.finished else 0.0

@@ -1,0 +1,259 @@
+"""A group of trials from start to end: trained as one where they can be, then evaluated in turn.
+
+What concerns one trial (its storage, its numbers, a stop) is settled by its own Attempts, and the
+others go on. What ends the training of a whole group, a lack of memory above all, is nobody's in
+particular: the group is halved, down to trials alone, which attempts.py runs as ever. A group of
+one is a trial alone. Trials share a group if their checkpoints are of one step.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefsweep.orchestrator.state.sweep import Trial
+from prefsweep.orchestrator.tasks.attempts import (
+    Attempts,
+    Place,
+    release_memory,
+    run_trial,
+)
+from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.failures import pause
+from prefsweep.orchestrator.tasks.training import (
+    Training,
+    is_trained_elsewhere,
+    prepare,
+    publish_weights,
+    whole_weights,
+)
+from prefsweep.orchestrator.tasks.trial_output import TrialOutput
+from prefsweep.sweeps.errors import StopRequested
+from prefsweep.sweeps.fusing import cut, fusing_key
+from prefsweep.sweeps.records import Status
+
+if TYPE_CHECKING:
+    from prefsweep.workers.fused import Outcome
+    from prefsweep.workers.hooks import Hooks
+
+log = logging.getLogger(__name__)
+
+
+def run_group(kept: Kept, trials: Sequence[Trial], place: Place) -> None:
+    """Do what is missing of each trial, as `run_trial` does; they are trained as one."""
+    attempts = [Attempts(kept.sweep, trial, place) for trial in trials]
+    ended = set[str]()
+    if len(trials) > 1:
+        with ExitStack() as outputs:
+            members = [
+                _Member(
+                    own,
+                    outputs.enter_context(
+                        TrialOutput(kept.sweep, own.trial, prints=place.is_worker)
+                    ),
+                )
+                for own in attempts
+            ]
+            try:
+                ended = _GroupTraining(kept, members).run()
+            finally:
+                release_memory()
+    for own in attempts:
+        if own.trial.trial_id not in ended:
+            run_trial(kept, own.trial, place, own)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A trial of the group."""
+
+    attempts: Attempts
+    output: TrialOutput
+
+    @property
+    def trial(self) -> Trial:
+        return self.attempts.trial
+
+
+_Group = list[tuple[_Member, Training]]
+_Value = TypeVar("_Value")
+
+
+class _GroupTraining:
+    """Rounds of training, until no two trials are left that can be trained as one."""
+
+    def __init__(self, kept: Kept, members: Sequence[_Member]) -> None:
+        self._kept, self._open, self._again = kept, list(members), list[_Member]()
+        self._stop = _StopOfStep(members[0].attempts.should_stop)
+        self._ended = set[str]()
+        self._delay_s = 0.0
+
+    def run(self) -> set[str]:
+        """Ids of the trials whose status is recorded; the others are still to be evaluated, or to
+        be trained alone."""
+        self._look_for_deaths()
+        while self._open:
+            if self._delay_s:
+                pause(self._delay_s, self._stop.asked)
+                self._delay_s = 0.0
+            if self._stop.asked():
+                break  # each trial sees it, too
+            for group in self._prepared():
+                self._train(group)
+                release_memory()
+            self._open, self._again = self._again, []
+        return self._ended
+
+    def _look_for_deaths(self) -> None:
+        """Wait once for all of them, where the process that had them died."""
+        for member in self._open:
+            delay_s = member.attempts.delay_after_death(member.output)
+            if delay_s is None:
+                self._ended.add(member.trial.trial_id)
+            else:
+                self._delay_s = max(self._delay_s, delay_s)
+        self._open = [m for m in self._open if m.trial.trial_id not in self._ended]
+
+    def _prepared(self) -> list[_Group]:
+        """The open trials that are to be trained, by what they can share, in groups of two and
+        more; the others are left to themselves."""
+        alike: dict[object, list[_Member]] = {}
+        for member in self._open:
+            state = member.attempts.state
+            if state.largest_group != 1:
+                key = (fusing_key(member.trial.spec), state.halvings)
+                alike.setdefault(key, []).append(member)
+        by_step: dict[object, _Group] = {}
+        for key, members in alike.items():
+            for member in members if len(members) > 1 else ():
+                training = self._own(member, partial(self._prepare, member))
+                if training is not None:
+                    by_step.setdefault((key, training.step), []).append((member, training))
+        groups = [
+            group
+            for found in by_step.values()
+            for group in cut(found, [m.attempts.state.largest_group for m, _ in found])
+        ]
+        return [group for group in groups if len(group) > 1]
+
+    def _prepare(self, member: _Member) -> Training | None:
+        """None where nothing is to be trained, or was begun alone."""
+        from prefsweep.workers.window import is_of_group
+
+        kept, attempts = self._kept, member.attempts
+        if whole_weights(kept.sweep, member.trial) is not None:
+            return None
+        attempts.begin(member.output)
+        wanted = self._stop.wanted
+        training = prepare(kept, member.trial, attempts.state, wanted, member.output)
+        with training.reading():
+            began_alone = training.folder is not None and not is_of_group(training.folder)
+        return None if began_alone else training
+
+    def _train(self, group: _Group) -> None:
+        members, started = [member for member, _ in group], time.monotonic()
+        with self._kept.sweep.store.staging() as folder:
+            outputs = [folder / member.trial.trial_id for member in members]
+            try:
+                for member in members:
+                    member.output.note(f"trained in a group of {len(group)}")
+                    member.attempts.state.group = len(group)
+                    member.attempts.write(Status.RUNNING)
+                outcomes = self._outcomes(group, outputs)
+            except Exception as error:  # what ends all of them
+                self._break_up(members, error)
+                return
+            share_s = (time.monotonic() - started) / len(group)
+            for (member, training), output, outcome in zip(group, outputs, outcomes, strict=True):
+                self._own(member, partial(self._take, training, outcome, output, share_s))
+                if self._is_trained(member):
+                    self._own(member, partial(member.attempts.write, Status.PENDING))
+
+    def _outcomes(self, group: _Group, outputs: Sequence[Path]) -> "list[Outcome]":
+        from prefsweep.workers.fused import train_group
+
+        kept, trials = self._kept, [member.trial.spec for member, _ in group]
+        hooks = [self._stop.looked_for_by(training.hooks) for _, training in group]
+        models = (kept.policy(), kept.tokenizer)
+        return train_group(trials, kept.sweep.spec.training, *models, kept.pairs, outputs, hooks)
+
+    def _take(self, training: Training, outcome: "Outcome", weights: Path, share_s: float) -> None:
+        """Publish a trial's weights; raises what has ended it."""
+        sweep = self._kept.sweep
+        if isinstance(outcome, StopRequested) and is_trained_elsewhere(sweep, training):
+            return
+        if isinstance(outcome, Exception):
+            with training.reading():
+                raise outcome
+        publish_weights(sweep, training, weights, outcome, share_s)
+
+    def _break_up(self, members: Sequence[_Member], error: Exception) -> None:
+        """Halve a group that cannot be trained as it is; trials alone fail by themselves.
+
+        Raises BrokenWorkerError where this process is of no use any more.
+        """
+        from prefsweep.workers.fused import UnfusableError
+
+        failures = [member.attempts.failure_of(error, member.output) for member in members]
+        broken = [
+            member.attempts.broken(error, failure)
+            for member, failure in zip(members, failures, strict=True)
+        ]
+        if broken[0] is not None:
+            raise broken[0] from None
+        cannot = isinstance(error, UnfusableError)
+        log.warning(
+            "%d trials cannot be trained as one (%s); again %s",
+            len(members),
+            failures[0].message,
+            "each alone" if cannot or len(members) == 2 else "in groups of half as many",
+        )
+        for member, failure in zip(members, failures, strict=True):
+            member.output.note(failure.traceback)
+            member.attempts.state.group = 1 if cannot else len(members)
+            member.attempts.halve_group(member.output)
+        self._again += members
+
+    def _own(self, member: _Member, act: Callable[[], _Value]) -> _Value | None:
+        """Do what concerns one trial alone; None where it raises, which is settled."""
+        try:
+            return act()
+        except Exception as error:  # the trial's border: a failure is data, and others go on
+            failure = member.attempts.settle(error, member.output)
+        if failure is None:
+            self._ended.add(member.trial.trial_id)
+        else:
+            self._delay_s = max(self._delay_s, member.attempts.delay_after(failure))
+            self._again.append(member)
+        return None
+
+    def _is_trained(self, member: _Member) -> bool:
+        return member.trial.trial_id not in self._ended and member not in self._again
+
+
+class _StopOfStep:
+    """A stop request, looked for once a step, so that all trials of a group stop at the same."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self.asked = asked
+        self._step, self._wanted = 0, False
+
+    def wanted(self) -> bool:
+        """Whether it was there at this step."""
+        return self._wanted
+
+    def looked_for_by(self, hooks: "Hooks") -> "Hooks":
+        """The hooks of a trial, whose look at a step is also one for the request."""
+        plain = hooks.on_step
+
+        def on_step(step: int, model: Any) -> None:
+            if step != self._step:
+                self._step, self._wanted = step, self.asked()
+            if plain is not None:
+                plain(step, model)
+
+        return replace(hooks, on_step=on_step)

@@ -23,7 +23,7 @@ from .harness import (
     store_before,
     words,
 )
-from .test_cluster import held
+from .test_cluster import SOONER, held
 
 COLD = {"PREFSWEEP_TEST_WARM": ""}
 """A fork would have neither the other disk nor the other packages."""
@@ -37,7 +37,7 @@ def nodes_that_meet(fault: Fault, folder: Path) -> Iterator[RayNodes]:
     (folder / "faults").mkdir()
     environment = fault_environment(folder / "faults", [fault]) | {"PYTHONPATH": str(INJECT)}
     names = ("PREFSWEEP_TEST_FAULTS", "PREFSWEEP_TEST_WARM", "PYTHONPATH")
-    meeting = {name: environment[name] for name in names}
+    meeting = {name: environment[name] for name in names} | SOONER
     with ray_nodes(folder / "nodes", meeting) as nodes:
         nodes.start("head")
         nodes.wait(1)

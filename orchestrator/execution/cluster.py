@@ -5,6 +5,7 @@ and tests. Both give the same results: no result depends on who computed it.
 """
 
 import logging
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -36,8 +37,8 @@ from prefsweep.orchestrator.execution.sizing import (
 from prefsweep.orchestrator.state.inputs import store_inputs
 from prefsweep.orchestrator.state.stop import polled_stop, stop_requested
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
-from prefsweep.orchestrator.tasks.attempts import Place
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.probe import ProbeGroups, ProbeTrial
 from prefsweep.orchestrator.tasks.shards import ShardStage, is_missing, run_shard
 from prefsweep.orchestrator.tasks.stages import Task
@@ -83,6 +84,20 @@ class Cluster(Protocol):
     def close(self) -> None:
         """Give back what was taken."""
         ...
+
+
+def open_cluster(sweep: Sweep, *, address: str | None, inline: bool) -> Cluster:
+    """This process; or the Ray cluster at `address` (by default RAY_ADDRESS), or a Ray of our own.
+
+    Raises ClusterError.
+    """
+    if inline:
+        return InlineCluster(sweep.spec.resources)
+    where = address or os.environ.get("RAY_ADDRESS")
+    if where:
+        return attach(sweep, where)
+    max_stall_s = sweep.spec.retries.max_stall_s
+    return RayCluster(resources_of(sweep.spec), max_stall_s=max_stall_s)
 
 
 def attach(sweep: Sweep, address: str) -> "RayCluster":
@@ -135,12 +150,12 @@ class InlineCluster:
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         set_up_worker(self._threads)
-        kept, fuse = Kept(sweep), sweep.spec.training.fuse
+        cache, fuse = WorkerCache(sweep), sweep.spec.training.fuse
         grouping = Grouping(fuse) if isinstance(fuse, int) else ALONE
         for group in make_groups(sweep, trials, grouping):
             if stop_requested(sweep.store, sweep.spec.name):
                 return
-            run_group(kept, group, Place())
+            run_group(cache, group, WorkerSlot())
 
     def close(self) -> None:
         pass

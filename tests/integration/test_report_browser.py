@@ -181,7 +181,9 @@ def test_filter_takes_words_and_comparisons(open_page: Open) -> None:
     shown.page.locator("#filter").fill("failed")
     expect(visible).to_have_count(1)
     shown.page.locator("#filter").fill("nosuch>1")
-    expect(shown.page.locator("#filter-count")).to_contain_text("no column nosuch; the columns are name")
+    expect(shown.page.locator("#filter-count")).to_contain_text(
+        "no column nosuch; the columns are name"
+    )
     shown.page.locator("#filter").fill("")
     expect(visible).to_have_count(13)
 

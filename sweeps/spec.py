@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from prefsweep.sweeps.entry import EntrySpec as EntrySpec
+from prefsweep.sweeps.fusing import why_not_fused
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, as_tuple, expand
 from prefsweep.sweeps.runtime import ResourcesSpec as ResourcesSpec
 from prefsweep.sweeps.runtime import RetriesSpec as RetriesSpec
@@ -32,6 +33,8 @@ from prefsweep.sweeps.sources import Section as Section
 from prefsweep.sweeps.sources import Seed as Seed
 from prefsweep.sweeps.sources import UnconditionalPrompts as UnconditionalPrompts
 from prefsweep.sweeps.sources import is_commit
+from prefsweep.sweeps.training import LoraSpec as LoraSpec
+from prefsweep.sweeps.training import TrainingSpec as TrainingSpec
 
 MAX_TRIALS = 10_000
 """Maximum number of trials of a sweep; `plan` and `status` take about a second for that many."""
@@ -194,97 +197,7 @@ class PairsSpec(Section):
         return self
 
 
-# --- training, evaluation ------------------------------------------------------------------------
-
-
-class LoraSpec(Section):
-    """Low-rank adapters (arXiv 2106.09685), with peft's names."""
-
-    r: int = Field(default=8, ge=1)
-    """Rank."""
-    lora_alpha: float = Field(default=16.0, gt=0)
-    """Scale: the update is multiplied by lora_alpha / r."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Modules that get an adapter."""
-
-
-class TrainingSpec(Section):
-    """What all trials have in common; names and meaning are TRL's and transformers'."""
-
-    num_train_epochs: float = Field(default=1.0, gt=0)
-    """Passes over the training pairs; not read if max_steps is given."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps; None goes by num_train_epochs."""
-    per_device_train_batch_size: int = Field(default=8, ge=1)
-    """Pairs in a batch; not read if prompts_per_batch is given."""
-    prompts_per_batch: int | None = Field(default=None, ge=1)
-    """Whole prompts in a batch, with all their pairs; None fills per_device_train_batch_size."""
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Batches to an optimizer step. They are planned as one, and cut into as few forward passes as
-    fit the tokens of one padded batch."""
-    optim: str = "adamw_torch"
-    """Optimizer, by transformers' name (adamw_torch, rmsprop, sgd, ...)."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradient norm to clip at; 0 does not clip."""
-    lr_scheduler_type: str = "linear"
-    """Learning-rate schedule, by transformers' name."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps until the learning rate is at its peak."""
-    max_length: int = Field(default=512, ge=2)
-    """Tokens of prompt + completion; longer completions are cut at their end."""
-    max_prompt_length: int | None = Field(default=None, ge=1)
-    """Tokens of the prompt, cut at its start; None leaves it whole."""
-    eos: Literal["always", "finished"] = "always"
-    """End-of-text token after every completion (as TRL does), or only after those that ended by
-    themselves."""
-    bf16: bool = False
-    """Train in bfloat16 autocast."""
-    fp16: bool = False
-    """Train in float16 autocast (CUDA only)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass, to save memory."""
-    disable_dropout: bool = True
-    """Switch off the model's dropout."""
-    lora: LoraSpec | None = None
-    """Adapters to train; None trains all weights."""
-    packing: Literal["auto", "off"] = "auto"
-    """auto runs every distinct token of a batch once, where the model gives the same values that
-    way; off runs TRL's padded batch."""
-    logging_steps: int = Field(default=10, ge=1)
-    """Steps between two lines of metrics."""
-    save_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
-    """Steps between two checkpoints, a multiple of logging_steps; auto is about every ten minutes,
-    None saves one only where training is asked to stop. The newest two are kept, until the trial
-    has its weights."""
-
-    @model_validator(mode="after")
-    def precision_is_one(self) -> Self:
-        if self.bf16 and self.fp16:
-            raise ValueError("bf16=True and fp16=True exclude each other; set one")
-        return self
-
-    @model_validator(mode="after")
-    def save_steps_is_multiple_of_logging_steps(self) -> Self:
-        if isinstance(self.save_steps, int) and self.save_steps % self.logging_steps:
-            raise ValueError(
-                f"save_steps={self.save_steps} is not a multiple of "
-                f"logging_steps={self.logging_steps}; a checkpoint ends with a line of metrics. "
-                "Change one of them, or leave save_steps at auto"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def prompt_leaves_room(self) -> Self:
-        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
-            raise ValueError(
-                f"max_prompt_length={self.max_prompt_length} leaves no room for a completion "
-                f"in max_length={self.max_length}; lower the first or raise the second"
-            )
-        return self
+# --- evaluation -----------------------------------------------------------------------------------
 
 
 class EvaluationSpec(Sampling):
@@ -378,6 +291,17 @@ class SweepSpec(Section):
                     f"{self.generation.num_completions} gives ranks 0 to "
                     f"{self.generation.num_completions - 1}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def groups_can_be_trained(self) -> Self:
+        fuse = self.training.fuse
+        reason = why_not_fused(self.training, self.policy.dtype)
+        if isinstance(fuse, int) and reason is not None:
+            raise ValueError(
+                f"training.fuse={fuse}, but {reason}, so that every trial is trained alone; change "
+                "that, or set training.fuse to auto or off"
+            )
         return self
 
     @model_validator(mode="after")

@@ -28,14 +28,15 @@ from prefsweep.workers.batches import (
     MICRO_BATCHES,
     REFERENCE_SUMS,
     BatchCollator,
-    PromptSampler,
     batch_size,
     flat,
     halved_tokens,
     max_steps,
     max_tokens,
     preference_rows,
+    row_sampler,
     some_sequences,
+    together,
 )
 from prefsweep.workers.dropout import require_no_noise, without_dropout
 from prefsweep.workers.forward import has_auxiliary_loss, packs_exactly
@@ -53,7 +54,7 @@ from prefsweep.workers.solo import Solo
 from prefsweep.workers.train import lora_config, training_arguments
 
 Outcome = dict[str, float] | Exception
-"""A trial's metrics, or what ended it: TrialError or StopRequested."""
+"""A trial's metrics, or what ended it: TrialError, StopRequested, or what its hooks raised."""
 
 
 class UnfusableError(Exception):
@@ -71,8 +72,10 @@ def train_group(
 ) -> list[Outcome]:
     """Train LoRA trials of one seed as one; each adapter is saved in its folder, as `train` does.
 
-    All resume from checkpoints of one step, or none does. Raises OutOfMemory for all of them, and
-    UnfusableError before anything is trained where the model's attention cannot be packed.
+    All resume from checkpoints of one step, or none does. The metrics are those of `train`, and
+    "group": the trials of the largest group that a step was trained in, if that is more than one.
+    Raises OutOfMemory for all of them, and UnfusableError before anything is trained where the
+    model's attention cannot be packed.
     """
     if has_auxiliary_loss(model):
         raise UnfusableError(f"{type(model).__name__} has an auxiliary loss over padded rows")
@@ -126,9 +129,10 @@ class _Group:
             for index, (output_dir, own) in enumerate(zip(output_dirs, hooks, strict=True))
         ]
         self.outcomes: list[Outcome] = []
-        steps = {solo.resume() for solo in self._solos}
-        assert len(steps) == 1, "a group resumes at one step"
-        (self.step,) = steps
+        begun = [solo.own(solo.resume) for solo in self._solos]
+        steps = {step for step in begun if step is not None}
+        assert len(steps) <= 1, "a group resumes at one step"
+        self.step = next(iter(steps), self.total)  # none: no trial can go on
         self._rows = {
             trial.ld_alpha: preference_rows(
                 pairs, trial.ld_alpha, by_prompt=spec.prompts_per_batch is not None
@@ -232,19 +236,20 @@ class _Group:
         for solo in running:
             if logs:
                 solo.check()
-            solo.look(self.step)
+            solo.own(partial(solo.look, self.step))
             if logs:
-                solo.log(self.step, self._epoch())
+                solo.own(partial(solo.log, self.step, self._epoch()))
         if self.step >= self.total:
             return
-        stopping = [solo for solo in running if solo.wants_to_stop()]
+        stopping = [solo for solo in running if solo.own(solo.wants_to_stop)]
         due = self._clock.is_due(self.step)
         for solo in running if due else stopping:
-            solo.save(self.step)
+            solo.own(partial(solo.save, self.step))
         if due or stopping:
             self._clock.saved()
         for solo in stopping:
-            solo.end(StopRequested(f"training was asked to stop after step {self.step}"))
+            if solo.is_running:
+                solo.end(StopRequested(f"training was asked to stop after step {self.step}"))
         self._clock.begin()
 
     def _epoch(self) -> float:
@@ -258,7 +263,7 @@ class _Group:
     def _batches(self) -> Iterator[dict[str, Any]]:
         """The batches of the steps that are left, on the CPU."""
         rows, size = next(iter(self._rows.values())), batch_size(self._spec)
-        sampler = PromptSampler([row["prompt_id"] for row in rows], self._trials[0].seed)
+        sampler = row_sampler([row["prompt_id"] for row in rows], self._spec, self._trials[0].seed)
         per_epoch, order = self._steps_per_epoch(), list[int]()
         for step in range(self.step, self.total):
             if not order or step % per_epoch == 0:
@@ -269,7 +274,7 @@ class _Group:
 
     def _collated(self, indices: Sequence[int]) -> dict[str, Any]:
         """A batch with each ld_alpha's reference sums beside."""
-        own = {a: flat([rows[i] for i in indices]) for a, rows in self._rows.items()}
+        own = {a: together(flat([rows[i] for i in indices])) for a, rows in self._rows.items()}
         first = next(iter(self._rows.values()))
         batch = self._collator([first[i] for i in indices])
         begin = 0

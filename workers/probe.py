@@ -1,11 +1,14 @@
-"""How much memory a trial takes: two steps on its largest batch in, the peak in bytes out.
+"""How much memory a trial takes, and how fast groups of trials are: a few steps on the largest
+batches in, peaks in bytes and seconds a step out.
 
-Two, because an optimizer has its state only after the first. Knows nothing of clusters; shares of
-a GPU are made of it in `orchestrator/execution/placement.py`.
+Knows nothing of clusters; shares of a GPU and sizes of groups are made of it in
+`orchestrator/execution/sizing.py`.
 """
 
+import itertools
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STEPS = 2
+"""Of a trial: an optimizer has its state only after the first."""
+GROUP_STEPS, TIMED_STEPS = 6, 3
+"""Of a group, and the last of them that are timed: in the first ones memory is taken and kernels
+are chosen."""
+WORTH = 1.1
+"""A larger group has to train this much more trial-steps a second."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,92 @@ def probe_gpu(
     return GpuMemory(torch.cuda.max_memory_reserved() + context, free, total)
 
 
+@dataclass(frozen=True)
+class GroupStep:
+    """What a probe found for a group of `size` trials on its GPU."""
+
+    size: int
+    seconds: float
+    """Of a step, with its largest batch."""
+    peak: int
+    """Most bytes that its process held at once."""
+
+    @property
+    def pace(self) -> float:
+        """Trial-steps a second."""
+        return self.size / self.seconds
+
+
+def probe_groups(
+    trials: Sequence[TrialSpec],
+    spec: TrainingSpec,
+    load: "Callable[[], PreTrainedModel]",
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: Sequence[TokenizedPair],
+    folder: Path,
+) -> list[GroupStep]:
+    """Train 1, 2, 4, ... and all of the trials as one, each for a few steps on the longest pairs.
+
+    Ends with the first size that does not fit, or does not pay (WORTH) over the one before. Empty
+    where the model cannot be trained so at all.
+    """
+    from prefsweep.workers.fused import UnfusableError
+    from prefsweep.workers.memory import is_out_of_memory, release_memory
+
+    largest = largest_batches(pairs, spec, GROUP_STEPS)
+    found: list[GroupStep] = []
+    for size in _sizes(len(trials)):
+        output = folder / str(size)
+        try:
+            step = _group_step(trials[:size], spec, load(), tokenizer, largest, output)
+        except UnfusableError:
+            return []
+        except (OutOfMemory, RuntimeError, MemoryError) as error:
+            if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+                raise
+            break
+        found.append(step)
+        release_memory()
+        if len(found) > 1 and step.pace < WORTH * found[-2].pace:
+            break
+    return found
+
+
+def _sizes(num: int) -> list[int]:
+    """1, 2, 4, ... below `num`, then `num`."""
+    return [2**power for power in range(num.bit_length()) if 2**power < num] + [num]
+
+
+def _group_step(
+    trials: Sequence[TrialSpec],
+    spec: TrainingSpec,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: Sequence[TokenizedPair],
+    folder: Path,
+) -> GroupStep:
+    import torch
+
+    from prefsweep.workers.fused import train_group
+    from prefsweep.workers.train import Hooks
+
+    update = {"max_steps": GROUP_STEPS, "save_steps": None, "logging_steps": GROUP_STEPS}
+    short, ended_s = spec.model_copy(update=update), list[float]()
+
+    def on_step(step: int, model: object) -> None:
+        torch.cuda.synchronize()
+        ended_s.append(time.monotonic())
+
+    plain = Hooks(lambda record: None, reads_model=lambda step: False)
+    hooks = [replace(plain, on_step=on_step), *[plain] * (len(trials) - 1)]
+    folders = [folder / str(index) for index in range(len(trials))]
+    torch.cuda.reset_peak_memory_stats()
+    train_group(trials, short, model, tokenizer, pairs, folders, hooks)
+    timed = ended_s[-1 - TIMED_STEPS :]
+    seconds = (timed[-1] - timed[0]) / (len(timed) - 1)
+    return GroupStep(len(trials), seconds, torch.cuda.max_memory_reserved())
+
+
 def gpu_room() -> tuple[int, int]:
     """Bytes free on the GPU of this process, and all it has; what others hold is not free."""
     import torch
@@ -78,7 +173,10 @@ def gpu_room() -> tuple[int, int]:
 def largest_batches(
     pairs: Sequence[TokenizedPair], spec: TrainingSpec, num: int
 ) -> list[TokenizedPair]:
-    """The training pairs of the prompts with the longest pairs, enough for `num` batches."""
+    """The training pairs of the prompts with the longest pairs, enough for `num` batches.
+
+    Where pairs are shuffled, one of each prompt comes before another of any: they share nothing.
+    """
     from prefsweep.workers.batches import batch_size
 
     by_prompt: dict[str, list[TokenizedPair]] = {}
@@ -93,4 +191,7 @@ def largest_batches(
     wanted = num * batch_size(spec)
     if spec.prompts_per_batch is not None:
         return [pair for mine in prompts[:wanted] for pair in mine]
+    if spec.order == "shuffled":
+        turns = itertools.zip_longest(*prompts)
+        return [pair for turn in turns for pair in turn if pair is not None][:wanted]
     return [pair for mine in prompts for pair in mine][:wanted]

@@ -6,16 +6,17 @@ window.py's `is_of_group` tells. A trial is resumed in the way in which it was b
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from prefsweep.sweeps.errors import TrialError
 from prefsweep.workers.deferred import transferred
 from prefsweep.workers.group_loss import Numbers
 from prefsweep.workers.hooks import Hooks
 from prefsweep.workers.lora_stack import AdapterStack
+from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.row_optim import RowOptimizer
 from prefsweep.workers.trial_end import end_metrics, not_finite_at_end, not_finite_in_step
 from prefsweep.workers.window import STATE_FILE, WINDOW_FILE
@@ -29,9 +30,11 @@ and nothing is drawn."""
 Step = tuple[int, torch.Tensor, torch.Tensor, list[tuple[float, Numbers]]]
 """A step, its losses (K,) and gradient norms (K,), its parts' shares of the pairs and metrics."""
 
+_Value = TypeVar("_Value")
+
 
 class Solo:
-    """Trial number `index` of a group."""
+    """Trial number `index` of a group. What its hooks raise ends this trial alone."""
 
     def __init__(
         self,
@@ -50,7 +53,9 @@ class Solo:
         self._logged: dict[str, list[float]] = {}
         """Metrics of the open window that were read already, a number a step; with "loss"."""
         self._norm = 0.0
-        self._total_loss, self._num_steps = 0.0, 0
+        self._total_loss = 0.0
+        self._group = stack.num
+        """Trials in the largest group that any of its steps was trained in."""
         self.seconds = 0.0
         """Its share of the group's seconds of training."""
         self._end: Exception | None = None
@@ -59,6 +64,22 @@ class Solo:
     def is_running(self) -> bool:
         """Whether it is still trained."""
         return self._end is None
+
+    def own(self, act: Callable[[], _Value]) -> _Value | None:
+        """Do what concerns this trial alone, if it is still trained; an error ends it and no other.
+
+        A lack of memory is everybody's: it is raised.
+        """
+        if not self.is_running:
+            return None
+        try:
+            return act()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if self.check():  # else what was not finite before is why
+                self.end(error)
+            return None
 
     def end(self, error: Exception) -> None:
         """It leaves the group; its row goes on as an adapter that adds nothing."""
@@ -116,20 +137,15 @@ class Solo:
         self._hooks.report({"step": float(step), **line})
 
     def look(self, step: int) -> None:
-        """Let whoever runs the trial look at the model; a TrialError there ends this trial."""
+        """Let whoever runs the trial look at the model."""
         hooks = self._hooks
-        if not self.is_running or hooks.on_step is None:
-            return
-        reads = hooks.reads_model is None or hooks.reads_model(step)
-        try:
+        if hooks.on_step is not None:
+            reads = hooks.reads_model is None or hooks.reads_model(step)
             hooks.on_step(step, self._stack.show(self._index) if reads else self._stack.shell)
-        except TrialError as error:
-            if self.check():  # else what was not finite before is why
-                self.end(error)
 
     def wants_to_stop(self) -> bool:
         """Whether it is to end early."""
-        return self.is_running and self._hooks.should_stop is not None and self._hooks.should_stop()
+        return self._hooks.should_stop is not None and self._hooks.should_stop()
 
     def save(self, step: int) -> None:
         """Publish a checkpoint."""
@@ -141,7 +157,7 @@ class Solo:
         torch.save(moments, folder / OPTIMIZER)
         for unused in UNUSED:
             (folder / unused).touch()
-        (folder / STATE_FILE).write_text(json.dumps({"global_step": step, "group": True}))
+        (folder / STATE_FILE).write_text(json.dumps({"global_step": step, "group": self._group}))
         window = {
             "metrics": self._logged,
             "total_loss": self._total_loss,
@@ -163,17 +179,20 @@ class Solo:
         window = json.loads((folder / WINDOW_FILE).read_text())
         self._logged, self._total_loss = window["metrics"], window["total_loss"]
         self._norm, self.seconds = window["grad_norm"], window["seconds"]
-        return json.loads((folder / STATE_FILE).read_text())["global_step"]
+        state = json.loads((folder / STATE_FILE).read_text())
+        self._group = max(self._group, state["group"])
+        return state["global_step"]
 
     def finish(self, num_steps: int) -> dict[str, float] | Exception:
         """Save the adapter; the trial's metrics, or what ended it."""
         if self.is_running and self.check() and not self._is_finite():
             self.end(not_finite_at_end("the adapter", self._remedy))
+        self.own(lambda: self._stack.save(self._index, self._output_dir))
         if self._end is not None:
             return self._end
-        self._stack.save(self._index, self._output_dir)
         total_loss = self._total_loss + sum(self._logged.get("loss", ()))
-        return end_metrics(self.seconds, total_loss / num_steps, num_steps)
+        metrics = end_metrics(self.seconds, total_loss / num_steps, num_steps)
+        return metrics | ({"group": float(self._group)} if self._group > 1 else {})
 
     def _is_finite(self) -> bool:
         return bool(torch.isfinite(self._stack.values_KP[self._index]).all())

@@ -5,12 +5,15 @@ and tests. Both give the same results: no result depends on who computed it.
 """
 
 import logging
+import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prefsweep.orchestrator.execution.grouping import ALONE, Grouping, make_groups
 from prefsweep.orchestrator.execution.hosts import Hosts
 from prefsweep.orchestrator.execution.membership import Members, members_of
 from prefsweep.orchestrator.execution.node_watch import LOCAL_S
@@ -26,6 +29,7 @@ from prefsweep.orchestrator.execution.ray_session import attach_ray, start_ray
 from prefsweep.orchestrator.execution.scheduler import run_shards, run_tasks, stage_pool
 from prefsweep.orchestrator.execution.sizing import (
     cpu_memory,
+    group_size,
     policy_size,
     reserved_memory,
     trial_share,
@@ -33,12 +37,15 @@ from prefsweep.orchestrator.execution.sizing import (
 from prefsweep.orchestrator.state.inputs import store_inputs
 from prefsweep.orchestrator.state.stop import polled_stop, stop_requested
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
-from prefsweep.orchestrator.tasks.attempts import run_trial
-from prefsweep.orchestrator.tasks.cache import Kept
-from prefsweep.orchestrator.tasks.probe import ProbeTrial
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot
+from prefsweep.orchestrator.tasks.cache import WorkerCache
+from prefsweep.orchestrator.tasks.probe import ProbeGroups, ProbeTrial
 from prefsweep.orchestrator.tasks.shards import ShardStage, is_missing, run_shard
 from prefsweep.orchestrator.tasks.stages import Task
+from prefsweep.orchestrator.tasks.trial_group import run_group
 from prefsweep.orchestrator.tasks.worker import set_up_worker
+from prefsweep.sweeps.fusing import fusing_key, why_not_fused
+from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.runtime import RetriesSpec
 from prefsweep.sweeps.spec import ResourcesSpec
 
@@ -77,6 +84,20 @@ class Cluster(Protocol):
     def close(self) -> None:
         """Give back what was taken."""
         ...
+
+
+def open_cluster(sweep: Sweep, *, address: str | None, inline: bool) -> Cluster:
+    """This process; or the Ray cluster at `address` (by default RAY_ADDRESS), or a Ray of our own.
+
+    Raises ClusterError.
+    """
+    if inline:
+        return InlineCluster(sweep.spec.resources)
+    where = address or os.environ.get("RAY_ADDRESS")
+    if where:
+        return attach(sweep, where)
+    max_stall_s = sweep.spec.retries.max_stall_s
+    return RayCluster(resources_of(sweep.spec), max_stall_s=max_stall_s)
 
 
 def attach(sweep: Sweep, address: str) -> "RayCluster":
@@ -129,11 +150,12 @@ class InlineCluster:
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         set_up_worker(self._threads)
-        kept = Kept(sweep)
-        for trial in trials:
+        cache, fuse = WorkerCache(sweep), sweep.spec.training.fuse
+        grouping = Grouping(fuse) if isinstance(fuse, int) else ALONE
+        for group in make_groups(sweep, trials, grouping):
             if stop_requested(sweep.store, sweep.spec.name):
                 return
-            run_trial(kept, trial)
+            run_group(cache, group, WorkerSlot())
 
     def close(self) -> None:
         pass
@@ -153,8 +175,10 @@ class RayCluster:
         max_stall_s: float = RetriesSpec().max_stall_s,
         should_stop: Callable[[], bool] = lambda: False,
         probe: type[ProbeTrial] = ProbeTrial,
+        group_probe: type[ProbeGroups] = ProbeGroups,
     ) -> None:
-        self._resources, self._probe, self._members = resources, probe, members
+        self._resources, self._members = resources, members
+        self._probe, self._group_probe = probe, group_probe
         self._ray = attached or start_ray(resources.threads_per_worker, num_cpus, num_gpus)
         # by the time there are trials, Tune (seconds to import) is there
         threading.Thread(target=import_module, args=["ray.tune"], daemon=True).start()
@@ -198,18 +222,50 @@ class RayCluster:
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         from prefsweep.orchestrator.execution.tuning import tune_trials
 
-        gpus = self._gpus_per_trial(sweep, trials[0])
+        gpus, largest = self._shares(sweep, trials)
         if stop_requested(sweep.store, sweep.spec.name):
             return
         memory = 0.0
         if not gpus:
-            needed, nodes = cpu_memory(sweep.spec, *policy_size(sweep)), self._placement.nodes
-            memory = reserved_memory(needed, nodes, self._resources.cpus_per_worker)
+            needed = cpu_memory(sweep.spec, *policy_size(sweep), largest)
+            nodes, cpus = self._placement.nodes, self._resources.cpus_per_worker
+            memory = reserved_memory(needed, nodes, cpus)
         self._hosts.end_idle()
-        tune_trials(sweep, trials, gpus, memory, self._members)
+        grouping = Grouping(largest, max(1, self._placement.fitting(gpus)))
+        tune_trials(sweep, trials, gpus, memory, self._members, grouping)
 
     def close(self) -> None:
         self._ray.shutdown()
+
+    def _shares(self, sweep: Sweep, trials: Sequence[Trial]) -> tuple[float, int]:
+        """GPUs of a group of trials, and its largest size."""
+        fuse = sweep.spec.training.fuse
+        whole = self._placement.share("trials")
+        if isinstance(fuse, int):
+            return whole, fuse
+        if fuse == "auto" and (size := self._probed_size(sweep, trials, whole)) > 1:
+            return whole, size
+        return self._gpus_per_trial(sweep, trials[0]), 1
+
+    def _probed_size(self, sweep: Sweep, trials: Sequence[Trial], gpus: float) -> int:
+        """The size of group that a probe on a GPU says pays; 1 without GPUs."""
+        spec, alike = sweep.spec, defaultdict[object, list[TrialSpec]](list)
+        for trial in trials:
+            alike[fusing_key(trial.spec)].append(trial.spec)
+        most = max(alike.values(), key=len)
+        why_not = why_not_fused(spec.training, spec.policy.dtype)
+        if not gpus or why_not is not None or len(most) < 2 or len(kinds := gpu_types()) > 1:
+            return 1
+        probe = self._group_probe(sweep, tuple(most), "+".join(kinds))
+        should_stop = polled_stop(sweep.store, spec.name)
+        run_tasks([probe], self._hosts, {probe.name: gpus}, should_stop)
+        if should_stop():
+            return 1
+        found, free = probe.found()
+        size = group_size(found, free * min(1.0, gpus))
+        paces = ", ".join(f"{step.size}: {step.pace:.3g}" for step in found)
+        log.info("training.fuse: groups of up to %d (trial-steps a second of %s)", size, paces)
+        return size
 
     def _gpus_per_trial(self, sweep: Sweep, trial: Trial) -> float:
         """The spec's share of a GPU, or for `auto` what a probe on one says."""

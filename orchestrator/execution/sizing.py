@@ -2,19 +2,21 @@
 
 On GPUs a worker runs two steps of the first trial on its largest batch (`workers/probe.py`). The
 measured peak is cached in the store; the free memory of the card is read every time. A peak that
-did not fit is measured again, because another program may have used the card. Without GPUs the
-memory is estimated from the weights and reserved only if a node could run out.
+did not fit is measured again, because another program may have used the card. Where trials can be
+trained as one, steps of groups are measured in place of it, and a group has a whole card. Without
+GPUs the memory is estimated from the weights and reserved only if a node could run out.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from prefsweep.orchestrator.execution.placement import NodeSize
 from prefsweep.orchestrator.state.sweep import Sweep
-from prefsweep.orchestrator.tasks.probe import probes_folder
+from prefsweep.orchestrator.tasks.probe import GROUPS, probes_folder
 from prefsweep.sweeps.spec import SweepSpec
-from prefsweep.workers.probe import GpuMemory
+from prefsweep.workers.probe import WORTH, GpuMemory, GroupStep
 
 PARTS = (1, 2, 4, 8)
 """Numbers of trials that may share a GPU."""
@@ -43,6 +45,29 @@ def trial_share(memory: GpuMemory) -> float:
     return 1 / max((parts for parts in PARTS if parts <= fitting), default=1)
 
 
+def probed_groups(sweep: Sweep) -> dict[str, tuple[list[GroupStep], int]]:
+    """GPU type -> the steps of groups that were probed on it, and the bytes that were free."""
+    store, folder = sweep.store, probes_folder(sweep)
+    found: dict[str, tuple[list[GroupStep], int]] = {}
+    for name in store.names(folder):
+        kind, is_of_groups, _ = name.partition(GROUPS)
+        document = store.read_object(f"{folder}/{name}")
+        if is_of_groups and document.keys() == {"steps", "free"}:
+            found[kind] = ([GroupStep(**step) for step in document["steps"]], document["free"])
+    return found
+
+
+def group_size(found: Sequence[GroupStep], free: float) -> int:
+    """The size of group that trains the most trial-steps a second in `free` bytes; a larger one has
+    to be worth it."""
+    best: GroupStep | None = None
+    for step in found:
+        fits = step.peak * MARGIN <= free
+        if fits and (best is None or step.pace >= WORTH * best.pace):
+            best = step
+    return 1 if best is None else best.size
+
+
 def policy_size(sweep: Sweep) -> tuple[int, int]:
     """Bytes of the policy's weights, and size of its vocabulary; zeros if neither the store nor a
     local folder has them."""
@@ -59,8 +84,8 @@ def policy_size(sweep: Sweep) -> tuple[int, int]:
     return weights, (config or {}).get("vocab_size", 0)
 
 
-def cpu_memory(spec: SweepSpec, weights: int, vocabulary: int) -> float:
-    """Estimated bytes of a trial on the CPU; 0 if the size of the weights is unknown."""
+def cpu_memory(spec: SweepSpec, weights: int, vocabulary: int, group: int = 1) -> float:
+    """Estimated bytes of a group of trials on the CPU; 0 if the size of the weights is unknown."""
     if not weights:
         return 0.0
     training, copies = spec.training, 2  # the cached base, and the policy that is trained
@@ -68,7 +93,7 @@ def cpu_memory(spec: SweepSpec, weights: int, vocabulary: int) -> float:
         copies += 3  # gradients, and AdamW's two moments
     tokens = 2 * training.per_device_train_batch_size * training.max_length
     logits = 2 * tokens * vocabulary * 4  # themselves and their gradient, fp32
-    return PROCESS_BYTES + copies * weights + logits
+    return PROCESS_BYTES + copies * weights + group * logits
 
 
 def reserved_memory(needed: float, nodes: list[NodeSize], cpus_per_worker: int) -> float:

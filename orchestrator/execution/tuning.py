@@ -1,7 +1,7 @@
-"""Trials -> Ray Tune. Tune schedules; the store remembers.
+"""Trials -> Ray Tune, in groups (of one, mostly). Tune schedules; the store remembers.
 
 Every launch is a fresh Tuner over what is unfinished. A trial's own failure is recorded by
-`run_trial` and never reaches Tune; what Tune sees are workers that die. It mends those itself, but
+`run_group` and never reaches Tune; what Tune sees are workers that die. It mends those itself, but
 gives up as a whole when Ray kills a worker for memory, or loses a node in some ways: then what is
 unfinished is launched again, as long as launches get further.
 """
@@ -14,23 +14,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefsweep.orchestrator.execution.grouping import ALONE, Grouping, make_groups
 from prefsweep.orchestrator.execution.membership import Members
 from prefsweep.orchestrator.execution.node_watch import LOCAL_S, NodeWatch
 from prefsweep.orchestrator.execution.secrets import keep_from_tune
 from prefsweep.orchestrator.state.stop import polled_stop
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
 from prefsweep.orchestrator.state.trial_record import (
-    TrialLog,
+    TrialRecord,
     has_weights,
-    mark,
     read_document,
     read_status_field,
+    write_status,
 )
 from prefsweep.orchestrator.store.scratch import scratch_folder, scratch_home
-from prefsweep.orchestrator.tasks.attempts import Place, run_trial
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.checkpoints import newest_step
 from prefsweep.orchestrator.tasks.failures import AGAIN, delay_s, pause, worker_killed_for_memory
+from prefsweep.orchestrator.tasks.trial_group import run_group
 from prefsweep.orchestrator.tasks.worker import hide_gpus_of_others, set_up_worker
 from prefsweep.sweeps.errors import NodeError
 from prefsweep.sweeps.records import Failure, Status
@@ -55,8 +57,11 @@ def tune_trials(
     gpus_per_trial: float,
     memory: float = 0.0,
     members: Members | None = None,
+    grouping: Grouping = ALONE,
 ) -> None:
     """Run all trials to an end; each is succeeded, failed or interrupted in the store afterwards.
+
+    `gpus_per_trial` and `memory` are of a group.
 
     A launch that gets no trial any further counts, and `retries.max_attempts` of them in a row are
     the end; but not one that a trial has ended by the memory it takes: that counts for this trial
@@ -64,36 +69,40 @@ def tune_trials(
     work; None is all of them.
     """
     retries, should_stop = sweep.spec.retries, polled_stop(sweep.store, sweep.spec.name)
-    unfinished, fruitless, error = list(trials), 0, ""
+    unfinished, stalled, error = list(trials), 0, ""
     kept_off = set[str]() if members is None else members.kept_off
     while True:
         before, num_kept_off = [_progress(sweep, trial) for trial in unfinished], len(kept_off)
-        error = _launch(sweep, unfinished, gpus_per_trial, memory, members)
-        fruitless += 1
+        error = _launch(sweep, unfinished, gpus_per_trial, memory, members, grouping)
+        stalled += 1
         came_further = before != [_progress(sweep, trial) for trial in unfinished]
         is_one_to_blame = _blame(sweep, unfinished, error)
         if came_further or is_one_to_blame or len(kept_off) > num_kept_off:
-            fruitless = 0
+            stalled = 0
         unfinished = [trial for trial in unfinished if not _has_ended(sweep, trial)]
         if not unfinished or should_stop():
             break
-        if fruitless >= retries.max_attempts:
-            _give_up(sweep, unfinished, f"{fruitless} launches in a row got no further. {error}")
+        if stalled >= retries.max_attempts:
+            _give_up(
+                sweep,
+                unfinished,
+                f"{stalled} launches in a row got no further. {error}",
+            )
             return
         log.warning(
             "%d trials did not come to an end and are launched again. %s", len(unfinished), error
         )
-        if fruitless or is_one_to_blame:
-            pause(delay_s(retries, max(1, fruitless)), should_stop)
+        if stalled or is_one_to_blame:
+            pause(delay_s(retries, max(1, stalled)), should_stop)
     for trial in unfinished:
-        mark(sweep, trial, Status.INTERRUPTED)
+        write_status(sweep, trial, Status.INTERRUPTED)
 
 
 def shares(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> dict[str, float]:
     """Trial id -> its share of a GPU: doubled, up to a whole one, as often as it was too little."""
     share: dict[str, float] = {}
     for trial in trials:
-        doublings = TrialLog(sweep, trial).larger_shares
+        doublings = TrialRecord(sweep, trial).larger_shares
         larger = min(1.0, gpus_per_trial * 2**doublings)
         share[trial.trial_id] = larger if 0 < gpus_per_trial < 1 else gpus_per_trial
     return share
@@ -105,18 +114,21 @@ def _launch(
     gpus_per_trial: float,
     memory: float,
     members: Members | None,
+    grouping: Grouping = ALONE,
 ) -> str:
-    """One Tuner over `trials`; returns what went wrong with it, or "".
+    """One Tuner over groups of `trials`; returns what went wrong with it, or "".
 
     Raises StageError where the cluster has no node any more.
     """
     from ray import tune
 
     keep_from_tune()
-    by_id = {trial.trial_id: trial for trial in trials}
-    gpus = shares(sweep, trials, gpus_per_trial)
+    groups = {group[0].trial_id: group for group in make_groups(sweep, trials, grouping)}
+    of_trials = shares(sweep, trials, gpus_per_trial)
+    gpus = {key: max(of_trials[trial.trial_id] for trial in groups[key]) for key in groups}
+    max_failures = (sweep.spec.retries.max_attempts + 1) * max(map(len, groups.values()))
     resources, retries = sweep.spec.resources, sweep.spec.retries
-    kept = Kept(sweep)  # each worker has its own, for all its trials
+    cache = WorkerCache(sweep)  # each worker has its own, for all its trials
     node_watch = NodeWatch(LOCAL_S if members is None else retries.max_stall_s)
 
     def trainable(config: dict[str, Any]) -> dict[str, int]:
@@ -125,8 +137,8 @@ def _launch(
         hide_gpus_of_others()
         set_up_worker(resources.threads_per_worker)
         sweep.store.delete_abandoned()
-        trial_id = config["trial_id"]
-        run_trial(kept, by_id[trial_id], Place(gpus[trial_id], is_worker=True))
+        first = config["trial_id"]
+        run_group(cache, groups[first], WorkerSlot(gpus[first], is_worker=True))
         return {"ended": 1}
 
     def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -140,14 +152,14 @@ def _launch(
     with scratch_folder(scratch_home()) as folder:
         tuner = tune.Tuner(
             tune.with_resources(trainable, bundle),
-            param_space={"trial_id": tune.grid_search(list(by_id))},
+            param_space={"trial_id": tune.grid_search(list(groups))},
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
                 name=sweep.spec.name,
                 storage_path=str(folder),
                 verbose=0,
-                # run_trial gives up first, and says why
-                failure_config=tune.FailureConfig(max_failures=retries.max_attempts + 1),
+                # run_group gives up first, and says why
+                failure_config=tune.FailureConfig(max_failures=max_failures),
                 callbacks=[_watchdog(sweep, node_watch), *_refusals(members)],
             ),
         )
@@ -208,7 +220,8 @@ def _refusals(members: Members | None) -> list["tune.Callback"]:
 
 
 def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
-    """Who was killed for memory is given half the batch, or fails after `retries.max_attempts`.
+    """Who was killed for memory is given half the batch, or fails after `retries.max_attempts`;
+    trials of a group are given half the group.
 
     Who fell with it is not to blame. Returns whether somebody is.
     """
@@ -219,14 +232,18 @@ def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
         document = read_document(sweep, trial)
         if read_status_field(document) != Status.RUNNING:
             continue
-        state = TrialLog(sweep, trial)
+        state = TrialRecord(sweep, trial)
         if not _is_among(killed, document):
-            state.fruitless = max(0, state.fruitless - 1)
+            state.stalled_attempts = max(0, state.stalled_attempts - 1)
             state.write(Status.PENDING)
             continue
         is_one_to_blame, failure = True, worker_killed_for_memory(error)
         log.warning("trial %s: %s", trial.name, failure.message)
-        if state.fruitless >= sweep.spec.retries.max_attempts:
+        if state.group > 1:
+            state.last_failure = failure
+            state.halve_group()
+            state.write(Status.PENDING)
+        elif state.stalled_attempts >= sweep.spec.retries.max_attempts:
             state.write(Status.FAILED, failure)
         else:
             state.last_failure = failure
@@ -254,7 +271,7 @@ def _is_among(killed: set[tuple[str | None, int]], document: dict[str, Any]) -> 
 def _progress(sweep: Sweep, trial: Trial) -> tuple[object, ...]:
     """Changes when a launch has got the trial any further."""
     document = read_document(sweep, trial)
-    settings = (document.get("halvings"), document.get("larger_shares"))
+    settings = tuple(document.get(key) for key in ("halvings", "larger_shares", "largest_group"))
     is_trained = has_weights(sweep.store, trial)
     return _has_ended(sweep, trial), is_trained, newest_step(sweep, trial), settings
 
@@ -266,6 +283,6 @@ def _has_ended(sweep: Sweep, trial: Trial) -> bool:
 
 def _give_up(sweep: Sweep, trials: Sequence[Trial], message: str) -> None:
     for trial in trials:
-        last = TrialLog(sweep, trial).last_failure
+        last = TrialRecord(sweep, trial).last_failure
         failure = last or Failure("transient", message.strip(), "", AGAIN)
-        mark(sweep, trial, Status.FAILED, failure)
+        write_status(sweep, trial, Status.FAILED, failure)

@@ -170,6 +170,7 @@ def data(spec: SweepSpec) -> Iterator[Line]:
 
 def left_to_do(spec: SweepSpec, storage: str) -> Iterator[Line]:
     """Estimated time, cost and disk space of unfinished trials. Raises what a run would."""
+    from prefsweep.orchestrator.planning.groups import group_lines
     from prefsweep.orchestrator.state.sweep import resolve
     from prefsweep.orchestrator.state.trial_record import is_finished
 
@@ -178,7 +179,7 @@ def left_to_do(spec: SweepSpec, storage: str) -> Iterator[Line]:
     found = estimate(sweep, left)
     num_found = len(sweep.trials) - len(left)
     yield Line("trials", Level.OK, f"{len(left)} to run, {num_found} cached")
-    for line in estimate_lines(found):
+    for line in (*group_lines(sweep, left), *estimate_lines(found)):
         name, _, text = line.partition(": ")
         yield Line(name, Level.OK, text) if name != "disk" else _disk(found, text)
 

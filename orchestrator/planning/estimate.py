@@ -220,11 +220,13 @@ def _mean_time(sweep: Sweep, known: AbstractSet[str]) -> TrialTime | None:
     on_gpu = any("gpu_memory_gib" in weights.notes for weights, _ in pairs)
     gpus = [weights.notes["gpus"] for weights, _ in pairs if "gpus" in weights.notes]
     trials = "1 trial" if len(pairs) == 1 else f"{len(pairs)} trials"
+    group = max(weights.notes.get("group", 1.0) for weights, _ in pairs)
+    grouped = f" in groups of up to {group:g}" if group > 1 else ""
     return TrialTime(
         fmean(_train_seconds(weights) for weights, _ in pairs),
         fmean(evaluated.seconds for _, evaluated in pairs),
         on_gpu,
-        f"by {trials} of sweep {sweep.spec.name} on {'a GPU' if on_gpu else 'CPUs'}",
+        f"by {trials} of sweep {sweep.spec.name} on {'a GPU' if on_gpu else 'CPUs'}{grouped}",
         fmean(gpus) if len(gpus) == len(pairs) else None,
     )
 

@@ -1,6 +1,7 @@
 """Renders the plan of a run: what is cached, what is new, and what the new work costs."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -8,6 +9,7 @@ from rich.text import Text
 
 from prefsweep.orchestrator.planning.changes import changes
 from prefsweep.orchestrator.planning.estimate import estimate, estimate_lines, model_lines
+from prefsweep.orchestrator.planning.groups import group_lines
 from prefsweep.orchestrator.results.analysis import compare, pool
 from prefsweep.orchestrator.results.power import seed_advice
 from prefsweep.orchestrator.results.results import read_results
@@ -19,21 +21,48 @@ from prefsweep.orchestrator.text import show
 from prefsweep.sweeps.records import Status
 
 
+def plan_json(sweep: Sweep) -> dict[str, Any]:
+    """The plan as the document that `plan --json` prints: stages, trials and notes."""
+    stages = [
+        {
+            "name": stage.name,
+            "cached": "yes" if stage.status == Status.SUCCEEDED else _partly(stage.num_done),
+            "rows": stage.rows,
+            "path": stage.path,
+        }
+        for stage in read_status(sweep).stages
+    ]
+    trials = [
+        {
+            "name": trial.name,
+            "trial_id": trial.trial_id,
+            "cached": _found(sweep, trial.trial_id),
+            "learning_rate": trial.spec.learning_rate,
+        }
+        for trial in sweep.trials
+    ]
+    notes = [*changes(sweep), *_lines(sweep)]
+    return {"sweep": sweep.spec.name, "stages": stages, "trials": trials, "notes": notes}
+
+
 def render_plan(sweep: Sweep) -> RenderableType:
     """The plan as a table of stages, a table of trials, and a few lines."""
-    status = read_status(sweep)
+    plan = plan_json(sweep)
     stages = Table("stage", "cached", "rows", "where", box=None, pad_edge=False)
-    for stage in status.stages:
-        found = "yes" if stage.status == Status.SUCCEEDED else _partly(stage.num_done)
-        rows = "" if stage.rows is None else str(stage.rows)
-        stages.add_row(stage.name, found, rows, Text(stage.path, overflow="fold"))
+    for stage in plan["stages"]:
+        rows = "" if stage["rows"] is None else str(stage["rows"])
+        stages.add_row(stage["name"], stage["cached"], rows, Text(stage["path"], overflow="fold"))
     trials = Table("trial", "id", "cached", "learning rate", box=None, pad_edge=False)
-    for trial in sweep.trials:
-        weights = sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights"))
-        found = "yes" if is_finished(sweep, trial.trial_id) else "weights" if weights else "new"
-        trials.add_row(trial.name, trial.trial_id, found, f"{trial.spec.learning_rate:g}")
-    lines = [*changes(sweep), *_lines(sweep)]
-    return Group(stages, Text(), trials, Text(), *map(Text, lines))
+    for trial in plan["trials"]:
+        rate = f"{trial['learning_rate']:g}"
+        trials.add_row(trial["name"], trial["trial_id"], trial["cached"], rate)
+    return Group(stages, Text(), trials, Text(), *map(Text, plan["notes"]))
+
+
+def _found(sweep: Sweep, trial_id: str) -> str:
+    if is_finished(sweep, trial_id):
+        return "yes"
+    return "weights" if sweep.store.manifest(sweep.store.trial(trial_id, "weights")) else "new"
 
 
 def _partly(num_done: int) -> str:
@@ -79,6 +108,7 @@ def _lines(sweep: Sweep) -> Iterator[str]:
     yield f"{at_most}{num_eval} held-out prompts, {num} completions for each evaluation"
     yield from _about_seeds(sweep, len(unfinished))
     yield from model_lines(sweep)
+    yield from group_lines(sweep, unfinished)
     yield from estimate_lines(estimate(sweep, unfinished))
     manifests = [store.manifest(store.trial(t.trial_id, "weights")) for t in finished]
     now = environment()

@@ -1,7 +1,7 @@
 """What prefsweep itself costs: trials that do nothing, and commands on a finished sweep.
 
 There is no baseline: the figures are seconds. Trials that do nothing run on Ray as all trials do,
-with their records in the store; only `run_trial` is replaced by one that marks success.
+with their records in the store; only `run_group` is replaced by one that marks success.
 """
 
 import os
@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from prefsweep.orchestrator.execution import tuning
 from prefsweep.orchestrator.execution.cluster import InlineCluster, RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.state.sweep import Sweep, Trial, resolve
-from prefsweep.orchestrator.state.trial_record import mark
+from prefsweep.orchestrator.state.trial_record import write_status
 from prefsweep.orchestrator.store.store import new_manifest
-from prefsweep.orchestrator.tasks.attempts import Place
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tracking.watcher import TrialWatch
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status
@@ -45,9 +46,10 @@ def run(folder: Path) -> list[dict[str, Any]]:
     return [_idle_trials(folder / "idle"), *_finished_sweep(folder / "finished")]
 
 
-def finish(kept: Kept, trial: Trial, place: Place) -> None:
-    """A trial that does nothing."""
-    mark(kept.sweep, trial, Status.SUCCEEDED)
+def finish(cache: WorkerCache, trials: Sequence[Trial], slot: WorkerSlot) -> None:
+    """Trials that do nothing."""
+    for trial in trials:
+        write_status(cache.sweep, trial, Status.SUCCEEDED)
 
 
 def _sweep(storage: Path, num_trials: int) -> Sweep:
@@ -61,14 +63,14 @@ def _overrides(betas: list[float]) -> tuple[str, ...]:
 
 def _idle_trials(storage: Path) -> dict[str, Any]:
     """Few trials and many, on one Ray: the difference is what a trial costs."""
-    tuning.run_trial = finish
+    tuning.run_group = finish
     sweep = _sweep(storage, NUM_IDLE)
     cluster = RayCluster(sweep.spec.resources)
     seconds: dict[int, float] = {}
     for num in (2, NUM_IDLE):
         trials = sweep.trials[:num]
         for trial in trials:
-            mark(sweep, trial, Status.PENDING)
+            write_status(sweep, trial, Status.PENDING)
         started = time.perf_counter()
         with TrialWatch(sweep, trials):
             cluster.run_trials(sweep, trials)

@@ -123,6 +123,21 @@ def test_contradictions_are_refused(section: type[Section], fields: dict[str, An
         section.model_validate(fields)
 
 
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        ({}, "training.lora is not set: all weights are trained"),
+        ({"lora": {}, "packing": "off"}, "training.packing is off"),
+        ({"lora": {}, "optim": "lion_32bit"}, "training.optim=lion_32bit is none of adamw_torch"),
+    ],
+)
+def test_trials_that_cannot_be_trained_as_one_are_not_to_be(training: dict[str, Any], reason: str):
+    assert spec(training=training), "which trains each alone"
+    with pytest.raises(ValidationError, match=f"training.fuse=4, but {reason}.*auto or off"):
+        spec(training=training | {"fuse": 4})
+    assert spec(training={"lora": {}, "fuse": 4}).training.fuse == 4
+
+
 def test_remote_code_runs_at_a_pinned_commit():
     section = ModelSection(model="a/b", trust_remote_code=True, revision="0123456789" * 4)
     assert section.trust_remote_code

@@ -1,6 +1,6 @@
-"""LoRA adapters: peft's configuration of a LoRA section, and the check that a model can take it.
+"""LoRA adapters: peft's configuration for a LoRA section, and a check that it fits the model.
 
-The check builds the model without memory for weights (torch's meta device) and loads none.
+The check builds the model on torch's meta device, so it neither allocates nor loads weights.
 """
 
 import difflib
@@ -21,7 +21,7 @@ TARGETS = "training.lora.target_modules"
 
 
 def lora_config(spec: LoraSpec, model: PreTrainedModel) -> LoraConfig:
-    """peft's configuration of a LoRA section for `model`, whose linear layers may be Conv1D."""
+    """peft's configuration for a LoRA section and `model`, whose linear layers may be Conv1D."""
     modules = spec.target_modules
     return LoraConfig(
         r=spec.r,
@@ -34,7 +34,7 @@ def lora_config(spec: LoraSpec, model: PreTrainedModel) -> LoraConfig:
 
 
 def check_adapters(spec: TrainingSpec, source: ModelSource) -> None:
-    """Raise SpecError if `training.lora` asks for what the policy at `source` cannot have."""
+    """Raise SpecError if `training.lora` does not fit the policy at `source`."""
     config = AutoConfig.from_pretrained(
         source.path,
         revision=source.revision or "main",
@@ -47,20 +47,20 @@ def check_adapters(spec: TrainingSpec, source: ModelSource) -> None:
 def check_adapters_of(
     spec: TrainingSpec, config: PretrainedConfig, *, trust_remote_code: bool = False
 ) -> None:
-    """The same for a model of that config."""
+    """As `check_adapters`, for a model with this config."""
     assert spec.lora is not None
     if spec.lora.lora_dropout and spec.disable_dropout:
         raise SpecError(
             f"training.lora.lora_dropout={spec.lora.lora_dropout:g} has no effect while "
-            "training.disable_dropout is true: as in TRL, that turns off the dropout of adapters, "
-            "too. Set training.disable_dropout=false or training.lora.lora_dropout=0"
+            "training.disable_dropout is true: as in TRL, it also turns off the dropout of "
+            "adapters. Set training.disable_dropout=false or training.lora.lora_dropout=0"
         )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     if not isinstance(spec.lora.target_modules, str):
         _check_targets(spec.lora.target_modules, model)
     try:
-        with warnings.catch_warnings(action="ignore"):  # they are repeated in training
+        with warnings.catch_warnings(action="ignore"):  # training shows them again
             get_peft_model(model, lora_config(spec.lora, model))
     except (ValueError, TypeError, NotImplementedError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
@@ -69,7 +69,7 @@ def check_adapters_of(
 
 
 def _check_targets(targets: Sequence[str], model: Any) -> None:
-    """Every target has to be the end of a layer's name, and none the output layer's."""
+    """Raise if a target is not the end of a layer's name, or is the output layer."""
     kind = type(model).__name__
     modules = {name: m for name, m in model.named_modules() if hasattr(m, "weight")}
     matches = {
@@ -82,13 +82,13 @@ def _check_targets(targets: Sequence[str], model: Any) -> None:
         for name, module in modules.items()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not output
     }
-    told = ", ".join(layers)
+    known = ", ".join(layers)
     for target, names in matches.items():
         if any(modules[name] is output for name in names):
             raise SpecError(
                 f"{TARGETS}: {target} is the output layer of {kind}, and TRL computes "
                 f"log-probabilities from its weights without the adapter; remove it. The linear "
-                f"layers are {told}"
+                f"layers are {known}"
             )
     missing = [target for target, names in matches.items() if not names]
     if missing:
@@ -96,7 +96,7 @@ def _check_targets(targets: Sequence[str], model: Any) -> None:
         nearest = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
         raise SpecError(
             f"{TARGETS}={_shown(targets)}: {kind} has no layer called {' or '.join(missing)}"
-            f"{nearest}. Its linear layers are {told}; write some of them, or all-linear"
+            f"{nearest}. Its linear layers are {known}; use some of these, or all-linear"
         )
 
 

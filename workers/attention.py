@@ -1,12 +1,12 @@
-"""Attention over packed preference batches: every completion looks at its prompt and at itself.
+"""Attention over packed preference batches: each completion attends to its prompt and to itself.
 
-A packed batch is one row of L tokens (packing.py). A mask over it would cost L x L; most of that is
-hidden. Here the row is spread into segments, prompts and completions apart, attention runs on those
-(torch's scaled dot product), and the outputs are collected back into the row. Batches that are not
-packed go to transformers' own sdpa function untouched.
+A packed batch is one row of L tokens (packing.py). A full mask would be L x L and mostly False.
+Instead, the row is split into segments (prompts and completions), torch's scaled dot product
+attention runs on the segments, and the outputs are collected into the row. Batches that are not
+packed are passed to transformers' own sdpa function unchanged.
 
-Shapes: L tokens of the row, H heads, D values a head; G prompts of at most P tokens (without their
-last one, which heads each completion's segment); C completions of at most S tokens.
+Shapes: L tokens of the row, H heads, D values per head; G prompts of at most P tokens (without
+their last token, with which each completion's segment starts); C completions of at most S tokens.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,31 +20,31 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 IMPLEMENTATION = "prefsweep_packed"
-"""Name under which transformers knows `packed_attention`."""
+"""Name under which `packed_attention` is registered with transformers."""
 UNSUPPORTED = ("softcap", "position_bias", "s_aux")
-"""Extras of a model's attention that the scaled dot product lacks."""
+"""Arguments of a model's attention that scaled dot product attention does not support."""
 
 
 class UnpackableError(Exception):
-    """The model's attention has something that packing does not reproduce."""
+    """The model's attention has a feature that packing does not reproduce."""
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the tokens of a packed row lie once it is spread."""
+    """Where the tokens of a packed row are once it is split into segments."""
 
     index: torch.Tensor
-    """(G x P + C x S,), the token at each slot: first the prompts', then the completions'; -1 in
-    padding, which comes last in a segment."""
+    """(G x P + C x S,), the token at each slot: first of prompts, then of completions; -1 for
+    padding, which is at the end of a segment."""
     slots: torch.Tensor
     """(L,), the slot of each token."""
     owner: torch.Tensor
     """(C,), the prompt of each completion."""
     num_prompt: torch.Tensor
-    """(G,), tokens of each prompt."""
+    """(G,), number of tokens of each prompt."""
     mask: torch.Tensor
-    """(C, 1, S, P + S), True where a completion's position may look. It stands for the whole when
-    it is handed to the model as its attention mask."""
+    """(C, 1, S, P + S), True where a completion's position may attend. It identifies the segments
+    when it is passed to the model as attention mask."""
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -54,17 +54,17 @@ class Segments:
 
 
 Attend = Callable[..., torch.Tensor]
-"""Another way to attend over packed batches: (query, key, value, scale) -> (K, L, H, D)."""
+"""Another attention function for packed batches: (query, key, value, scale) -> (K, L, H, D)."""
 _RUNNING: list[Segments] = []
-"""The segments of the batch that is running: of its forward, and of its backward where activations
-are recomputed. transformers hands its attention functions nothing of ours but the mask."""
+"""The segments of the running batch, in its forward pass, and in its backward pass if activations
+are recomputed. transformers passes nothing but the mask to its attention functions."""
 _INSTEAD: list[Attend] = []
-"""What attends in place of this module's two calls, where the running batch brings something."""
+"""The attention function of the running batch, if it replaces this module's."""
 
 
 @contextmanager
 def segmented(model: Any) -> Iterator[None]:
-    """Let the attention of a transformers model run packed batches, for the length of the block."""
+    """Let the attention of a transformers model run packed batches inside the block."""
     before = model.config._attn_implementation
     AttentionInterface.register(IMPLEMENTATION, packed_attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
@@ -78,9 +78,9 @@ def segmented(model: Any) -> Iterator[None]:
 
 
 def announce(segments: Segments, instead: Attend | None = None) -> torch.Tensor:
-    """The attention mask (C, 1, S, P + S) by which `packed_attention` knows the packed batch.
+    """The attention mask (C, 1, S, P + S) by which `packed_attention` recognizes the packed batch.
 
-    `instead` attends where there are prompts and no sliding window.
+    `instead` computes the attention if there are prompts and no sliding window.
     """
     _RUNNING[:] = [segments]
     _INSTEAD[:] = [] if instead is None else [instead]
@@ -97,8 +97,8 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: (K, H, L, D) queries in, (K, L, H, D) outputs out.
 
-    K rows of one layout are run as one row of K x H heads. Raises UnpackableError for a packed
-    batch of a model with one of UNSUPPORTED.
+    K rows with the same layout are run as one row of K x H heads. Raises UnpackableError for a
+    packed batch if the model passes one of UNSUPPORTED.
     """
     segments = _announced(attention_mask)
     if segments is None:
@@ -150,7 +150,7 @@ def _as_heads(part_KHLD: torch.Tensor) -> torch.Tensor:
 
 
 def _announced(mask: torch.Tensor | None) -> Segments | None:
-    """The running segments, if the mask is theirs."""
+    """The running segments, if `mask` belongs to them."""
     if mask is None or not _RUNNING or mask.data_ptr() != _RUNNING[0].mask.data_ptr():
         return None
     return _RUNNING[0]
@@ -169,9 +169,9 @@ def _near(segments: Segments, window: int) -> torch.Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """(L, H, D) -> (M, H, D), slot by slot; padding holds some token's values.
+    """(L, H, D) -> (M, H, D), slot by slot; padding has the values of some token.
 
-    Every token has one slot, so the gradient is a gather too, and no sum in whatever order.
+    Every token has one slot, so the gradient is also a gather, not a sum in an undefined order.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """The embedded default: synthetic labelled movie reviews and tiny untrained models.
 
-In: a seed and a count, or a model name and a folder. Out: reviews, or a Hugging Face folder that
-loads with no network. It trains no weights (`sft.py` does) and knows nothing about stores.
+Reviews are made from a seed and a count. Models are written as a Hugging Face folder that loads
+without a network, with untrained weights (`sft.py` trains them).
 """
 
 import math
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VERSION = "1"
-"""Bumped by hand whenever `reviews` or `write_base_model` writes something else."""
+"""Bumped by hand when the output of `reviews` or `write_base_model` changes."""
 
 ModelName = Literal["tiny-gpt2", "tiny-classifier"]
 BUILTIN_MODELS: tuple[ModelName, ...] = ("tiny-gpt2", "tiny-classifier")
 
 LABELS = ("NEGATIVE", "POSITIVE")
-"""Label names; the position is the label's id in the classifier."""
+"""Label names; the position is the label's ID in the classifier."""
 
 LABEL_SLOPE = 0.9
-"""Log-odds of POSITIVE for one grade of a review's total: readers disagree about mixed reviews, and
-a classifier trained on their labels has graded logits, not two saturated values."""
+"""Log-odds of POSITIVE per grade of a review's total. Mixed reviews get either label at random, so
+that a classifier trained on the labels has graded logits, not two saturated values."""
 
 TOKENIZER_TEXTS, TOKENIZER_SEED, VOCAB_SIZE = 3000, 20_240, 1200
 NUM_POSITIONS = 256
 EOS, PAD, START = SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|start|>")
 EOS_ID, PAD_ID, START_ID = range(3)
-"""The tokenizer numbers its special tokens first."""
+"""IDs of the special tokens; the tokenizer numbers them first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class LabelledText:
 
 
 def reviews(num_texts: int, seed: int) -> list[LabelledText]:
-    """Write `num_texts` reviews of two or three short sentences; equal for equal arguments.
+    """Generate `num_texts` reviews of two or three short sentences; equal for equal arguments.
 
-    Every review draws a mood, its opinions scatter around the mood, and the label is drawn with
-    log-odds LABEL_SLOPE times the sum of their grades. The first four words are drawn apart from
-    all that, so they say nothing about the label.
+    Each review draws a mood, opinions with grades around the mood, and a label with log-odds
+    LABEL_SLOPE times the sum of the grades. The first four words are drawn independently, so they
+    contain no information about the label.
     """
     rng = random.Random(seed)
     return [_review(rng) for _ in range(num_texts)]
@@ -72,7 +72,7 @@ def _review(rng: random.Random) -> LabelledText:
 
 
 class _Opinions:
-    """Draws opinion phrases whose grades scatter around a mood, and adds the grades up."""
+    """Draws opinion phrases with grades around a mood, and sums the grades."""
 
     def __init__(self, rng: random.Random, mood: float) -> None:
         self._rng = rng
@@ -81,7 +81,7 @@ class _Opinions:
         self.total = 0.0
 
     def aspect(self) -> str:
-        """The name of a side of the film not yet mentioned in the review."""
+        """An aspect of the film that the review has not mentioned yet."""
         return "the " + self._aspects.pop()
 
     def adjective(self, *, against: bool = False) -> str:
@@ -93,7 +93,7 @@ class _Opinions:
         return f"{modifier} {self._rng.choice(grammar.ADJECTIVES[grade])}".strip()
 
     def state(self, *, against: bool = False) -> str:
-        """A clause about one side of the film."""
+        """A clause about one aspect of the film."""
         if self._rng.random() < 0.65:
             return f"{self.aspect()} {self._rng.choice(('is', 'was'))} " + self.adjective(
                 against=against
@@ -101,7 +101,7 @@ class _Opinions:
         return f"{self.aspect()} {self._phrase(grammar.EFFECTS, against)}"
 
     def feeling(self) -> str:
-        """What the writer felt, with "it" or a side of the film for its object."""
+        """A clause about the writer's feeling towards "it" or an aspect of the film."""
         return f"{self._phrase(grammar.FEELINGS)} {self._rng.choice(('it', self.aspect()))}"
 
     def verdict(self) -> str:
@@ -126,7 +126,7 @@ def _film(rng: random.Random) -> str:
 
 
 def _then(rng: random.Random, opinions: _Opinions) -> str:
-    """What follows the fact of having seen the film."""
+    """A clause that follows "I saw the film"."""
     occasion = rng.choice(grammar.OCCASIONS)
     return rng.choice(
         (
@@ -207,7 +207,7 @@ def write_base_model(name: ModelName, folder: Path, seed: int) -> None:
 
     if name not in BUILTIN_MODELS:
         raise ModelError(
-            f"builtin:{name} is not a built-in model; known are "
+            f"builtin:{name} is not a built-in model; the built-in models are "
             + ", ".join(f"builtin:{known}" for known in BUILTIN_MODELS)
         )
     with torch.random.fork_rng(devices=[]):

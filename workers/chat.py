@@ -1,6 +1,6 @@
-"""A prompt's text as chat messages: a list of messages written as JSON, or one user message.
+"""Prompts as chat messages: a JSON list of messages, or a text as one user message.
 
-Knows nothing of tokenizers; `rendering.py` puts messages into a model's chat template.
+This module does not use tokenizers; `rendering.py` renders messages with a model's chat template.
 """
 
 import json
@@ -13,7 +13,7 @@ Message = dict[str, str]
 
 
 def as_messages(value: object) -> list[Message] | None:
-    """`value` as a list of messages with a role and a content, or None if it is something else."""
+    """`value` as a list of messages with a role and a content; None if it is not such a list."""
     if not isinstance(value, list) or not value:
         return None
     messages: list[Message] = []
@@ -28,7 +28,7 @@ def as_messages(value: object) -> list[Message] | None:
 
 
 def written_messages(prompt: str) -> list[Message] | None:
-    """The messages that a prompt holds as JSON text, or None if it is plain text."""
+    """The messages of a prompt that is JSON text; None if it is plain text."""
     if not prompt.lstrip().startswith("["):
         return None
     try:
@@ -38,20 +38,20 @@ def written_messages(prompt: str) -> list[Message] | None:
 
 
 def talk_of(prompt: str) -> list[Message]:
-    """The prompt as messages: those it holds, or itself as the user's one message."""
+    """The prompt as messages: its JSON list, or its text as one user message."""
     return written_messages(prompt) or [{"role": "user", "content": prompt}]
 
 
 def messages_of(prompt: str, chat: ChatSpec) -> list[Message]:
-    """The conversation that the policy answers, the system prompt first if it brings none.
+    """The conversation that the policy answers, with `chat`'s system prompt if it has none.
 
-    Raises DataError if the last message is not the user's.
+    Raises DataError if the last message is not a user message.
     """
     messages = talk_of(prompt)
     if messages[-1]["role"] != "user":
         raise DataError(
-            f"prompt {prompt[:60]!r}: its last message is the {messages[-1]['role']}'s; "
-            "a prompt ends with a message of the user, which the policy answers"
+            f"prompt {prompt[:60]!r}: its last message has the role {messages[-1]['role']}; "
+            "a prompt must end with a user message, which the policy answers"
         )
     if chat.system_prompt is None or messages[0]["role"] == "system":
         return messages
@@ -59,10 +59,10 @@ def messages_of(prompt: str, chat: ChatSpec) -> list[Message]:
 
 
 def scored_text(prompt: str, completion: str, chat: ChatSpec | None) -> str:
-    """What a reward that reads prompt and completion is shown.
+    """The text that a reward with `over: full` scores.
 
-    Of a chat that is the last user message, a newline and the completion: rewards judge text, and
-    a template's marks are none.
+    For a chat, it is the last user message, a newline and the completion, without the tokens of
+    the chat template, because rewards score plain text.
     """
     if chat is None:
         return prompt + completion

@@ -1,7 +1,7 @@
-"""Where texts come from, in; rows of text and label, or whole records, out.
+"""Reads a corpus: rows of text and label, or complete records.
 
-Chooses from the built-in reviews, local files (files.py) and Hugging Face datasets (dataset.py). It
-does not cut, shuffle or tokenize (prompts.py and sft.py do).
+The source is the built-in reviews, a local file (files.py) or a Hugging Face dataset (dataset.py).
+Texts are not cut, shuffled or tokenized here (prompts.py and sft.py do that).
 """
 
 import json
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A text, and its label where the source has one."""
+    """A text, and its label if the source has one."""
 
     text: str
     label: str | int | None
@@ -58,11 +58,11 @@ class Row:
 def load_texts(
     corpus: BuiltinText | FileText | DatasetText, *, messages: bool = False
 ) -> list[Row]:
-    """All rows of the corpus that its `where` keeps, in order.
+    """All rows of the corpus that match its `where`, in order.
 
-    With `messages`, a list of chat messages is a text too: itself, as JSON.
+    With `messages`, a list of chat messages is also a text, in JSON.
 
-    Raises DataError, naming the file, the row and the column, for what cannot be used.
+    Raises DataError with the file, row and column of a value that cannot be used.
     """
     if isinstance(corpus, BuiltinText):
         return [
@@ -84,18 +84,18 @@ def load_texts(
         if messages and (unread := [name for name in there if name not in read]):
             log.warning("%s: columns that are not read: %s", source, listed(unread))
     if not rows:
-        kept = f" where {dict(corpus.where)}" if corpus.where else ""
-        raise DataError(f"{source}: there are no texts{kept}; the corpus needs at least one")
+        matching = f" where {dict(corpus.where)}" if corpus.where else ""
+        raise DataError(f"{source}: there are no texts{matching}; the corpus needs at least one")
     return rows
 
 
 def load_records(
     corpus: FileText | DatasetText, choose: Choose
 ) -> tuple[str, Iterable[tuple[int, Record]]]:
-    """What to call the source in messages, and its records, each with its row number.
+    """The name of the source for messages, and its records, each with its row number.
 
-    Sources that can leave columns out read those that `choose` takes. Raises DataError, some of it
-    only while the records are read.
+    Sources that can read single columns read only those that `choose` returns. Raises DataError,
+    partly while the records are iterated.
     """
     if isinstance(corpus, DatasetText):
         return f"dataset {corpus.dataset}", dataset_records(corpus, choose)
@@ -104,18 +104,18 @@ def load_records(
 
 
 def chosen(columns: Sequence[str], required: Iterable[str], optional: Iterable[str]) -> list[str]:
-    """Those of a source's columns that are read: all where a required one is missing, so that a
-    message can name them. A name with dots leads into a column."""
+    """The columns to read from a source's columns: all if a required one is missing, so that a
+    message can list them. A name with dots is a field inside a column."""
     needed = {root(name, columns) for name in required}
     wanted = needed | {root(name, columns) for name in optional}
     return [name for name in columns if name in wanted or not needed <= set(columns)]
 
 
 def source_identity(corpus: Prompts | BuiltinText | FileText | DatasetText) -> str:
-    """What stands for the corpus's content in fingerprints; columns and `where` are not in it.
+    """The identity of the corpus's content in fingerprints, without columns and `where`.
 
     Built in: version, count and seed. File or local folder: SHA-256. Hub: the commit. Raises
-    DataError if there is no such file or dataset, or its commit cannot be found out offline.
+    DataError if the file or dataset does not exist, or its commit cannot be determined offline.
     """
     if isinstance(corpus, UnconditionalPrompts):
         return "unconditional"
@@ -129,7 +129,7 @@ def source_identity(corpus: Prompts | BuiltinText | FileText | DatasetText) -> s
 def _noting(
     records: Iterable[tuple[int, Record]], there: dict[str, None]
 ) -> Iterator[tuple[int, Record]]:
-    """The records; their columns are added to `there`."""
+    """Yield the records, and add their columns to `there`."""
     for number, record in records:
         if not record.keys() <= there.keys():
             there.update(dict.fromkeys(record))
@@ -146,7 +146,7 @@ def _select(
     *,
     messages: bool,
 ) -> list[Row]:
-    """The kept records as rows, each checked for the columns that the corpus names."""
+    """The matching records as rows; raises if a record lacks a column that the corpus names."""
     rows: list[Row] = []
     for number, record in records:
         for column in (corpus.column, *corpus.where):
@@ -169,7 +169,7 @@ def _select(
 
 
 def _written(value: object, place: str) -> object:
-    """Chat messages as JSON text; anything else as it is."""
+    """Chat messages as JSON text; other values unchanged."""
     try:
         if isinstance(value, str):
             return written_conversation(value)
@@ -180,7 +180,7 @@ def _written(value: object, place: str) -> object:
 
 
 def _is(value: object, wanted: str | int | float | bool) -> bool:
-    """Equality; a CSV cell, always a string, also equals the number or truth value it spells."""
+    """Whether a cell equals a value. Text, as in CSV cells, is parsed as a number or boolean."""
     if isinstance(value, str) and isinstance(wanted, bool):
         return value.strip().lower() == str(wanted).lower()
     if isinstance(value, str) and isinstance(wanted, int | float):
@@ -192,7 +192,7 @@ def _is(value: object, wanted: str | int | float | bool) -> bool:
 
 
 def _label(value: object, column: str, row: str) -> str | int | None:
-    """A label as an int where it is a whole number (1, 1.0, True, "1"), else as a string."""
+    """A label as an int if it is an integer (1, 1.0, True, "1"), else as a string."""
     if value is None or value == "":
         return None
     if isinstance(value, str):
@@ -208,7 +208,7 @@ def _label(value: object, column: str, row: str) -> str | int | None:
 def _local(corpus: FileText) -> Path:
     path = local_path(corpus.path)
     if os.path.isdir(path):
-        raise DataError(f"path={corpus.path}: is a folder; give it as dataset={corpus.path}")
+        raise DataError(f"path={corpus.path}: is a folder; use dataset={corpus.path}")
     if not os.path.isfile(path):
         raise DataError(f"path={corpus.path}: no such file (looked in {Path.cwd()})")
     if not corpus.path.startswith(PACKAGE):

@@ -1,8 +1,7 @@
-"""A Hugging Face dataset, on the hub or in a local folder, in; its rows and identity out.
+"""Reads the rows and the identity of a Hugging Face dataset, on the hub or in a local folder.
 
-The files of a local folder are read themselves, and not through the cache of `datasets`, which goes
-by their times and not by their content. Knows nothing of columns' meaning; `corpus.py` chooses
-texts and labels.
+Files of a local folder are read directly. The cache of `datasets` is not used for them, because it
+compares modification times, not content. `corpus.py` selects texts and labels from the columns.
 """
 
 import hashlib
@@ -35,16 +34,16 @@ from prefsweep.workers.locations import expand, file_sha256
 log = logging.getLogger(__name__)
 
 _SAVED = ("dataset_dict.json", "state.json")
-"""Files that `save_to_disk` leaves in a folder."""
+"""Files that `save_to_disk` writes into a folder."""
 _READ_HERE = ("csv", "json", "parquet", "arrow")
-"""Kinds of files, by the name that `datasets` has for their reader, that files.py reads."""
+"""Kinds of files that files.py reads, by the names of the readers of `datasets`."""
 _NO_DATA = re.compile(r"(.*/)?([._]|README|dataset_infos?\.json)")
 _SET_ALWAYS = ("name", "version", "data_files", "sep", "delimiter")
-"""Options of a reader that say nothing of how it reads, or are taken over."""
+"""Options of a reader of `datasets` that do not change how it reads, or that are supported here."""
 
 
 def dataset_identity(corpus: DatasetText) -> str:
-    """SHA-256 of a local folder, or hub id and commit. Raises DataError."""
+    """SHA-256 of a local folder, or hub ID and commit. Raises DataError."""
     folder = expand(corpus.dataset)
     if os.path.exists(folder):  # Path.exists raises for a name that is too long
         return f"sha256-{_folder_sha256(folder)}"
@@ -52,7 +51,7 @@ def dataset_identity(corpus: DatasetText) -> str:
 
 
 def dataset_records(corpus: DatasetText, choose: Choose) -> Iterator[tuple[int, Record]]:
-    """The dataset's rows, class indices left as ints; of its columns those that `choose` takes."""
+    """The dataset's rows with the columns that `choose` returns; class indices remain ints."""
     import pyarrow
     from datasets.exceptions import DatasetsError
 
@@ -73,7 +72,7 @@ def dataset_records(corpus: DatasetText, choose: Choose) -> Iterator[tuple[int, 
         DatasetsError,
         pyarrow.ArrowException,
     ) as error:
-        # What the library logs names the file; what it raises does not.
+        # The library's log names the file; its exception does not.
         reason = said[-1] if said else first_line(error.__cause__ or error)
         raise DataError(_why_not_found(corpus, reason)) from None
     yield from records
@@ -85,7 +84,7 @@ def dataset_records(corpus: DatasetText, choose: Choose) -> Iterator[tuple[int, 
 def _folder_records(
     corpus: DatasetText, folder: Path, choose: Choose
 ) -> Iterator[tuple[int, Record]]:
-    """Rows of a local folder's files, which `datasets` assigns to splits by their names."""
+    """Rows of a local folder's files; `datasets` assigns them to splits by their names."""
     import datasets
     import datasets.config as settings
 
@@ -95,19 +94,19 @@ def _folder_records(
     kind = type(builder).__module__.rpartition(".")[2]
     config: Any = builder.config
     if kind not in _READ_HERE or builder.info.features is not None or not _is_plain(config):
-        # Its own reader, types or options; its cache is kept apart for each content.
+        # It has its own reader, types or options. Each content gets a separate cache.
         cache = Path(settings.HF_DATASETS_CACHE) / _folder_sha256(folder)
         dataset: Any = datasets.load_dataset(
             str(folder), corpus.config, split=corpus.split, cache_dir=str(cache)
         )
         return _dataset_rows(corpus, dataset, choose)
     files = {str(split): list(map(Path, paths)) for split, paths in config.data_files.items()}
-    _tell_unread(corpus, folder, files)
+    _report_unread(corpus, folder, files)
     return _split_records(corpus, files, choose, getattr(config, "sep", None) or ",")
 
 
 def _is_plain(config: Any) -> bool:
-    """Whether no option of a reader is set, as a README in the folder can."""
+    """Whether no option of the reader is set (a README in the folder can set options)."""
     return all(
         getattr(config, option.name) == option.default
         for option in fields(config)
@@ -118,7 +117,7 @@ def _is_plain(config: Any) -> bool:
 def _saved_records(
     corpus: DatasetText, folder: Path, choose: Choose
 ) -> Iterator[tuple[int, Record]]:
-    """Rows of a folder that `save_to_disk` wrote: one dataset, or one for each split."""
+    """Rows of a folder written by `save_to_disk`: one dataset, or one per split."""
     import datasets
 
     saved = datasets.load_from_disk(str(folder))
@@ -129,7 +128,7 @@ def _saved_records(
 
 
 def _hub_records(corpus: DatasetText, choose: Choose) -> Iterator[tuple[int, Record]]:
-    """Rows of a dataset on the hub, at the commit that its identity names."""
+    """Rows of a dataset on the hub, at the commit in its identity."""
     import datasets
 
     commit, options = _hub_commit(corpus), dict[str, Any]()
@@ -137,11 +136,11 @@ def _hub_records(corpus: DatasetText, choose: Choose) -> Iterator[tuple[int, Rec
     found = str(builder.hash)
     if is_commit(found) and found != commit:  # offline, from the cache
         raise DataError(
-            f"dataset={corpus.dataset}: the local cache holds commit {found}, and not {commit}; "
+            f"dataset={corpus.dataset}: the local cache has commit {found}, not {commit}; "
             f"unset HF_HUB_OFFLINE, or set revision={found}"
         )
     is_csv = type(builder).__module__.endswith(".csv")
-    if is_csv and builder.info.features is None:  # every cell is a text, also "NA" and "7"
+    if is_csv and builder.info.features is None:  # every cell is text, even "NA" and "7"
         options = {"dtype": str, "keep_default_na": False, "na_filter": False}
     dataset: Any = datasets.load_dataset(
         corpus.dataset, corpus.config, split=corpus.split, revision=commit, **options
@@ -152,7 +151,7 @@ def _hub_records(corpus: DatasetText, choose: Choose) -> Iterator[tuple[int, Rec
 def _split_records(
     corpus: DatasetText, files: dict[str, list[Path]], choose: Choose, delimiter: str
 ) -> Iterator[tuple[int, Record]]:
-    """Rows of the split's files one after the other, counted through."""
+    """Rows of the split's files in order, with consecutive row numbers."""
     for path in itertools.chain(*files.values()):
         require_known(path)
 
@@ -170,9 +169,9 @@ def _split_records(
 
 
 def _parts(split: str, lengths: dict[str, int]) -> list[tuple[str, int, int]]:
-    """Name, first and last row of what a split in the notation of `datasets` stands for.
+    """The name, first and last row of each part of a split in the notation of `datasets`.
 
-    Raises ValueError for a wrong one.
+    Raises ValueError if the notation is invalid.
     """
     import datasets
 
@@ -183,8 +182,8 @@ def _parts(split: str, lengths: dict[str, int]) -> list[tuple[str, int, int]]:
     ]
 
 
-def _tell_unread(corpus: DatasetText, folder: Path, files: dict[str, list[Path]]) -> None:
-    """Data files of the folder that belong to no split are said."""
+def _report_unread(corpus: DatasetText, folder: Path, files: dict[str, list[Path]]) -> None:
+    """Log the data files of the folder that belong to no split."""
     taken = {path.resolve() for path in itertools.chain(*files.values())}
     left = [
         path.relative_to(folder).as_posix()
@@ -209,7 +208,7 @@ def _dataset_rows(
 
 
 def _rows(corpus: DatasetText, dataset: Any, start: int, end: int) -> Iterator[Record]:
-    """Rows `start` to `end`; one by one where a batch holds what Python has no value for."""
+    """Rows `start` to `end`, one by one if a batch has a value that Python cannot represent."""
     try:
         columns = dataset[start:end]
     except (ValueError, OverflowError) as error:
@@ -230,8 +229,8 @@ def _why_not_found(corpus: DatasetText, reason: str) -> str:
         return message
     if _is_offline():
         return (
-            f"{message} (the hub is switched off by HF_HUB_OFFLINE). Unset HF_HUB_OFFLINE, or "
-            "download the dataset and give its local folder"
+            f"{message} (HF_HUB_OFFLINE is set). Unset HF_HUB_OFFLINE, or "
+            "download the dataset and use its local folder"
         )
     return f"{message}. Check the id, config and split (and HF_TOKEN, if it is gated)"
 
@@ -242,7 +241,7 @@ def _is_offline() -> bool:
 
 @contextmanager
 def _silenced(said: list[str]) -> Iterator[None]:
-    """No progress bars, and the errors that the library would print added to `said`."""
+    """Disable progress bars, and add the errors that the library would print to `said`."""
     import datasets
 
     class Listener(logging.Handler):
@@ -262,7 +261,7 @@ def _silenced(said: list[str]) -> Iterator[None]:
 
 
 def _hub_commit(corpus: DatasetText) -> str:
-    """The commit that the revision stands for: as the hub says, else as the local cache has it."""
+    """The commit of the revision, from the hub, or else from the local cache."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         HFValidationError,
@@ -282,7 +281,7 @@ def _hub_commit(corpus: DatasetText) -> str:
         if commit is None:
             raise DataError(_why_not_found(corpus, first_line(error))) from None
     if not is_commit(commit):
-        raise DataError(f"dataset={corpus.dataset}: its commit is no commit hash but {commit!r}")
+        raise DataError(f"dataset={corpus.dataset}: its commit {commit!r} is not a commit hash")
     return commit
 
 

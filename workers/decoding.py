@@ -1,16 +1,16 @@
-"""A decoding loop for transformers' `generate`: one prefill a prompt, ended rows leave the batch.
+"""A decoding loop for transformers' `generate`: one prefill per prompt; ended rows are removed.
 
-In: prompts, and the logits processors and stopping criteria that `generate` has prepared. Out: the
-new tokens of `copies` rows a prompt. A prompt runs through the model once and its cache is repeated
-for its rows. The next tokens are chosen by one of
+The input is the prompts, and the logits processors and stopping criteria that `generate` prepares;
+the output is the new tokens of `copies` rows per prompt. The model runs each prompt once, and the
+prompt's cache is repeated for its rows. The next tokens are chosen by one of
 
   Greedy         the highest score
-  Draws          a draw from softmax(scores), with random numbers of the row's own: what a row says
-                 does not depend on the rows beside it
-  DiverseGroups  diverse beam search with one beam a group (Vijayakumar et al., arXiv 1610.02424):
-                 the rows of a prompt choose one after the other, each takes the token of highest
-                 score minus `penalty` for every earlier one that took it at this step.
-                 transformers 5 has no such decoding of its own without code from a hub
+  Draws          a sample from softmax(scores), with separate random numbers for each row, so that a
+                 row does not depend on the other rows of its batch
+  DiverseGroups  diverse beam search with one beam per group (Vijayakumar et al., arXiv 1610.02424):
+                 the rows of a prompt choose in order; each takes the token with the highest score
+                 minus `penalty` for every earlier row that chose the token at this step.
+                 transformers 5 only has this decoding as code from the hub
 
 Shapes: B prompts, G copies, N rows still in the batch (at first B x G, row b * G + g is copy g of
 prompt b), V tokens of the vocabulary, T tokens so far.
@@ -36,23 +36,23 @@ from transformers.cache_utils import DynamicLayer
 from prefsweep.workers.forward import base_model
 
 LEAVE_AT = 0.75
-"""Share of live rows below which the others are taken out of the batch."""
+"""Share of unfinished rows below which finished rows are removed from the batch."""
 CUDA_LOOKS_EVERY = 8
-"""Steps between two looks on CUDA at which rows have ended: each waits for the device."""
+"""On CUDA, steps between two checks of which rows have ended; each check waits for the device."""
 
 
 class Choice(Protocol):
-    """How the next tokens are chosen."""
+    """Chooses the next tokens."""
 
     @property
-    def together(self) -> int:
-        """Rows that need one another and so leave together: 1, or the copies of a prompt."""
+    def rows_per_prompt(self) -> int:
+        """Rows that depend on each other and are removed together: 1, or a prompt's copies."""
         ...
 
     def __call__(
         self, scores_NV: torch.Tensor, rows_N: torch.Tensor, live_N: torch.Tensor, step: int
     ) -> torch.Tensor:
-        """The token (N,) of every row; `rows_N` are the rows' first numbers."""
+        """The token (N,) of every row; `rows_N` are the rows' original numbers."""
         ...
 
 
@@ -61,10 +61,10 @@ class Decoding:
     """A `custom_generate` for `model.generate`; the config's num_return_sequences stays 1."""
 
     copies: int
-    """Rows of each prompt."""
+    """Rows per prompt."""
     choice: Choice
     limits: Sequence[int]
-    """Most new tokens of each prompt."""
+    """Maximum number of new tokens for each prompt."""
 
     @torch.no_grad()
     def __call__(
@@ -76,7 +76,7 @@ class Decoding:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> torch.Tensor:
-        """New tokens (B x G, longest limit), padded behind a row's end."""
+        """New tokens (B x G, longest limit), padded after a row's end."""
         device, pad = input_ids.device, generation_config.pad_token_id
         keeps = keeps_cache(model)
         limits_N = torch.tensor(self.limits, device=device).repeat_interleave(self.copies)
@@ -101,8 +101,8 @@ class Decoding:
             if (step + 1) % looks_every == 0:
                 if not live_N.any():
                     break
-                stays_N = live_N.unflatten(0, (-1, self.choice.together)).any(-1)
-                stays_N = stays_N.repeat_interleave(self.choice.together)
+                stays_N = live_N.unflatten(0, (-1, self.choice.rows_per_prompt)).any(-1)
+                stays_N = stays_N.repeat_interleave(self.choice.rows_per_prompt)
                 if stays_N.float().mean() <= LEAVE_AT:
                     kept = stays_N.nonzero()[:, 0]
                     state = _rows(state, logits_processor, kept)
@@ -113,9 +113,9 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Greedy:
-    """The token of the highest score."""
+    """Chooses the token with the highest score."""
 
-    together: int = 1
+    rows_per_prompt: int = 1
 
     def __call__(
         self, scores_NV: torch.Tensor, rows_N: torch.Tensor, live_N: torch.Tensor, step: int
@@ -126,16 +126,16 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws from softmax(scores): the token at which its cumulative sum exceeds a random number."""
+    """Samples from softmax(scores): the token where its cumulative sum exceeds a random number."""
 
     uniforms: torch.Tensor
     """(B x G, steps), in [0, 1), float64."""
-    together: int = 1
+    rows_per_prompt: int = 1
 
     def __call__(
         self, scores_NV: torch.Tensor, rows_N: torch.Tensor, live_N: torch.Tensor, step: int
     ) -> torch.Tensor:
-        """The tokens; one of probability 0 is never drawn."""
+        """The tokens; a token with probability 0 is never chosen."""
         sums_NV = scores_NV.softmax(-1).cumsum(-1, dtype=torch.float64)
         at_N1 = self.uniforms[rows_N, step, None] * sums_NV[:, -1:]
         return torch.searchsorted(sums_NV, at_N1, right=True)[:, 0]
@@ -143,24 +143,24 @@ class Draws:
 
 @dataclass(frozen=True)
 class DiverseGroups:
-    """Rows that ended leave no penalty behind. With one group, or no penalty, it is greedy search.
+    """Diverse beam search. Ended rows add no penalty. With one group or no penalty, it is greedy.
 
-    Scores are logits: log-probabilities are lower by one number a row, and so choose the same.
+    Scores are logits. Log-probabilities differ by one constant per row, so the choice is the same.
     """
 
-    together: int
-    """Groups of a prompt."""
+    rows_per_prompt: int
+    """Groups per prompt."""
     penalty: float
 
     def __call__(
         self, scores_NV: torch.Tensor, rows_N: torch.Tensor, live_N: torch.Tensor, step: int
     ) -> torch.Tensor:
         """The tokens."""
-        scores_BGV = scores_NV.unflatten(0, (-1, self.together))
-        live_BG = live_N.unflatten(0, (-1, self.together)).float()
+        scores_BGV = scores_NV.unflatten(0, (-1, self.rows_per_prompt))
+        live_BG = live_N.unflatten(0, (-1, self.rows_per_prompt)).float()
         counts_BV = torch.zeros_like(scores_BGV[:, 0])
         tokens_B: list[torch.Tensor] = []
-        for group in range(self.together):
+        for group in range(self.rows_per_prompt):
             chosen_B = (scores_BGV[:, group] - self.penalty * counts_BV).argmax(-1)
             counts_BV.scatter_add_(1, chosen_B[:, None], live_BG[:, group, None])
             tokens_B.append(chosen_B)
@@ -168,7 +168,7 @@ class DiverseGroups:
 
 
 def uniforms(seed: int, keys: Sequence[str], copies: int, steps: int) -> torch.Tensor:
-    """Random numbers for `Draws`, (keys x copies, steps): each row's by seed, key and copy."""
+    """Random numbers for `Draws`, (keys x copies, steps), from seed, key and number of the copy."""
     generator = torch.Generator()
     rows: list[torch.Tensor] = []
     for key in keys:
@@ -180,27 +180,27 @@ def uniforms(seed: int, keys: Sequence[str], copies: int, steps: int) -> torch.T
 
 
 def roomy_cache(model: Any) -> Cache:
-    """A cache whose layers grow by doubling; transformers' copy all they hold at every token."""
+    """A cache whose layers grow by doubling; transformers' layers are copied at every token."""
     cache = DynamicCache(config=model.config)
     cache.layers = [_RoomyLayer() if type(each) is DynamicLayer else each for each in cache.layers]
     return cache
 
 
 class _RoomyLayer(DynamicLayer):
-    """`keys` and `values` are the filled part of buffers with room for more."""
+    """A layer whose `keys` and `values` are the filled parts of larger buffers."""
 
     _buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (rows, heads, tokens, size) and return all so far."""
+        """Append (rows, heads, tokens, size) and return all keys and values so far."""
         begin, size = self.get_seq_length(), key_states.shape[-2]
         if begin == 0:
             return super().update(key_states, value_states, *args, **kwargs)
         assert self.keys is not None and self.values is not None
         fits = self._buffers is not None and begin + size <= self._buffers[0].shape[-2]
-        # rows that were taken out or repeated made new tensors
+        # removing or repeating rows has made new tensors
         if not fits or self.keys.data_ptr() != self._buffers[0].data_ptr():  # pyright: ignore
             self._buffers = (_with_room(self.keys, size), _with_room(self.values, size))
         keys, values = self._buffers  # pyright: ignore[reportGeneralTypeIssues]
@@ -218,10 +218,10 @@ def _with_room(filled: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def keeps_cache(model: Any) -> bool:
-    """Whether the model reads earlier tokens from keys and values that the loop can select rows of.
+    """Whether the model caches earlier tokens as keys and values, of which rows can be selected.
 
-    Others (Mamba, RWKV) keep a state of their own. They are run over the whole text at each token,
-    and cannot be given padding.
+    Other models (Mamba, RWKV) have another state. They are run over the complete text for each
+    token, and without padding.
     """
     return "past_key_values" in inspect.signature(base_model(model).forward).parameters
 
@@ -231,8 +231,8 @@ def _next(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """The logits of the next token (N, V) and the state after the forward pass.
 
-    The whole prompt first (next_length None), then one token at a time; without a state, always the
-    whole text.
+    Runs the complete prompt first (next_length None), then one token at a time; without a state,
+    always the complete text.
     """
     if not state:
         return model(input_ids=input_ids, use_cache=False, return_dict=True).logits[:, -1], state
@@ -249,12 +249,12 @@ def _next(
 def _rows(
     state: dict[str, Any], processors: LogitsProcessorList, rows: torch.Tensor
 ) -> dict[str, Any]:
-    """The model's inputs, cache and processors with these rows only (a row may come twice)."""
+    """The model's inputs, cache and processors with only these rows (a row may occur twice)."""
     if state:
         state["past_key_values"].batch_select_indices(rows)
     for processor in processors:
         padding = getattr(processor, "prompt_ignore_length", None)
-        if isinstance(padding, torch.Tensor):  # of the repetition penalty: one number a row
+        if isinstance(padding, torch.Tensor):  # of the repetition penalty: one number per row
             processor.prompt_ignore_length = padding[rows]  # pyright: ignore
     return {
         name: value[rows] if isinstance(value, torch.Tensor) else value
@@ -263,7 +263,7 @@ def _rows(
 
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[list[int]]:
-    """Token ids of every word as it stands inside a text, after a space."""
+    """Token IDs of every word inside a text, after a space."""
     # Tokenizers that put a space before every text would make two of " word": so cut it from a text
     before = _plain_ids(tokenizer, "a")
     return [_plain_ids(tokenizer, f"a {word}")[len(before) :] for word in words]

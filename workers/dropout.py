@@ -1,4 +1,4 @@
-"""Turn dropout off in any architecture, and check that two training-mode passes agree.
+"""Turns dropout off in any architecture, and checks that two training-mode passes agree.
 
 TRL's `disable_dropout` sets `p` of `torch.nn.Dropout` modules. Many models apply dropout as a
 function instead (OPT, Bloom, Falcon, Starcoder2, ...), skip layers at random (OPT's layerdrop) or
@@ -18,14 +18,14 @@ from prefsweep.sweeps.errors import TrialError
 from prefsweep.workers.forward import HALF_TOLERANCE, TOLERANCE, Sequences, base_model, padded_logps
 
 NOISE = re.compile("drop|jitter", re.IGNORECASE)
-"""Names of modules, attributes and config fields that are about dropout or noise."""
+"""Names of modules, attributes and config fields of dropout or noise."""
 
 
 @contextmanager
 def without_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Set every rate of dropout or noise to 0 for the length of the block.
+    """Set every rate of dropout or noise to 0 inside the block.
 
-    Configs get their rates back at the end, so that they are saved as they were loaded.
+    The rates are restored at the end, so that configs are saved as they were loaded.
     """
     changed = [(owner, name, getattr(owner, name)) for owner, name in _rates(model)]
     for owner, name, _ in changed:
@@ -41,7 +41,7 @@ def without_dropout(model: torch.nn.Module) -> Iterator[None]:
 def require_no_noise(model: Any, sequences: Sequences) -> None:
     """Raise TrialError if two forward passes in training mode differ.
 
-    torch's random number generators are left as they were.
+    The states of torch's random number generators are restored.
     """
     was_training = model.training
     model.train()
@@ -52,14 +52,13 @@ def require_no_noise(model: Any, sequences: Sequences) -> None:
         model.train(was_training)
     half = next(model.parameters()).dtype != torch.float32
     tolerance = HALF_TOLERANCE if half else TOLERANCE
-    if model.device.type == "cpu":  # same operations, same order, same bits
+    if model.device.type == "cpu":  # the same operations in the same order give the same bits
         tolerance = 0.0
-    if (first - second).abs().max().item() > tolerance:  # NaN is left to the loss
+    if (first - second).abs().max().item() > tolerance:  # the loss reports NaN
         raise TrialError(
             f"{type(base_model(model)).__name__}: two forward passes over the same tokens in "
-            "training mode differ, although training.disable_dropout is true: the model adds noise "
-            "of its own that cannot be turned off. Set training.disable_dropout=false to train it "
-            "with its noise"
+            "training mode differ, although training.disable_dropout is true: the model adds other "
+            "noise, which cannot be turned off. Set training.disable_dropout=false to train with it"
         )
 
 
@@ -78,7 +77,7 @@ def _rates(model: torch.nn.Module) -> Iterator[tuple[Any, str]]:
 
 
 def _add_configs(owners: dict[int, Any], owner: Any) -> None:
-    """Add the configs that `owner` holds, and those inside them."""
+    """Add the configs of `owner`, and configs inside them."""
     for value in vars(owner).values():
         if isinstance(value, PreTrainedConfig) and id(value) not in owners:
             owners[id(value)] = value

@@ -1,7 +1,7 @@
-"""Where an answer ends: the tokens at which sampling stops, and the text in front of them.
+"""Where an answer ends: the tokens at which sampling stops, and the text before them.
 
-A text ends at the tokenizer's end-of-text token, at those that the model's generation config names
-(eos_token_id, often a list), and with `chat` at the token that the chat template puts behind an
+A text ends at the tokenizer's end-of-text token, at the tokens in the model's generation config
+(eos_token_id, often a list), and with `chat` at the token that the chat template writes after an
 answer (<|im_end|>, <|eot_id|>, <end_of_turn>, ...).
 """
 
@@ -28,14 +28,14 @@ def closing_id(tokenizer: PreTrainedTokenizerBase, chat: ChatSpec | None) -> int
     return eos if closing is None else closing
 
 
-@lru_cache(maxsize=8)  # asked for with every pair; the template can be set anew
+@lru_cache(maxsize=8)  # called for every pair; the template can be replaced
 def _closing_of_template(
     tokenizer: PreTrainedTokenizerBase, chat: ChatSpec, template: str
 ) -> int | None:
-    """The added token that the template puts behind an answer, if it puts one there."""
+    """The added token that the template writes after an answer, if any."""
     try:
         text = rendered(tokenizer, "question", chat, _ANSWER)
-    except ModelError:  # a template that wants other messages says so at the first prompt
+    except ModelError:  # a template that refuses these messages raises again at the first prompt
         return None
     tail = bare_ids(tokenizer, text.rpartition(_ANSWER)[2].lstrip())
     return tail[0] if tail and tail[0] in added_ids(tokenizer) else None
@@ -46,8 +46,8 @@ def end_ids(
 ) -> Ids:
     """All tokens that end a completion, the closing one first.
 
-    `config` is the model's own. Where transformers derived it from the model's config it may hold
-    the default of the architecture, so only the tokenizer's special tokens are taken from it then.
+    `config` is the model's generation config. If transformers derived it from the model's config,
+    it may contain the architecture's default; then only the tokenizer's special tokens are used.
     """
     named = None if config is None else config.eos_token_id
     ids = [named] if isinstance(named, int) else list(named or [])
@@ -59,17 +59,17 @@ def end_ids(
 
 
 def added_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of tokens that were added to the vocabulary, special ones and others."""
+    """IDs of tokens that were added to the vocabulary, special or not."""
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
 def completion_text(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], chat: ChatSpec | None
 ) -> str:
-    """The text of a completion's tokens in front of its end; padding is left out, nothing else.
+    """The text of a completion's tokens before its end; only padding is left out.
 
-    Without `chat` it begins as it does behind a prompt: some tokenizers leave out the space before
-    a text's first word, so the tokens are decoded behind others.
+    Without `chat`, the text begins as it does after a prompt: some tokenizers drop the space before
+    the first word of a text, so the tokens are decoded after others.
     """
     shown = [each for each in ids if each != tokenizer.pad_token_id]
     before, head = ((), "") if chat is not None else _some_text(tokenizer)
@@ -77,8 +77,8 @@ def completion_text(
     return whole.removeprefix(head) if whole.startswith(head) else decoded(tokenizer, shown)
 
 
-@lru_cache(maxsize=8)  # asked for with every completion
+@lru_cache(maxsize=8)  # called for every completion
 def _some_text(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, str]:
-    """Tokens of a short text, and the text that they are decoded to."""
+    """Tokens of a short text, and their decoded text."""
     ids = bare_ids(tokenizer, "a")
     return ids, decoded(tokenizer, ids)

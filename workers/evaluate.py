@@ -1,10 +1,10 @@
-"""A policy and held-out prompts in, samples and metrics out; the same for every policy of a sweep.
+"""Evaluates a policy on held-out prompts: samples and metrics, equally for all policies of a sweep.
 
 Definitions (arrays are over completions unless said otherwise):
   kl                  sum over positions of KL(policy || reference) over the full vocabulary, nats
   predictive_entropy  the policy's entropy over the full vocabulary, mean over all positions, nats
   entropy             Shannon entropy of the pooled unigram distribution of completion tokens, nats
-  entropy_full        the same of prompt + completion, by the reward model's tokenizer
+  entropy_full        the same for prompt + completion, with the reward model's tokenizer
   ref_perplexity      exp of the reference's mean negative log-likelihood per completion token
 Positions are those of the completion's tokens, the sampled end-of-text token included.
 """
@@ -40,7 +40,7 @@ from prefsweep.workers.statistics import reward_metrics
 
 Policy = PreTrainedModel | PeftModel
 Reference = Callable[[], AbstractContextManager[Policy]]
-"""Gives the reference for the length of a `with` block (a LoRA policy with its adapter off)."""
+"""Gives the reference inside a `with` block (a LoRA policy with its adapter disabled)."""
 
 
 def evaluate(
@@ -53,9 +53,9 @@ def evaluate(
     chat: ChatSpec | None = None,
     batching: Batching = WHOLE,
 ) -> tuple[Metrics, list[EvaluationSample]]:
-    """Metrics of the policy's samples for `prompts`, and the samples.
+    """The metrics of the policy's samples for `prompts`, and the samples.
 
-    Raises TrialError if the policy's numbers are not finite.
+    Raises TrialError if the policy's values are not finite.
     """
     sampling = spec.model_copy(update={"batch_size": max(1, spec.batch_size >> batching.halvings)})
     generator = Generator(policy, tokenizer, sampling, chat, batching.before_each)
@@ -95,7 +95,7 @@ def divergences(
     samples: Sequence[Sample],
     batching: Batching = WHOLE,
 ) -> list[tuple[float, float, float]]:
-    """(kl, predictive_entropy, ref_logp) of every sample, in order, as the module defines them."""
+    """(kl, predictive_entropy, ref_logp) of every sample, in order, as defined above."""
     sequences = [(tuple(s.prompt_ids), tuple(s.completion_ids)) for s in samples]
     values: dict[tuple[Ids, Ids], tuple[float, float, float]] = {}
     packed = batching.packs and packs_exactly(policy, sequences, batching.halvings)
@@ -134,12 +134,12 @@ def _check_finite(samples: Sequence[EvaluationSample]) -> None:
             raise TrialError(
                 f"the policy gives values that are not finite (kl {sample.kl}, entropy "
                 f"{sample.predictive_entropy}) for the prompt {sample.prompt[:60]!r}; "
-                "its weights or those of the reference are damaged, or were trained to overflow"
+                "its weights or the reference's are damaged, or training made them overflow"
             )
 
 
 def sample_metrics(samples: Sequence[EvaluationSample]) -> Metrics:
-    """The metrics that are functions of the samples' own numbers."""
+    """The metrics that are computed from the values of the samples."""
     num_tokens = sum(s.num_tokens for s in samples)
     return {
         "kl": float(np.mean([s.kl for s in samples])),
@@ -159,7 +159,7 @@ def margin_metrics(
     beta: float,
     batching: Batching = WHOLE,
 ) -> Metrics:
-    """Mean of beta x (chosen - rejected log-ratio) over the test pairs, and how often it is > 0."""
+    """Mean of beta x (chosen - rejected log-ratio) over the test pairs, and the share above 0."""
     test = [pair for pair in pairs if pair.split == "test"]
     if not test:
         return {"margin_test": None, "accuracy_test": None}
@@ -194,7 +194,7 @@ def unigram_entropy(token_lists: Iterable[Iterable[int]]) -> float:
 
 
 def distinct(token_lists: Iterable[Sequence[int]], n: int) -> float:
-    """Unique n-grams over all n-grams (Li et al., arXiv 1510.03055); 0 where there are none."""
+    """Unique n-grams divided by all n-grams (Li et al., arXiv 1510.03055); 0 without n-grams."""
     ngrams = [
         tuple(tokens[i : i + n]) for tokens in token_lists for i in range(len(tokens) - n + 1)
     ]

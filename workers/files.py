@@ -1,7 +1,7 @@
-"""A local data file in, its records out: JSON, JSON Lines, CSV, TSV, parquet, Arrow and text.
+"""Reads the records of a local data file: JSON, JSON Lines, CSV, TSV, parquet, Arrow or text.
 
-Text files may be compressed (gzip, bzip2, xz, zstd); which one it is, the first bytes say. Rows are
-counted from 1, as an editor counts lines. Nothing here knows what columns mean.
+Text files may be compressed (gzip, bzip2, xz, zstd), detected from the first bytes. Row numbers
+start at 1, like lines in an editor. This module does not interpret columns.
 """
 
 import bz2
@@ -29,43 +29,43 @@ Choose = Callable[[Sequence[str]], list[str]]
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 CSV_FIELD_LIMIT = 2**24
-"""Characters a CSV field may have; Python's own limit of 128 Ki is short for whole documents."""
+"""Maximum characters of a CSV field; Python's limit of 128 Ki is too small for some documents."""
 BATCH_ROWS = 1000
-"""Rows of a table that are Python objects at a time."""
+"""Number of a table's rows that are converted to Python objects at a time."""
 ARRAYS_IN = ("data", "rows", "examples")
-"""Keys under which a JSON document may hold its rows."""
+"""Keys under which a JSON document may have its rows."""
 _BROKEN = (UnicodeDecodeError, OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 def file_kind(path: Path) -> str:
-    """The suffix that says how to read the file, without the one of its compression."""
+    """The suffix of the file's format, without the suffix of its compression."""
     packed = path.suffix.lower() in PACKED
     return Path(path.stem if packed else path.name).suffix.lower()
 
 
 def require_known(path: Path) -> None:
-    """Raises DataError for a file whose name does not say how to read it."""
+    """Raises DataError for a file whose suffix is not a known format."""
     kind = file_kind(path)
     if kind in SUFFIXES and (path.suffix.lower() not in PACKED or kind not in (".parquet",)):
         return
     remedy = "; save it as CSV or parquet" if kind in (".xlsx", ".xls") else ""
     if kind in (".zip", ".tar", ".tgz", ".7z"):
-        remedy = "; unpack it first"
+        remedy = "; decompress it first"
     raise DataError(
-        f"{path}: the format {kind or '(no suffix)'} is not known; known are "
-        f"{', '.join(SUFFIXES)}, and text files packed as {', '.join(PACKED)}{remedy}"
+        f"{path}: the format {kind or '(no suffix)'} is not supported; supported are "
+        f"{', '.join(SUFFIXES)}, and text files compressed as {', '.join(PACKED)}{remedy}"
     )
 
 
 def file_records(path: Path, choose: Choose, delimiter: str = ",") -> Iterable[tuple[int, Record]]:
     """The records of a file with columns, each with its row number.
 
-    A format that can leave columns out reads those that `choose` takes. Raises DataError, naming
-    file and row, some of it only while the records are read.
+    Formats that can read single columns read only those that `choose` returns. Raises DataError
+    with file and row, partly while the records are iterated.
     """
     match file_kind(path):
         case ".txt":
-            raise DataError(f"{path}: a .txt file has no columns; give JSONL, CSV or parquet")
+            raise DataError(f"{path}: a .txt file has no columns; use JSONL, CSV or parquet")
         case ".csv":
             return _csv_records(path, delimiter)
         case ".tsv":
@@ -80,7 +80,7 @@ def file_records(path: Path, choose: Choose, delimiter: str = ",") -> Iterable[t
 
 def text_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank."""
-    return [line for line in _whole(path).split("\n") if line.strip()]
+    return [line for line in _all_text(path).split("\n") if line.strip()]
 
 
 def short(value: object) -> str:
@@ -97,7 +97,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked. Raises OSError, DataError for what is no data at all."""
+    """The file's decompressed bytes. Raises OSError, or DataError if it is not a data file."""
     with path.open("rb") as file:
         head = file.read(64)
     if head.startswith(b"\x1f\x8b"):
@@ -111,11 +111,9 @@ def _open(path: Path) -> IO[bytes]:
 
         return io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"))  # pyright: ignore[reportArgumentType]
     if head.startswith(b"PK\x03\x04"):
-        raise DataError(f"{path}: is a zip archive or an Excel file; unpack it, or save it as CSV")
+        raise DataError(f"{path}: is a zip archive or an Excel file; extract it, or save it as CSV")
     if head.startswith(b"version https://git-lfs"):
-        raise DataError(
-            f"{path}: is a pointer of Git LFS and not the data itself; run `git lfs pull`"
-        )
+        raise DataError(f"{path}: is a Git LFS pointer, not the data; run `git lfs pull`")
     return path.open("rb")
 
 
@@ -131,10 +129,10 @@ def _text(path: Path, newline: str | None = None) -> IO[str]:
 
 
 def _lines(path: Path, newline: str | None = None) -> Iterator[str]:
-    """The file line by line, so that a large one is never in memory as a whole.
+    """Read the file line by line, so that it is never completely in memory.
 
-    A line ends at a line feed or carriage return, and not at other Unicode separators. With
-    newline="" these stay as they are.
+    A line ends at a line feed or carriage return, not at other Unicode separators. With newline="",
+    line ends are not converted.
     """
     try:
         with _text(path, newline) as file:
@@ -143,7 +141,7 @@ def _lines(path: Path, newline: str | None = None) -> Iterator[str]:
         raise _unreadable(path, error) from None
 
 
-def _whole(path: Path) -> str:
+def _all_text(path: Path) -> str:
     return "".join(_lines(path))
 
 
@@ -155,7 +153,7 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
         content = file.read()
     try:
         content.decode("utf-8-sig")
-    except UnicodeDecodeError as exact:  # knows which byte of the file it is, not of a part
+    except UnicodeDecodeError as exact:  # its position counts from the start of the file
         error = exact
     return DataError(
         f"{path}: not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); "
@@ -167,7 +165,7 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
 
 
 def _json_records(path: Path) -> Iterator[tuple[int, Record]]:
-    """One object a line, or one array of objects."""
+    """Records from one object per line, or one array of objects."""
     lines = ((n, line) for n, line in enumerate(_lines(path), start=1) if line.strip())
     first = next(lines, None)
     if first is None:
@@ -186,7 +184,7 @@ def _array_records(path: Path, text: str) -> Iterator[tuple[int, Record]]:
         if len(keys) != 1:
             raise DataError(
                 f"{path}: is one JSON object with {', '.join(map(short, document)) or 'no keys'}; "
-                "give an array of objects, or one object a line"
+                "use an array of objects, or one object per line"
             )
         document = document[keys[0]]
     for number, record in enumerate(document, start=1):
@@ -208,13 +206,13 @@ def _object(path: Path, number: int, record: object) -> Record:
 
 
 class _TwiceError(ValueError):
-    """A key of a JSON object that is there twice."""
+    """A key occurs twice in a JSON object."""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     record = dict(pairs)
     if len(record) != len(pairs):
-        raise _TwiceError(f"the key {_repeated([key for key, _ in pairs])} is there twice")
+        raise _TwiceError(f"the key {_repeated([key for key, _ in pairs])} occurs twice")
     return record
 
 
@@ -222,7 +220,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _repeated(names: Iterable[str]) -> str:
-    """The first name that is there more than once, quoted; "" if there is none."""
+    """The first name that occurs more than once, quoted; "" if there is none."""
     return next((repr(name) for name, count in Counter(names).items() if count > 1), "")
 
 
@@ -230,13 +228,13 @@ def _repeated(names: Iterable[str]) -> str:
 
 
 def _csv_records(path: Path, delimiter: str) -> Iterable[tuple[int, Record]]:
-    """Every cell is a text. Columns without a name, as spreadsheets leave them, are left out."""
+    """Records of a CSV file; every cell is text. Columns without a name are left out."""
     lines, num_lines = _lines(path, newline=""), 0
     previous_limit = csv.field_size_limit(CSV_FIELD_LIMIT)
     rows: list[list[str]] = []
     try:
         first = next(lines, "")
-        if said := re.fullmatch(r"sep=(.)\s*", first):  # Excel's own line before the header
+        if said := re.fullmatch(r"sep=(.)\s*", first):  # a line that Excel writes before the header
             delimiter, first = said[1], next(lines, "")
         elif delimiter == "," and "," not in first:
             delimiter = next((mark for mark in ";\t|" if mark in first), ",")
@@ -251,10 +249,10 @@ def _csv_records(path: Path, delimiter: str) -> Iterable[tuple[int, Record]]:
         csv.field_size_limit(previous_limit)
     header = rows[0] if rows else []
     if twice := _repeated(name for name in header if name):
-        raise DataError(f"{path}: the column {twice} is there twice; rename or remove one")
+        raise DataError(f"{path}: the column {twice} occurs twice; rename or remove one")
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(header):
-            raise DataError(f"{path}, row {number}: not as many fields as the header has")
+            raise DataError(f"{path}, row {number}: the number of fields differs from the header")
     return [
         (number, {name: cell for name, cell in zip(header, row, strict=True) if name})
         for number, row in enumerate(rows[1:], start=1)
@@ -299,13 +297,13 @@ def _arrow_records(path: Path, choose: Choose) -> Iterator[tuple[int, Record]]:
 
 
 def _require_distinct(source: str, names: Sequence[str]) -> None:
-    """Raises DataError for a table with two columns of one name."""
+    """Raises DataError for a table with two columns of the same name."""
     if twice := _repeated(names):
-        raise DataError(f"{source}: the column {twice} is there twice; rename or remove one")
+        raise DataError(f"{source}: the column {twice} occurs twice; rename or remove one")
 
 
 def _table_records(source: str, table: "pyarrow.Table") -> Iterator[tuple[int, Record]]:
-    """The rows of a table as Python objects; what `datasets` wrote as JSON is parsed."""
+    """The rows of a table as Python objects; JSON columns of `datasets` are parsed."""
     decode, number = _decoder(table.schema), 0
     for batch in table.to_batches(max_chunksize=BATCH_ROWS):
         try:
@@ -317,7 +315,7 @@ def _table_records(source: str, table: "pyarrow.Table") -> Iterator[tuple[int, R
 
 
 def _decoder(schema: "pyarrow.Schema") -> Any:
-    """A function of a row that parses the columns of the type Json of `datasets`."""
+    """A function that parses a row's columns of type Json (of `datasets`)."""
     if b'"Json"' not in (schema.metadata or {}).get(b"huggingface", b""):
         return lambda row: row
     import datasets
@@ -327,7 +325,8 @@ def _decoder(schema: "pyarrow.Schema") -> Any:
 
 
 def _rows_one_by_one(source: str, batch: "pyarrow.RecordBatch", before: int) -> Iterator[Record]:
-    """The rows of a batch with one that Python has no value for: not UTF-8, or the year 300000."""
+    """The rows of a batch, up to the one that Python cannot represent (not UTF-8, or the year
+    300000), for which this raises DataError."""
     for index in range(batch.num_rows):
         try:
             yield batch.slice(index, 1).to_pylist()[0]

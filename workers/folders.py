@@ -1,9 +1,9 @@
-"""What of a folder or file that a spec names is read, hashed and copied: what it itself holds.
+"""Lists the files of a folder or file in a spec that are read, hashed and copied.
 
-Data and models may come from others. A link that leads out of their folder would have any file of
-this user's hashed, put into a store and sent with a job, so such links are refused, as is whatever
-is no regular file. Names that begin with a dot (.git, .env) are no data and are left out. A folder
-that the spec names may itself be a link: its target is what the user chose.
+Data and models may come from other people. A link out of their folder could make prefsweep hash
+any file of this user, copy it into a store and send it with a job. Such links are refused, and so
+are files that are not regular. Names that begin with a dot (.git, .env) are left out. A folder in
+the spec may itself be a link, because the user has chosen its target.
 """
 
 import os
@@ -17,10 +17,10 @@ from prefsweep.sweeps.errors import DataError
 
 @dataclass(frozen=True)
 class Contents:
-    """What a path holds."""
+    """The content of a path."""
 
     files: list[Path]
-    """Regular files at any depth, in order."""
+    """Regular files at any depth, sorted."""
     skipped: list[str]
     """Names, relative to the folder, that were left out because they begin with a dot."""
 
@@ -32,7 +32,7 @@ class Contents:
 
 
 def contents(path: Path) -> Contents:
-    """The files of a folder, or a file itself. Raises DataError for what leads elsewhere."""
+    """The files of a folder, or a file itself. Raises DataError for links to outside it."""
     if not os.path.isdir(path):
         require_own_file(path)
         return Contents([path], [])
@@ -43,9 +43,9 @@ def contents(path: Path) -> Contents:
 
 
 def require_own_file(path: Path) -> None:
-    """Raises DataError if a named file is a link to another folder, or no regular file."""
+    """Raises DataError if a file is a link to another folder, or is not a regular file."""
     if path.is_symlink():
-        _require_inside(path, _roots(path.parent), "name that file itself")
+        _require_inside(path, _roots(path.parent), "use that file's path")
     _require_regular(path)
 
 
@@ -55,8 +55,8 @@ def _collect(folder: Path, top: Path, roots: list[Path], found: Contents) -> Non
             found.skipped.append(item.relative_to(top).as_posix())
         elif item.is_symlink():
             if os.path.isdir(item):
-                raise DataError(f"{item} is a link to a folder; put the folder itself there")
-            remedy = "put the file itself there, or delete the link"
+                raise DataError(f"{item} is a link to a folder; replace it by the folder")
+            remedy = "replace it by the file, or delete the link"
             _require_inside(item, roots, remedy)
             _require_regular(item)
             found.files.append(item)
@@ -75,8 +75,8 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Where links of a folder may lead: inside it, or to the files of a Hugging Face cache, whose
-    `snapshots/COMMIT` are links to the `blobs` beside."""
+    """Folders that links in a folder may point into: the folder itself, and in a Hugging Face cache
+    the `blobs` folder, to which the files in `snapshots/COMMIT` are links."""
     real = folder.resolve()
     if real.parent.name == "snapshots":
         blobs = real.parent.parent / "blobs"
@@ -88,18 +88,18 @@ def _roots(folder: Path) -> list[Path]:
 def _require_inside(link: Path, roots: list[Path], remedy: str) -> None:
     try:
         target = link.resolve(strict=True)
-    except (OSError, RuntimeError):  # broken, or a circle
-        raise DataError(f"{link} is a link that leads nowhere; delete it") from None
+    except (OSError, RuntimeError):  # broken, or a cycle
+        raise DataError(f"{link} is a broken link; delete it") from None
     if not any(target.is_relative_to(root) for root in roots):
         raise DataError(f"{link} is a link to {target}, outside its folder; {remedy}")
 
 
 def _require_regular(path: Path) -> None:
-    """Raises DataError for pipes, sockets and devices, and for what the kernel makes up."""
+    """Raises DataError for pipes, sockets and devices, and for files that the kernel generates."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     is_made_up = any(path.resolve().is_relative_to(place) for place in ("/proc", "/sys", "/dev"))
     if is_made_up or not stat.S_ISREG(mode):
-        raise DataError(f"{path} is no regular file (a pipe, socket, device or part of /proc)")
+        raise DataError(f"{path} is not a regular file (a pipe, socket, device or part of /proc)")

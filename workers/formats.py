@@ -1,8 +1,8 @@
-"""The shapes that public preference data has: cells of a row in, prompts and answers out.
+"""Converts cells of common public preference data to prompts and answers.
 
-Chat messages in the spellings of OpenAI and ShareGPT become ours (role and content, a text); the
-transcripts of hh-rlhf are split into prompt and answers. What carries meaning and has no place
-there is refused. Knows neither files nor specs.
+Chat messages in the formats of OpenAI and ShareGPT become messages with role and content (a text).
+Transcripts of hh-rlhf are split into prompt and answers. Content that cannot be converted, such as
+tool calls, is refused. This module uses neither files nor specs.
 """
 
 import json
@@ -17,7 +17,7 @@ ROLES: Mapping[str, str] = {
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bot", "ai", "model"), "assistant"),
 }
-"""Roles that are read, and what they are in a chat template."""
+"""Supported roles -> their names in a chat template."""
 _TOOL_ROLES = frozenset(
     {"tool", "tool_call", "tool_response", "function", "function_call", "observation", "ipython"}
 )
@@ -44,18 +44,18 @@ NEAR: Mapping[str, Sequence[str]] = {
     "chosen_score": ("score_chosen", "chosen_rating", "rating_chosen", "chosen_reward"),
     "rejected_score": ("score_rejected", "rejected_rating", "rating_rejected", "rejected_reward"),
 }
-"""Names that others give to our columns, for messages."""
+"""prefsweep's column names -> other common names of the column, for messages."""
 
 
 class UnreadableError(ValueError):
-    """Messages that cannot be read as texts; begins with the place in the cell, as [2], or not."""
+    """Messages that cannot be read as texts; may begin with the place in the cell, such as [2]."""
 
 
 # --- cells ---------------------------------------------------------------------------------------
 
 
 def is_text(value: object) -> bool:
-    """A string that has a UTF-8 form; JSON can spell halves of characters, which have none."""
+    """Whether a value is a string that UTF-8 can encode; JSON can contain lone surrogates."""
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
@@ -63,19 +63,20 @@ def is_text(value: object) -> bool:
 
 
 def root(name: str, columns: Sequence[str]) -> str:
-    """The column that a name leads into: `input` for `input.messages`, unless that is a column."""
+    """The column of a name with dots: `input` for `input.messages`, unless that is a column."""
     return name if name in columns else name.partition(".")[0]
 
 
 def has(record: Mapping[str, object], name: str) -> bool:
-    """Whether the record has the column, or the one that it leads into."""
+    """Whether the record has the column of this name."""
     return name in record or root(name, ()) in record
 
 
 def cell(record: Mapping[str, object], name: str) -> object:
-    """The value of a column; of one inside another where the name has dots, and in lists of each.
+    """The value of a column. A name with dots is a field inside a column, or inside each entry of
+    a list in it.
 
-    None where there is none.
+    None if there is no such value.
     """
     if name in record or "." not in name:
         return record.get(name)
@@ -93,14 +94,14 @@ def _inside(value: object, key: str) -> object:
 
 
 def is_empty(value: object) -> bool:
-    """Whether a cell says nothing: null, a blank text, an empty list, also written as JSON."""
+    """Whether a cell is empty: null, blank text or an empty list, also in JSON."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     return value is None or (isinstance(value, list | Mapping) and not value)
 
 
 def refused_column(record: Mapping[str, object]) -> str | None:
-    """The column with something in it that a text model's template cannot be given here."""
+    """A column that is not empty and that is not supported, such as tools or images."""
     return next((name for name in record if name in _REFUSED and not is_empty(record[name])), None)
 
 
@@ -108,16 +109,16 @@ def refused_column(record: Mapping[str, object]) -> str | None:
 
 
 def conversation(value: object) -> list[Message] | None:
-    """`value` as chat messages in our spelling, or None if it is something else.
+    """`value` as chat messages with role and content; None if it is not a conversation.
 
-    A message may be {role, content} or {from, value}; one alone, a list, or an object that holds
-    the list as `messages` or `conversations`. Raises UnreadableError.
+    A message may be {role, content} or {from, value}. The value may be one message, a list, or an
+    object with the list as `messages` or `conversations`. Raises UnreadableError.
     """
     if isinstance(value, Mapping):
         for name in ("messages", "conversations"):
             if isinstance(value.get(name), list):
                 if (refused := refused_column(value)) is not None:
-                    raise UnreadableError(f"has {refused}, which are not read")
+                    raise UnreadableError(f"has {refused}, which are not supported")
                 return conversation(value[name])
         value = _turned(value)
     if not isinstance(value, list) or not value or not _is_message(value[0]):
@@ -126,7 +127,7 @@ def conversation(value: object) -> list[Message] | None:
 
 
 def written_conversation(text: str) -> str:
-    """`text`, but where it is JSON of messages in another spelling, JSON of ours.
+    """`text`; if it is JSON of messages in another format, JSON of messages with role and content.
 
     Raises UnreadableError.
     """
@@ -137,7 +138,7 @@ def written_conversation(text: str) -> str:
     except (ValueError, RecursionError):
         if _PRINTED.match(text):
             raise UnreadableError(
-                "looks like a list of messages as Python prints it; write lists in JSON"
+                "looks like a list of messages in Python's notation; write lists in JSON"
             ) from None
         return text
     talk = conversation(value)
@@ -145,9 +146,9 @@ def written_conversation(text: str) -> str:
 
 
 def answer_cell(value: object) -> object:
-    """The cell of an answer, parsed where it is a text that holds chat messages in JSON.
+    """The cell of an answer, parsed if it is chat messages in JSON.
 
-    Raises UnreadableError for a list of messages as Python prints it.
+    Raises UnreadableError for a list of messages in Python's notation.
     """
     if not isinstance(value, str) or not _PRINTED.match(value):
         return value
@@ -156,13 +157,13 @@ def answer_cell(value: object) -> object:
 
 
 def _turned(value: Mapping[str, object]) -> list[object]:
-    """One message as a list; of lists of roles and contents, as old versions of `datasets` keep
-    messages, a list of messages."""
+    """A list of messages, from one message or from lists of roles and contents (as in old versions
+    of `datasets`)."""
     lists = {name: each for name, each in value.items() if isinstance(each, list)}
     if len(lists) < len(value) or not _is_message(value):
         return [value]
     if len({len(each) for each in lists.values()}) > 1:
-        raise UnreadableError("has roles and contents of different number")
+        raise UnreadableError("has different numbers of roles and contents")
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
@@ -181,16 +182,16 @@ def _message(place: str, value: object) -> Message:
     if called is not None or name in _TOOL_ROLES:
         said = f"of the role {role!r}" if called is None else f"with {called}"
         raise UnreadableError(
-            f"{place} is a message {said}; tools and their calls are not read. Leave such rows "
+            f"{place} is a message {said}; tools and tool calls are not supported. Leave such rows "
             "out, or write the call into the content"
         )
     if name not in ROLES:
-        raise UnreadableError(f"{place} has the role {role!r}; {', '.join(ROLES)} are read")
+        raise UnreadableError(f"{place} has the role {role!r}; supported are {', '.join(ROLES)}")
     thoughts = next((field for field in _THOUGHTS if not is_empty(value.get(field))), None)
     if thoughts is not None:
         raise UnreadableError(
-            f"{place} has {thoughts}, which is not read; write it into the content as the model's "
-            "chat template does, or remove it"
+            f"{place} has {thoughts}, which is not supported; write it into the content as the "
+            "model's chat template does, or remove it"
         )
     return {"role": ROLES[name], "content": _content(place, content)}
 
@@ -200,7 +201,7 @@ def _first(value: Mapping[str, object], *names: str) -> object:
 
 
 def _content(place: str, content: object) -> str:
-    """A text, or the texts of a list of parts one after the other."""
+    """A text, or the joined texts of a list of parts."""
     if isinstance(content, list):
         content = "".join(_part(place, part) for part in content)
     if not is_text(content):
@@ -214,22 +215,22 @@ def _part(place: str, part: object) -> str:
     kind = part.get("type", "text") if isinstance(part, Mapping) else None
     text = part.get("text") if isinstance(part, Mapping) else None
     if kind not in _TEXT_PARTS or not isinstance(text, str):
-        raise UnreadableError(f"{place} has the content part {short(part)}; only text is read")
+        raise UnreadableError(f"{place} has the content part {short(part)}; only text is supported")
     return text
 
 
-# --- rows that hold their prompt in another way --------------------------------------------------
+# --- rows with another form of prompt ------------------------------------------------------------
 
 
 def is_transcript(text: object) -> bool:
-    """Whether a text is a dialogue as in hh-rlhf: turns that begin with Human: and Assistant:."""
+    """Whether a text is a dialogue as in hh-rlhf: its turns begin with Human: and Assistant:."""
     return isinstance(text, str) and text.lstrip().startswith("Human:") and _ANSWER in text
 
 
 def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
-    """Prompt and answers of two transcripts: what they share up to the last `Assistant:`.
+    """The prompt (the common part up to its last `Assistant:`) and the answers of two transcripts.
 
-    None where they differ before the first one.
+    None if they differ before the first `Assistant:`.
     """
     letters = enumerate(zip(chosen, rejected, strict=False))
     shared = next((i for i, (a, b) in letters if a != b), min(len(chosen), len(rejected)))
@@ -241,21 +242,21 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | None
 
 
 def transcript_messages(prompt: str) -> list[Message]:
-    """The turns of a transcript that ends where the assistant's answer starts."""
+    """The turns of a transcript that ends before the assistant's answer."""
     _, *parts = _TURN.split("\n\n" + prompt.lstrip())
     turns = list(zip(parts[::2], parts[1::2], strict=True))
     return [{"role": ROLES[who.lower()], "content": text.strip()} for who, text in turns[:-1]]
 
 
 def has_further_turns(answer: str) -> bool:
-    """Whether the rest of a transcript goes on after the assistant's answer."""
+    """Whether there are more turns after the assistant's answer."""
     return "\n\nHuman:" in answer or _ANSWER in answer
 
 
 def alpaca_prompt(record: Mapping[str, object]) -> object:
-    """The prompt of a row with instruction, input and history; None for another row.
+    """The prompt of a row with instruction, input and history; None for other rows.
 
-    The input follows the instruction on a line of its own; with a history it is a conversation.
+    The input follows the instruction on a new line; with a history the prompt is a conversation.
     """
     instruction, more = record.get("instruction"), record.get("input")
     if not isinstance(instruction, str):
@@ -276,7 +277,7 @@ def alpaca_prompt(record: Mapping[str, object]) -> object:
 
 
 def near_column(ours: str, columns: Sequence[str]) -> str | None:
-    """A column that may be meant by one of ours: another name, or other capitals and spaces."""
+    """A column that may be the one wanted: a known other name, or other capitals and spaces."""
     for name in (ours, *NEAR.get(ours, ())):
         for column in columns:
             if column.strip().lower() == name:
@@ -285,19 +286,19 @@ def near_column(ours: str, columns: Sequence[str]) -> str | None:
 
 
 def advice(missing: str, record: Mapping[str, object]) -> str:
-    """What to write in the spec for a row that lacks one of our columns."""
+    """The remedy for a row without a required column: what to write in the spec."""
     columns = [str(name) for name in record]
     if missing in ("chosen", "rejected") and "label" in columns:
         return (
-            "Rows of one completion and its label (as for KTO) are no pairs; give two completions "
-            "of a prompt as chosen and rejected, or scores (stage: scored_completions)"
+            "Rows with one completion and its label (as for KTO) are not pairs; use two "
+            "completions of a prompt as chosen and rejected, or scores (stage: scored_completions)"
         )
     near = near_column(missing, columns)
     quoted = near if near is None or re.fullmatch(r"[\w.-]+", near) else json.dumps(near)
     remedy = f"Map it with entry.columns={{{missing}: {quoted or '...'}}}"
     if near is None and {"chosen", "rejected"} <= set(columns):
         remedy += (
-            "; without such a column, both answers begin with the prompt: as lists of messages, or "
-            "as texts with turns that begin with Human: and Assistant:"
+            "; without such a column, both answers must begin with the prompt: as lists of "
+            "messages, or as texts with turns that begin with Human: and Assistant:"
         )
     return remedy

@@ -1,8 +1,8 @@
-"""Forward passes without gradients: prompt + completion sequences in, logits of completions out.
+"""Forward passes without gradients: the logits of completions for prompt + completion sequences.
 
-Sequences are run packed (packing.py) where the model gives the same values that way, else padded.
-Only positions that predict a completion's token reach the head, a chunk at a time, so that memory
-does not grow with the vocabulary.
+Sequences are run packed (packing.py) if the model gives the same values that way, else padded. The
+head is only computed at positions that predict a completion's token, in chunks, so that memory does
+not grow with the vocabulary.
 
 Shapes: N completion tokens of a batch, in its order; V tokens of the vocabulary.
 """
@@ -28,32 +28,33 @@ Sequences = Sequence[tuple[Ids, Ids]]
 """(prompt_ids, completion_ids)"""
 
 BATCH_TOKENS = 4096
-"""Tokens in a forward pass; fixed, so that values do not depend on a trial's batch size."""
+"""Tokens per forward pass; fixed, so that values do not depend on a trial's batch size."""
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
-"""Largest difference of a token's log-probability, packed or not, in fp32 and in half precision."""
+"""Maximum difference of a token's log-probability between packed and padded passes, in fp32 and in
+half precision."""
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How an evaluation is cut into passes."""
+    """How an evaluation is split into forward passes."""
 
     halvings: int = 0
-    """How often to halve them, because they did not fit the memory."""
+    """How often to halve their size, because they did not fit the memory."""
     before_each: Callable[[], None] = lambda: None
-    """Called before each; what it raises ends the evaluation."""
+    """Called before each pass; an exception from it ends the evaluation."""
     packs: bool = True
-    """Whether to run sequences packed where that gives the same values (training.packing)."""
+    """Whether to run sequences packed if that gives the same values (training.packing)."""
 
 
 WHOLE = Batching()
-"""Nothing halved, nothing called."""
+"""The default: no halvings and no callback."""
 
 
 def batches(sequences: Sequences, halvings: int = 0) -> Iterator[list[tuple[Ids, Ids]]]:
-    """Distinct sequences in parts of about BATCH_TOKENS; the parts depend on the sequences alone,
-    and on the `halvings` of these tokens.
+    """Split distinct sequences into parts of about BATCH_TOKENS, halved `halvings` times. The parts
+    depend on nothing else.
 
-    A prompt's completions follow one another, prompts from short to long.
+    A prompt's completions are consecutive; prompts are sorted from short to long.
     """
     batch: list[tuple[Ids, Ids]] = []
     num_tokens = 0
@@ -86,8 +87,8 @@ def token_logps(
 def packs_exactly(model: Model, sequences: Sequences, halvings: int = 0) -> bool:
     """Whether the model gives the same log-probabilities packed as padded.
 
-    Tried on a few sequences, the longest among them. If not, a line in the log says why. Whatever a
-    model raises when it is run packed, except for a lack of memory, means that it cannot be packed.
+    This runs a few sequences, including the longest. If the values differ, or the packed run raises
+    anything but an out-of-memory error, the reason is logged and the model is run unpacked.
     """
     name, difference = type(base_model(model)).__name__, 0.0
     was_training = model.training
@@ -113,7 +114,7 @@ def packs_exactly(model: Model, sequences: Sequences, halvings: int = 0) -> bool
 
 
 def _some(sequences: Sequences) -> list[tuple[Ids, Ids]]:
-    """The first few sequences of the first batch and the longest of all."""
+    """The first few sequences of the first batch, and the longest of all sequences."""
     first = next(batches(sequences), [])[:8]
     return [*first, *sorted(sequences, key=lambda s: len(s[0]) + len(s[1]))[-1:]]
 
@@ -126,10 +127,10 @@ def _why(error: Exception) -> str:
 
 
 def completion_logits(model: Model, batch: Sequences, *, packed: bool) -> Iterator[torch.Tensor]:
-    """Chunks of fp32 logits (n, V) of the positions that predict completions' tokens, in order.
+    """Chunks of fp32 logits (n, V) at the positions that predict completions' tokens, in order.
 
-    A batch is one of `batches`. The model runs when this is called, its head (a plain linear layer)
-    as the chunks are read.
+    The batch comes from `batches`. The model runs when this is called; its head (a plain linear
+    layer) runs as the chunks are iterated.
     """
     base = base_model(model)
     plain = is_plain_head(base)
@@ -165,14 +166,14 @@ def padded_logps(model: Model, sequences: Sequences) -> torch.Tensor:
 
 
 def has_auxiliary_loss(model: Any) -> bool:
-    """Whether TRL adds a loss of the model's routers, which is a mean over padded rows."""
+    """Whether TRL adds a router loss, which is a mean over padded rows."""
     config = model.config.get_text_config()
     coefficient = getattr(config, "router_aux_loss_coef", 0.0)
     return hasattr(config, "output_router_logits") and coefficient != 0.0
 
 
 def base_model(model: Any) -> Any:
-    """The transformers model under an adapter, or the model itself."""
+    """The transformers model inside an adapter, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -186,7 +187,7 @@ def _batch_logps(model: Model, batch: Sequences, *, packed: bool) -> torch.Tenso
 
 
 def _padded(batch: Sequences, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Right-padded ids and mask (B, T); of the N predicting positions, row and column."""
+    """Right-padded IDs and mask (B, T), and the row and column of the N predicting positions."""
     longest = max(len(p) + len(c) for p, c in batch)
     ids = [[*p, *c, *[0] * (longest - len(p) - len(c))] for p, c in batch]
     mask = [[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in batch]

@@ -1,7 +1,7 @@
-"""The name of a user's reward function in, the function out, from a module or a file.
+"""Loads a user's reward function by its name, from a module or a file.
 
-A file is known by the SHA-256 of its content, which says what may be run: where it comes from the
-store, others may have written it.
+A file is identified by the SHA-256 of its content, and only that content is run: other users may be
+able to write to the store that it is read from.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class FunctionSource:
-    """A function of a file, as FILE:function, and the SHA-256 of that file ("" takes any)."""
+    """A function in a file, as FILE:function, and the SHA-256 of that file ("" accepts any)."""
 
     function: str
     sha256: str
@@ -40,22 +40,22 @@ def function_identity(name: str) -> str:
 
 
 def load_function(name: str, source: FunctionSource | None = None) -> RewardFunction:
-    """The function that the spec calls `name`, package.module:function or FILE:function; from
-    `source` where the file lies elsewhere. Raises UsageError."""
+    """The function `name` of a spec, package.module:function or FILE:function; from `source` if the
+    file is in another place. Raises UsageError."""
     place, _, attribute = (source.function if source else name).rpartition(":")
     is_file = place.endswith(".py")
     remedy = (
-        "a file travels alone to the workers, so that it imports only what is installed there"
+        "only this file is sent to the workers, so it can only import packages installed there"
         if is_file
-        else "name its file (rewards.py:function), which is looked for beside the spec and in the "
-        "working folder and travels to the workers, or put the module on PYTHONPATH of each of them"
+        else "name its file (rewards.py:function), in the folder of the spec or the working "
+        "folder, which is sent to the workers, or put the module on the PYTHONPATH of each worker"
     )
     try:
         module = _file_module(name, source) if is_file else importlib.import_module(place)
         function: Any = getattr(module, attribute)
     except UsageError:
         raise
-    except (Exception, SystemExit) as error:  # the module is the user's, and can raise anything
+    except (Exception, SystemExit) as error:  # a user's module can raise anything
         raise UsageError(
             f"reward.function={name} cannot be imported ({type(error).__name__}: {error}); {remedy}"
         ) from error
@@ -76,14 +76,14 @@ def _file(name: str) -> Path:
 
 
 def _file_module(name: str, source: FunctionSource | None) -> ModuleType:
-    """The module of a file: one for each content, however often it is asked for."""
+    """The module of a file; each content is imported once."""
     path = _file(source.function if source else name)
-    content = path.read_bytes()  # read once: what is hashed is what runs
+    content = path.read_bytes()  # read once, so that the hashed content is what runs
     digest = hashlib.sha256(content).hexdigest()
     if source is not None and source.sha256 not in ("", digest):
         raise UsageError(
-            f"reward.function={name}: {path} is not the file that the sweep was started with; "
-            "restore it, or give the changed one to `prefsweep run`"
+            f"reward.function={name}: {path} has changed since the sweep was started; "
+            "restore it, or start the sweep with the changed file (`prefsweep run`)"
         )
     title = f"prefsweep_function_{digest}"
     if title not in sys.modules:
@@ -98,11 +98,11 @@ def _file_module(name: str, source: FunctionSource | None) -> ModuleType:
 
 
 def _check_signature(name: str, function: Callable[..., Any]) -> None:
-    """Raise UsageError if it cannot be called with two lists, or gives a coroutine."""
+    """Raise UsageError if it cannot be called with two lists, or is a coroutine function."""
     if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
         raise UsageError(
             f"reward.function={name} is defined with `async def`; define it with `def`. Use "
-            "asyncio.run inside it for calls that have to be awaited"
+            "asyncio.run inside it for calls that must be awaited"
         )
     try:
         inspect.signature(function).bind([], [])
@@ -110,5 +110,5 @@ def _check_signature(name: str, function: Callable[..., Any]) -> None:
         raise UsageError(
             f"reward.function={name} cannot be called as f(prompts, completions): {error}"
         ) from None
-    except ValueError:  # built in, without a signature
+    except ValueError:  # a built-in function without a signature
         pass

@@ -1,8 +1,8 @@
-"""Prompts in, completions out (transformers).
+"""Generates completions of prompts (transformers).
 
-A call's result depends on its prompts and the sampling section alone: random numbers are those of
-seed, prompt and sample, so the number of workers and their order change nothing. Of the model's own
-generation_config.json only the end-of-text tokens are read.
+The result only depends on the prompts and the sampling section: random numbers are derived from
+seed, prompt and sample, so the number and order of workers do not matter. Of the model's
+generation_config.json, only the end-of-text tokens are read.
 """
 
 import random
@@ -43,7 +43,7 @@ from prefsweep.workers.rendering import token_ids
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled completion with its token ids (the token that ended it included)."""
+    """One sampled completion with its token IDs, including the token that ended it."""
 
     prompt: Prompt
     sample_idx: int
@@ -87,7 +87,7 @@ class Generator:
         ]
 
     def sample(self, prompts: Sequence[Prompt], num_completions: int) -> list[Sample]:
-        """As `complete`, with token ids."""
+        """As `complete`, with token IDs."""
         by_length = sorted(range(len(prompts)), key=lambda i: len(self._ids(prompts[i])))
         samples: dict[int, list[Sample]] = {}
         for start in range(0, len(prompts), self._spec.batch_size):
@@ -98,7 +98,7 @@ class Generator:
         return [sample for i in range(len(prompts)) for sample in samples[i]]
 
     def _parts(self, batch: list[int], prompts: Sequence[Prompt]) -> list[list[int]]:
-        """The batch, or its parts of one prompt length for a model that cannot be given padding."""
+        """The batch, or for a model that cannot use padding, its parts of equal prompt length."""
         if keeps_cache(self._model):
             return [batch]
         return [list(part) for _, part in groupby(batch, lambda i: len(self._ids(prompts[i])))]
@@ -121,7 +121,7 @@ class Generator:
     def _choice(self, prompts: Sequence[Prompt], num_completions: int) -> Choice:
         spec = self._spec
         if isinstance(spec, GenerationSpec) and spec.num_beam_groups is not None:
-            assert spec.num_beam_groups == num_completions, "the spec sees to it"
+            assert spec.num_beam_groups == num_completions, "the spec validates this"
             return DiverseGroups(spec.num_beam_groups, spec.diversity_penalty)
         if not spec.do_sample:
             return Greedy()
@@ -130,7 +130,7 @@ class Generator:
         return Draws(numbers.to(self._model.device))
 
     def _max_new_tokens(self, prompt: Prompt) -> int:
-        """The spec's, or the prompt's own random number, the same in whatever batch it is."""
+        """The spec's limit, or the prompt's random limit, which does not depend on the batch."""
         spec = self._spec
         if not isinstance(spec, GenerationSpec) or spec.random_new_tokens is None:
             return spec.max_new_tokens
@@ -139,7 +139,7 @@ class Generator:
     def _generate(self, prompt_ids: Sequence[Sequence[int]], decoding: Decoding) -> torch.Tensor:
         """New tokens (prompts x copies, longest limit)."""
         pad = self._tokenizer.pad_token_id
-        assert isinstance(pad, int), "load_tokenizer sees to it"
+        assert isinstance(pad, int), "load_tokenizer sets a pad token"
         ids_BT, mask_BT = left_padded(prompt_ids, pad)
         with _without_own_config(self._model):
             return self._model.generate(  # pyright: ignore[reportCallIssue]
@@ -191,7 +191,7 @@ class Generator:
 
 @contextmanager
 def _without_own_config(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """`generate` fills every field that a spec has no word for from the model's own config."""
+    """Keep `generate` from filling unset fields from the model's generation config."""
     own: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     kept, own.generation_config = own.generation_config, GenerationConfig()
     try:
@@ -203,7 +203,7 @@ def _without_own_config(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 def left_padded(
     rows: Sequence[Sequence[int]], pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask (B, T), padding in front."""
+    """IDs and attention mask (B, T), padded on the left."""
     longest = max(map(len, rows))
     return (
         torch.tensor([[pad_token_id] * (longest - len(row)) + list(row) for row in rows]),
@@ -218,8 +218,8 @@ def check_prompt_lengths(
     field: str,
     chat: ChatSpec | None = None,
 ) -> None:
-    """Raises ModelError if a prompt with `max_new_tokens` more exceeds the model's context, or has
-    a token that the model has no embedding for."""
+    """Raises ModelError if a prompt plus `max_new_tokens` exceeds the model's context, or contains
+    a token without an embedding in the model."""
     limit, rows, tokenizer = context_length(source), vocabulary_size(source), load_tokenizer(source)
     for prompt in prompts:
         ids = token_ids(tokenizer, prompt.text, chat=chat)

@@ -1,10 +1,10 @@
-"""Attention over K rows of one packed layout, in few launches: what a group of trials runs.
+"""Attention over K rows with the same packed layout, in few kernel launches, for groups of trials.
 
-As attention.py, but heads of all rows are one dimension, keys and values of a completion are
-gathered as prompt + completion at once, and there is one autograd function for all that is gathered
-and one for what is collected. Sums of gradients have another order than there: equal to rounding.
+It differs from attention.py in that the heads of all rows are one dimension, the keys and values of
+a completion are gathered together with its prompt's, and one autograd function does all gathers and
+one collects the outputs. Gradients are summed in another order, so they are equal up to rounding.
 
-Shapes: K rows, H heads (of keys and values: fewer, with grouped queries), L tokens, D values a
+Shapes: K rows, H heads (fewer of keys and values with grouped queries), L tokens, D values per
 head; G prompts of at most P tokens, C completions of at most S.
 """
 
@@ -19,24 +19,24 @@ from prefsweep.workers.attention import Segments
 
 @dataclass(frozen=True)
 class Gathers:
-    """Which token lies where, in both calls of attention; made once a batch."""
+    """Positions of tokens in both attention calls; made once per batch."""
 
     prompts: torch.Tensor
     """(G x P,), tokens of prompts; 0 in padding."""
     completions: torch.Tensor
     """(C x S,), tokens of completions."""
     past: torch.Tensor
-    """(C x (P + S),), tokens that completions look at."""
+    """(C x (P + S),), tokens that completions attend to."""
     slots: torch.Tensor
-    """(L,), place of each token in prompts and completions."""
+    """(L,), position of each token in prompts and completions."""
     mask: torch.Tensor
-    """(1, C, S, P + S), True where a completion's position may look."""
+    """(1, C, S, P + S), True where a completion's position may attend."""
     shape: tuple[int, int, int, int]
     """G, P, C, S."""
 
 
 def gathers(segments: Segments) -> Gathers:
-    """The gathers of a packed layout."""
+    """The gathers for a packed layout."""
     size_P, size_S = segments.sizes
     size_G, size_C = len(segments.num_prompt), len(segments.owner)
     tokens = segments.index.clamp(min=0)
@@ -60,7 +60,7 @@ def attend(
     """(K, H, L, D) queries in, (K, L, H, D) outputs out."""
     num_groups = query.shape[1] // key.shape[1]
     parts = list(_Gather.apply(query, key, value, at))
-    if num_groups > 1:  # every head of keys serves some of queries
+    if num_groups > 1:  # each key head is used by several query heads
         for number in (2, 3, 4, 5):
             parts[number] = parts[number].repeat_interleave(num_groups, 0)
     query_P, query_S, key_P, value_P, key_S, value_S = parts
@@ -103,7 +103,7 @@ class _Gather(torch.autograd.Function):
             return grad.reshape(*shape[:2], -1, shape[-1])
 
         def total(own: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
-            # padding is never looked at: what it adds is 0
+            # no position attends to padding, so its gradient is 0
             grad = own.new_zeros(key_shape)
             grad.index_add_(2, at.prompts, rows(own, key_shape))
             return grad.index_add_(2, at.past, rows(past, key_shape))

@@ -1,16 +1,16 @@
-"""The language-model head of packed batches: hidden states in, per-token outputs out.
+"""The language-model head of packed batches: per-token outputs from hidden states.
 
-TRL's fused head is the reference. On CUDA it runs a kernel of its own on the positions that count
-and is used as it is; elsewhere it scores every position in many passes over the logits. This one
-scores the positions that predict something, and keeps no logits:
+TRL's fused head is the reference. On CUDA it has a kernel that only computes the positions that
+count, and is used unchanged. Elsewhere it computes every position in many passes over the logits.
+This head only computes the positions that predict a token, and stores no logits:
 
     log p(y) = h.W[y] - logsumexp(h W')          d log p(y) / dh = W[y] - E_p[W]
     entropy  = logsumexp(h W') - h.E_p[W]        mean_logits     = h.mean(W)
 
-The gradient's two terms do not depend on the loss, so E_p[W] = softmax(h W') W is made in the
-forward pass, where the logits are. Nothing is computed twice.
+The gradient's two terms do not depend on the loss, so E_p[W] = softmax(h W') W is computed in the
+forward pass, where the logits exist. Nothing is computed twice.
 
-Shapes: N positions, E values of a hidden state, V tokens of the vocabulary.
+Shapes: N positions, E values per hidden state, V tokens of the vocabulary.
 """
 
 from collections.abc import Iterable
@@ -23,10 +23,10 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction, _use_triton
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 CHUNK_VALUES = 2**21
-"""Logits in a chunk of positions: 8 MiB in fp32, which a CPU's cache holds."""
+"""Number of logits in a chunk of positions: 8 MiB in fp32, which fits a CPU's cache."""
 KEPT_VALUES = 2**28
-"""Probabilities kept from the forward for the gradient of a trained head: 1 GiB; what is more is
-made again."""
+"""Number of probabilities stored in the forward pass for the gradient of a trained head (1 GiB);
+further ones are recomputed."""
 SCALES = (
     "final_logit_softcapping",
     "logit_scale",
@@ -34,12 +34,12 @@ SCALES = (
     "lm_head_multiplier",
     "logits_scaling",
 )
-"""Fields of a model's configuration that change its logits; TRL's head knows them."""
+"""Fields of a model's configuration that change its logits; TRL's head supports them."""
 
 
 @dataclass(frozen=True)
 class TokenOutputs:
-    """Of every position (N,): what TRL's fused head gives. Only log_probs carries a gradient."""
+    """Outputs of every position (N,), as of TRL's fused head. Only log_probs has a gradient."""
 
     log_probs: torch.Tensor
     entropy: torch.Tensor
@@ -48,7 +48,7 @@ class TokenOutputs:
 
 
 def is_plain_head(model: Any) -> bool:
-    """Whether a transformers model's logits are a linear layer's output and nothing more."""
+    """Whether a transformers model's logits are the output of a linear layer, unchanged."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     return type(head) is torch.nn.Linear and all(
         getattr(config, name, None) is None for name in SCALES
@@ -56,23 +56,23 @@ def is_plain_head(model: Any) -> bool:
 
 
 def runs_here(model: Any) -> bool:
-    """Whether this head stands in for TRL's: it has a kernel of its own for some devices."""
+    """Whether this head replaces TRL's, which has its own kernel for some devices."""
     return is_plain_head(model) and not _use_triton(model.get_output_embeddings().weight.device)
 
 
 @dataclass(frozen=True)
 class FrozenHead:
-    """What can be made once of a head that is not trained."""
+    """Tensors of an untrained head that are computed once."""
 
     weight_VE: torch.Tensor
     """The weight in the precision of the products."""
     mean_E: torch.Tensor
-    """Its mean over the tokens, fp32."""
+    """The weight's mean over the tokens, fp32."""
     chunk_values: int
 
     @classmethod
     def of(cls, head: Any, half: torch.dtype | None, num_rows: int) -> "FrozenHead":
-        """Of a plain head; positions are scored in chunks as many as one of `num_rows` rows has."""
+        """Make it from a plain head; chunks are as large as for one of `num_rows` rows."""
         weight = head.weight.detach()
         low = weight if half is None else weight.to(half)
         return cls(low, weight.float().mean(0), CHUNK_VALUES * num_rows)
@@ -81,7 +81,7 @@ class FrozenHead:
 def token_outputs(
     hidden_NE: torch.Tensor, head: Any, labels_N: torch.Tensor, frozen: FrozenHead | None = None
 ) -> TokenOutputs:
-    """Outputs of the positions whose hidden states are given, for the token that each predicts."""
+    """Outputs of positions, from their hidden states and the token that each predicts."""
     if frozen is not None and _use_triton(hidden_NE.device):
         return _trl_outputs(hidden_NE, frozen.weight_VE, head.bias, labels_N)
     outputs = _TokenOutputs.apply(hidden_NE, head.weight, head.bias, labels_N, frozen)
@@ -91,7 +91,7 @@ def token_outputs(
 def _trl_outputs(
     hidden_NE: torch.Tensor, weight_VE: torch.Tensor, bias_V: Any, labels_N: torch.Tensor
 ) -> TokenOutputs:
-    """TRL's kernel on positions that are known, so that nobody waits for how many there are."""
+    """TRL's kernel on known positions, so that it does not wait for the device to count them."""
     names = ("entropy", "mean_logits", "is_top1")
     arguments = (1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, names)
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
@@ -105,7 +105,7 @@ class _TokenOutputs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NE: Any, weight_VE: Any, bias_V: Any, labels_N: Any, frozen: Any
     ) -> Any:
-        # of the head's parameters, a trainable bias without a trainable weight does not exist
+        # a trainable bias without a trainable weight does not occur
         trains_hidden, trains_head = ctx.needs_input_grad[:2]
         chunk_values = CHUNK_VALUES if frozen is None else frozen.chunk_values
         product_VE = weight_VE if frozen is None else frozen.weight_VE

@@ -1,7 +1,7 @@
-"""References in, places out: what `builtin:`, `package:`, paths and hub ids stand for.
+"""Resolves references to models and data: `builtin:`, `package:`, paths and hub IDs.
 
-Knows nothing of loading; needs neither torch nor transformers, so that a driver can resolve all
-references of a sweep before any worker starts.
+Nothing is loaded here, and neither torch nor transformers is imported, so that a driver can resolve
+all references of a sweep before a worker starts.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ ADAPTER = "adapter_config.json"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that `from_pretrained` can load: a local folder or a hub id, and how to load it."""
+    """A model that `from_pretrained` can load: a local folder or a hub ID, and how to load it."""
 
     path: str
     revision: str | None = None
@@ -43,8 +43,8 @@ class ModelSource:
 def local_path(reference: str) -> Path:
     """The path of `package:PACKAGE[/FILE]` inside an installed package, or of a plain path.
 
-    Raises UsageError if the package is not installed, or there is no such user (~NAME); the path
-    itself need not exist.
+    The path need not exist. Raises UsageError if the package is not installed, or the user of
+    ~NAME does not exist.
     """
     if not reference.startswith(PACKAGE):
         return expand(reference)
@@ -59,11 +59,11 @@ def local_path(reference: str) -> Path:
 
 
 def expand(path: str) -> Path:
-    """`path` with ~ and ~NAME as home folders. Raises UsageError if nobody has that name."""
+    """`path` with ~ and ~NAME expanded. Raises UsageError if there is no user NAME."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UsageError(f"{path}: there is no user of that name; write the folder out") from None
+        raise UsageError(f"{path}: there is no such user; write the full path") from None
 
 
 def model_source(section: ModelSection) -> ModelSource:
@@ -82,7 +82,7 @@ def model_source(section: ModelSection) -> ModelSource:
 
 
 def model_identity(section: ModelSection, field: str) -> str:
-    """What stands for the model's weights in fingerprints: content hash, hub commit or version.
+    """The identity of the model's weights in fingerprints: content hash, hub commit or version.
 
     `field` is the dotted name for messages. Raises ModelError if the model cannot be found.
     """
@@ -93,7 +93,7 @@ def model_identity(section: ModelSection, field: str) -> str:
         if name not in builtin.BUILTIN_MODELS:
             raise ModelError(
                 f"{field}={section.model}: no such built-in model; "
-                f"there are {', '.join(builtin.BUILTIN_MODELS)}"
+                f"the built-in models are {', '.join(builtin.BUILTIN_MODELS)}"
             )
         return f"{section.model}@{builtin.VERSION}"
     source = model_source(section)
@@ -122,9 +122,10 @@ def file_sha256(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
-    """`stamp` changes with the content: weights of many GB are read once in a process.
+    """The hash is cached by path and `stamp`, so that each process reads large weights once.
 
-    Tools can set the time of modification, but not the one at which the inode changed.
+    `stamp` changes with the content: tools can set a modification time, but not the inode's time
+    of change.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -136,10 +137,10 @@ def _folder_identity(folder: Path, gguf_file: str | None, field: str) -> str:
             raise ModelError(f"{field}: gguf_file {gguf_file!r} is not in {folder}")
         return file_sha256(folder / gguf_file)
     names = sorted(item.name for item in folder.iterdir() if item.suffix in _MODEL_SUFFIXES)
-    if ADAPTER in names:  # transformers would load its base, whatever else is in the folder
+    if ADAPTER in names:  # transformers would load its base, even beside other weights
         raise ModelError(_is_adapter(f"{field}={folder}", folder / ADAPTER))
     if "config.json" not in names:
-        raise ModelError(f"{field}={folder}: the folder has no config.json; is it a model folder?")
+        raise ModelError(f"{field}={folder}: not a model folder: it has no config.json")
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}:{file_sha256(folder / name)}\n".encode())
@@ -163,7 +164,7 @@ _MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", 
 
 
 def _hub_identity(model: str, revision: str | None, field: str) -> str:
-    """The commit of a hub model: the hub's answer, else the commit in the local cache."""
+    """The commit of a hub model, from the hub, or else from the local cache."""
     try:
         if not os.environ.get("HF_HUB_OFFLINE"):
             found = HfApi().model_info(model, revision=revision, timeout=20)
@@ -174,32 +175,32 @@ def _hub_identity(model: str, revision: str | None, field: str) -> str:
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
     except HFValidationError:
         raise ModelError(
-            f"{field}={model}: neither a folder here nor the form of a hub id (owner/name)"
+            f"{field}={model}: neither a local folder nor a valid hub ID (owner/name)"
         ) from None
     except OfflineModeIsEnabled:
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
-    except (HTTPError, OSError) as error:  # an answer with an error, or none: no network
+    except (HTTPError, OSError) as error:  # an error response, or no network
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
         if not isinstance(cached, str):
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"{field}={model}: not a folder here, not in the local Hugging Face cache, and "
-                f"the hub says: {said}. Check the id (and HF_TOKEN, if it is gated), and whether "
-                "there is a network"
+                f"{field}={model}: not a local folder, not in the local Hugging Face cache, and "
+                f"the hub answers: {said}. Check the ID (and HF_TOKEN, if it is gated), and the "
+                "network"
             ) from None
     adapter = try_to_load_from_cache(model, ADAPTER, revision=revision)
     if isinstance(adapter, str) and Path(adapter).name == ADAPTER:
         raise ModelError(_is_adapter(f"{field}={model}", Path(adapter)))
     if not isinstance(cached, str):
         raise ModelError(
-            f"{field}={model}: not a folder here and not in the local Hugging Face cache, and the "
-            "hub is switched off (HF_HUB_OFFLINE). Download it first, or unset HF_HUB_OFFLINE"
+            f"{field}={model}: not a local folder and not in the local Hugging Face cache, and "
+            "HF_HUB_OFFLINE is set. Download it first, or unset HF_HUB_OFFLINE"
         )
     return f"{model}@{_commit(Path(cached).parent.name, model, field)}"
 
 
 def _commit(found: str | None, model: str, field: str) -> str:
-    """Raises ModelError for what the hub or the cache gives as a commit and is no hash."""
+    """Raises ModelError if the commit from the hub or the cache is not a commit hash."""
     if not is_commit(found):
-        raise ModelError(f"{field}={model}: its commit is no commit hash but {found!r}")
+        raise ModelError(f"{field}={model}: its commit {found!r} is not a commit hash")
     return found

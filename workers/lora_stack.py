@@ -1,12 +1,12 @@
-"""K LoRA adapters on one frozen model: the base's products once, each adapter's batched.
+"""K LoRA adapters on one frozen model: products with the base once, with the adapters batched.
 
-The model is wrapped by peft once, for the adapters' names, scaling and files. While `applied`, its
-adapted layers run K rows of tokens, row k with adapter k: one product with the frozen matrix for
-all, and two batched ones. All numbers of an adapter are one row of a (K, P) tensor, gradients too,
-so that optimizers, clipping and copies see one tensor an adapter, whatever the number of layers.
+peft wraps the model once, for the adapters' names, scaling and files. Inside `applied`, the adapted
+layers run K rows of tokens, row k with adapter k: one product with the frozen matrix for all rows,
+and two batched products. All numbers of an adapter are one row of a (K, P) tensor, and so are its
+gradients. Optimizers, clipping and copies therefore use one tensor, whatever the number of layers.
 
-In half precision the frozen matrices are cast once, to the values that autocast would make of them
-in every step; the adapters stay in float32 and are cast once a step.
+In half precision, the frozen matrices are cast once, to the same values as autocast would in each
+step. The adapters are stored in float32 and cast once per step.
 
 Shapes: K adapters of P numbers; L tokens of a row; a layer's i inputs, o outputs, rank r.
 """
@@ -29,9 +29,9 @@ ADAPTER = "default"
 
 @dataclass
 class _Layer:
-    """A layer with stacked adapters, in the precision of the products; views, made once.
+    """A layer's stacked adapters, in the precision of the products; views that are made once.
 
-    With one adapter the stacks are plain matrices: products of those take fewer launches.
+    With one adapter, the stacks are plain matrices, whose products need fewer kernel launches.
     """
 
     weight_io: torch.Tensor
@@ -47,9 +47,9 @@ class _Layer:
 
 
 class AdapterStack:
-    """`num` adapters on `model`, each as peft draws it for `seed`.
+    """`num` adapters on `model`, each initialized by peft with `seed`.
 
-    `half` is autocast's type; None computes in the model's own.
+    `half` is autocast's type; None computes in the model's type.
     """
 
     def __init__(
@@ -75,25 +75,25 @@ class AdapterStack:
         self.grads_KP = torch.zeros_like(self.values_KP)
         self._low_KP = self.values_KP if half is None else self.values_KP.to(half)
         self._part_grads_KP = torch.zeros_like(self._low_KP)
-        """Gradients of one forward pass; every adapted layer runs once in it."""
+        """Gradients of one forward pass, in which every adapted layer runs once."""
         self._anchor = torch.zeros((), device=drawn_P.device, requires_grad=True)
-        """What makes the first adapted layer's output require a gradient."""
+        """Makes the output of the first adapted layer require a gradient."""
         self._forwards = self._make_forwards()
 
     def refresh(self) -> None:
-        """To be called after the values have changed."""
+        """Update the copies of the values. Call this after the values change."""
         if self.half is not None:
             self._low_KP.copy_(self.values_KP)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of a forward pass, made while `applied`, to those of the step."""
+        """Add the gradients of a forward pass inside `applied` to those of the step."""
         self._part_grads_KP.zero_()
         loss.backward()
         self.grads_KP.add_(self._part_grads_KP)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model's layers run K rows, row k with adapter k, for the length of the block."""
+        """Inside the block, the model's layers run K rows, row k with adapter k."""
         for module, forward in self._forwards:
             module.forward = forward
         try:
@@ -104,18 +104,18 @@ class AdapterStack:
 
     @torch.no_grad()
     def show(self, index: int) -> PeftModel:
-        """The model with one of the adapters, as peft runs it; until it is shown another."""
+        """The model with one of the adapters, run by peft; valid until the next call."""
         for slot, values in zip(self._slots, self._split(self.values_KP[index]), strict=True):
             slot.copy_(values.view_as(slot))
         return self.shell
 
     def save(self, index: int, folder: Path) -> None:
-        """One of the adapters as a folder of peft's."""
+        """Save one of the adapters in peft's format."""
         self.show(index).save_pretrained(str(folder))
 
     @torch.no_grad()
     def load(self, index: int, folder: Path) -> None:
-        """Take the values of a saved adapter."""
+        """Load the values of a saved adapter."""
         from peft import load_peft_weights, set_peft_model_state_dict
 
         set_peft_model_state_dict(self.shell, load_peft_weights(str(folder)))
@@ -124,7 +124,7 @@ class AdapterStack:
 
     @torch.no_grad()
     def clear(self, index: int) -> None:
-        """Make an adapter one that adds nothing: its row goes on as the base."""
+        """Set an adapter to zero, so that its row is computed like the base model."""
         self.values_KP[index] = 0
         self.refresh()
 
@@ -185,7 +185,7 @@ def _frozen_forward(
 
 
 class _Frozen(torch.autograd.Function):
-    """x W + bias, of a matrix that is not trained."""
+    """x W + bias, with a matrix that is not trained."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight_io: Any, weight_oi: Any, bias_o: Any) -> torch.Tensor:
@@ -202,7 +202,7 @@ class _Frozen(torch.autograd.Function):
 
 
 class _Adapted(torch.autograd.Function):
-    """x W + s (x A') B', row by row of K; gradients of A and B are written where they belong."""
+    """x W + s (x A') B' for each of K rows; gradients of A and B are written to their stacks."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer) -> torch.Tensor:
@@ -242,14 +242,14 @@ def _times(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) ->
 
 
 def _rows(x_M: torch.Tensor, layer: _Layer) -> torch.Tensor:
-    """(M, n) as (K, L, n), or as it is for one adapter."""
+    """(M, n) as (K, L, n), or unchanged for one adapter."""
     if layer.a_Kri.dim() == 2:
         return x_M
     return x_M.view(len(layer.a_Kri), -1, x_M.shape[-1])
 
 
 def _add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add a product of matrices, or of stacks of them, in place."""
+    """Add a product of matrices, or of stacks of matrices, in place."""
     if out.dim() == 2:
         out.addmm_(a, b)
     else:

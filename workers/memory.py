@@ -1,4 +1,4 @@
-"""Running out of memory: what it looks like, and giving back what is no longer used."""
+"""Recognizes out-of-memory errors, and releases unused memory."""
 
 import ctypes
 import gc
@@ -13,24 +13,24 @@ _SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""What plain RuntimeErrors say: those of torch's CPU allocator, of cuBLAS and of cuDNN."""
+"""Texts of RuntimeErrors that torch's CPU allocator, cuBLAS and cuDNN raise."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the GPU or the host, was not enough."""
+    """Whether an error reports that the GPU or the host is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return type(error) is RuntimeError and any(sign in str(error) for sign in _SIGNS)
 
 
 def release_memory() -> None:
-    """Collect what nothing refers to, and give the GPU's cached blocks and the C library's back.
+    """Collect garbage, and release the cached memory of the GPU and of the C library.
 
-    glibc keeps freed memory for the thread that had it, and every trial is a thread of its own.
+    glibc caches freed memory per thread, and every trial runs in its own thread.
     """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # musl has none
+    if trim is not None:  # musl does not have it
         trim(0)

@@ -1,4 +1,4 @@
-"""Model sources in, loaded models and tokenizers out (transformers, peft); nothing is cached."""
+"""Loads models and tokenizers (transformers, peft). Nothing is cached here."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,14 +21,14 @@ from prefsweep.workers.locations import ModelSource
 
 
 def device() -> torch.device:
-    """The device of this process: the one GPU it was given, or the CPU."""
+    """The device of this process: its one GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_policy(source: ModelSource, on: str | None = None) -> PreTrainedModel:
-    """The causal language model in evaluation mode, on this process's device if not said where.
+    """The causal language model in evaluation mode, on device `on` or else this process's device.
 
-    GPT-2's activation is the one torch has in one pass over the values (equal to 3e-7). Raises
+    GPT-2's activation is replaced by torch's, which reads the values once (equal to 3e-7). Raises
     ModelError.
     """
     try:
@@ -48,7 +48,8 @@ def load_policy(source: ModelSource, on: str | None = None) -> PreTrainedModel:
 
 
 def _fuse_activations(model: PreTrainedModel) -> None:
-    """transformers writes GPT-2's tanh GELU as eight operations; three times slower on a CPU."""
+    """Replace GPT-2's tanh GELU, which transformers computes in eight operations (three times
+    slower on a CPU)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
@@ -56,7 +57,7 @@ def _fuse_activations(model: PreTrainedModel) -> None:
 
 
 def _check_finite(model: PreTrainedModel, name: str) -> None:
-    """Raises ModelError for NaN or infinity in the weights: some inputs would never meet them."""
+    """Raises ModelError for NaN or infinity in the weights, even if few inputs would use them."""
     for key, weights in model.named_parameters():
         low, high = torch.aminmax(weights.detach()) if weights.numel() else (weights, weights)
         if weights.numel() and not (torch.isfinite(low) and torch.isfinite(high)):
@@ -69,7 +70,7 @@ def _check_finite(model: PreTrainedModel, name: str) -> None:
 
 
 def save_policy(model: PreTrainedModel, folder: Path) -> None:
-    """Save as safetensors; weights that came from a GGUF file are saved as loaded, in full."""
+    """Save as safetensors; weights from a GGUF file are saved unquantized, as loaded."""
     if getattr(model, "hf_quantizer", None) is not None and _is_gguf(model):
         model.hf_quantizer = None  # pyright: ignore
         del model.config.quantization_config  # pyright: ignore
@@ -86,9 +87,9 @@ def load_trained(
     weights_dir: Path,
     load_base: Callable[[], PreTrainedModel] | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """A trial's policy: the adapter in `weights_dir` on its base, or the whole model there.
+    """A trial's policy: the adapter in `weights_dir` on its base, or the full model there.
 
-    `load_base` gives the base, if it need not be read from `source`.
+    `load_base` returns the base, if it is not to be read from `source`.
     """
     if (weights_dir / "adapter_config.json").is_file():
         base = load_policy(source) if load_base is None else load_base()
@@ -100,8 +101,8 @@ def load_trained(
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The policy's tokenizer with a pad token, padding on the left.
 
-    A pad token without a row in the model's embedding is replaced by the end-of-text token: padding
-    is masked, but has to be looked up. Raises ModelError.
+    A pad token without a row in the model's embedding is replaced by the end-of-text token, because
+    padding is looked up, although it is masked. Raises ModelError.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -129,7 +130,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def check_ids(ids: Iterable[int], rows: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ModelError for an id of a text that has no row in the model's embedding."""
+    """Raise ModelError for a token ID that has no row in the model's embedding."""
     largest = max(ids, default=0)
     if rows is not None and largest >= rows:
         raise ModelError(
@@ -142,12 +143,12 @@ def check_ids(ids: Iterable[int], rows: int | None, tokenizer: PreTrainedTokeniz
 
 
 def vocabulary_size(source: ModelSource) -> int | None:
-    """Rows of the model's embedding, where its config says so."""
+    """Number of rows of the model's embedding; None if its config does not contain it."""
     return getattr(_config(source).get_text_config(), "vocab_size", None)
 
 
 def context_length(source: ModelSource) -> int | None:
-    """The model's longest input in tokens, where its config says so."""
+    """The model's maximum input length in tokens; None if its config does not contain it."""
     config = _config(source)
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
@@ -183,7 +184,7 @@ def _config(source: ModelSource) -> Any:
 
 
 def _without_padding(source: ModelSource) -> dict[str, None]:
-    """Drops a padding id that the embedding has no row for; torch would refuse to build it."""
+    """Drops a padding ID without a row in the embedding, which torch would refuse to build."""
     if source.gguf_file is not None:
         return {}
     config = _config(source).get_text_config()

@@ -1,19 +1,19 @@
 """One forward per unique token: preference batches with shared prompts, packed.
 
-In TRL's layout a batch is [chosen; rejected], every row prompt + completion, padded. Pairs of one
-prompt repeat the prompt, and often completions as well. Here each prompt is laid down once, and
-each distinct completion once behind it, all in one row without padding:
+In TRL's layout, a batch is [chosen; rejected], and every row is prompt + completion, padded. Pairs
+of one prompt repeat the prompt, and often completions. Here, each prompt occurs once, followed by
+each of its distinct completions once, all in one row without padding:
 
     row       p1 p2 p3 | p4 a1 a2 | p4 b1 b2 b3 | next prompt ...
     position   0  1  2    3  4  5    3  4  5  6
     predicts   -  -  -   a1 a2 a3   b1 b2 b3 b4
 
 A segment starts with the last prompt token, because that position predicts the completion's first
-token, and lacks the completion's last token, which predicts nothing. It sees its prompt and itself
-(attention.py); the head scores what predicts something (head.py). The per-token outputs are
-gathered back into TRL's layout, so the loss and its gradients are TRL's.
+token, and does not contain the completion's last token, which predicts nothing. It attends to its
+prompt and itself (attention.py); the head only computes positions that predict a token (head.py).
+The per-token outputs are gathered into TRL's layout, so the loss and its gradients are TRL's.
 
-Shapes: B rows of TRL's batch (both halves), T its length; L tokens of the packed row, N of them
+Shapes: B rows of TRL's batch (both halves), T its length; L tokens of the packed row, of which N
 predict; G prompts of at most P tokens, C completions of at most S (attention.py).
 """
 
@@ -31,14 +31,14 @@ from prefsweep.workers.head import TokenOutputs, runs_here, token_outputs
 
 Ids = tuple[int, ...]
 IGNORED = -100
-"""Label of a position that predicts nothing that counts."""
+"""Label of a position that does not predict a completion's token."""
 PREFIX = "packed_"
 OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """The plan of one batch."""
+    """The layout of one batch."""
 
     input_ids: torch.Tensor
     """(1, L)"""
@@ -47,33 +47,33 @@ class PackedBatch:
     predicting: torch.Tensor
     """(N,), the row's positions that predict a completion's token."""
     labels: torch.Tensor
-    """(N,), those tokens."""
+    """(N,), the predicted tokens."""
     gather: torch.Tensor
-    """(B, T - 1), which of the N stands at TRL's position; -1 outside completions."""
+    """(B, T - 1), which of the N is at TRL's position; -1 outside completions."""
     index: torch.Tensor
     slots: torch.Tensor
     owner: torch.Tensor
     num_prompt: torch.Tensor
     mask: torch.Tensor
-    """index to mask: as in `Segments`."""
+    """`index` to `mask` are as in `Segments`."""
 
     @property
     def segments(self) -> Segments:
-        """The plan as attention reads it."""
+        """The segments for attention."""
         names = [field.name for field in fields(Segments)]
         return Segments(**{name: getattr(self, name) for name in names})
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The plan on a device."""
+        """The layout on a device."""
         return PackedBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The plan as items of a collated batch."""
+        """The layout as items of a collated batch."""
         return {PREFIX + name: value for name, value in vars(self).items()}
 
 
 def pack(sequences: Sequence[tuple[Ids, Ids]], length: int) -> PackedBatch:
-    """The plan for TRL rows (prompt_ids, completion_ids), padded to `length` = T."""
+    """The layout for TRL rows (prompt_ids, completion_ids), padded to `length` = T."""
     groups: dict[Ids, dict[Ids, None]] = {}
     for prompt_ids, completion_ids in sequences:
         completions = groups.setdefault(prompt_ids, {})
@@ -87,7 +87,7 @@ def pack(sequences: Sequence[tuple[Ids, Ids]], length: int) -> PackedBatch:
     segments: list[tuple[int, int]] = []
     owner: list[int] = []
     first: dict[tuple[Ids, Ids], int] = {}
-    """Of a completion: number among the N of its first token."""
+    """Completion -> index of its first token among the N."""
     for prompt_ids, completions in groups.items():
         num_prompt = len(prompt_ids) - 1
         prompts.append((len(tokens), num_prompt))
@@ -124,7 +124,7 @@ def _segments(
     owner: Sequence[int],
     num_tokens: int,
 ) -> Segments:
-    """The layout of prompts and completions, each given as (start in the row, tokens)."""
+    """The segments of prompts and completions, each given as (start in the row, tokens)."""
     prompts_GP, completions_CS = _block(prompts), _block(completions)
     index = np.concatenate([prompts_GP.flatten(), completions_CS.flatten()])
     slots = np.zeros(num_tokens, np.int64)
@@ -143,17 +143,17 @@ def _segments(
 
 
 def _block(parts: Sequence[tuple[int, int]]) -> np.ndarray:
-    """(parts, longest part): the row's positions of each part, -1 behind its end."""
+    """(parts, longest part): the row's positions of each part, -1 after its end."""
     begins, sizes = np.array(parts).T
     offsets = np.arange(sizes.max())
     return np.where(offsets < sizes[:, None], begins[:, None] + offsets, -1)
 
 
 def add_packed_head(model: Any) -> None:
-    """Let `model`, whose head TRL has fused, answer for the positions of a plan.
+    """Let `model`, whose head TRL has fused, return outputs for the positions of a layout.
 
-    `model(..., predicting=(N,), labels_at=(N,))` then returns TokenOutputs; without them the
-    forward is the one it was. To be called before the model is wrapped, as TRL's own.
+    `model(..., predicting=(N,), labels_at=(N,))` then returns TokenOutputs; without these
+    arguments, forward is unchanged. Like TRL's function, call this before the model is wrapped.
     """
     fused_forward = model.forward
 
@@ -178,13 +178,13 @@ def add_packed_head(model: Any) -> None:
 
 
 class PackedModel:
-    """Stands for the model that TRL's loss calls: runs the packed row, answers in TRL's layout."""
+    """Replaces the model that TRL's loss calls: runs the packed row, returns TRL's layout."""
 
     def __init__(self, model: Any, plan: PackedBatch) -> None:
         self._model, self._plan = model, plan
 
     def __call__(self, **kwargs: Any) -> SimpleNamespace:
-        """Per-token outputs (B, T - 1) of TRL's fused LM head; `kwargs` are those of TRL's call."""
+        """Per-token outputs (B, T - 1), as of TRL's fused head; `kwargs` are as in TRL's call."""
         plan = self._plan
         outputs = self._model(
             input_ids=plan.input_ids,
@@ -207,7 +207,7 @@ def unpack(values_N: torch.Tensor, gather_BT: torch.Tensor) -> torch.Tensor:
 
 
 def take_plan(inputs: dict[str, Any]) -> PackedBatch | None:
-    """The plan in a collated batch, removed from it; None if the batch has none."""
+    """Remove the layout from a collated batch and return it; None if the batch has none."""
     names = [name for name in inputs if name.startswith(PREFIX)]
     if not names:
         return None

@@ -1,4 +1,4 @@
-"""Scored completions in, preference pairs out: pure rules, no models and no files."""
+"""Makes preference pairs from scored completions: pure rules, without models or files."""
 
 import hashlib
 import itertools
@@ -13,7 +13,7 @@ from prefsweep.sweeps.spec import PairsSpec
 
 @dataclass
 class PairCounts:
-    """What became of the candidates: pairs kept, and pairs dropped by reason."""
+    """Number of pairs that were kept, and number of dropped candidates by reason."""
 
     kept: int = 0
     tied: int = 0
@@ -34,7 +34,7 @@ class PairCounts:
 
 
 def split_of(prompt_id: str, spec: PairsSpec) -> Split:
-    """ "test" for a share `test_fraction` of the prompts, chosen by a hash of seed and prompt."""
+    """ "test" for a share `test_fraction` of the prompts, selected by a hash of seed and prompt."""
     digest = hashlib.sha256(f"{spec.seed}:{prompt_id}".encode()).hexdigest()
     return "test" if int(digest[:8], 16) / 2**32 < spec.test_fraction else "train"
 
@@ -42,9 +42,9 @@ def split_of(prompt_id: str, spec: PairsSpec) -> Split:
 def build_pairs(
     scored: Iterable[ScoredCompletion], spec: PairsSpec
 ) -> tuple[list[PreferencePair], PairCounts]:
-    """The pairs of all prompts, in the order in which the prompts come.
+    """The pairs of all prompts, in the order of the prompts.
 
-    Raises DataError if there is no pair at all, or none to train on.
+    Raises DataError if there are no pairs, or none to train on.
     """
     by_prompt: dict[str, list[ScoredCompletion]] = {}
     for completion in scored:

@@ -1,9 +1,9 @@
-"""Half precision in training: float32 master weights, autocast, and the field to change.
+"""Half precision in training: float32 master weights, autocast, and advice on what to change.
 
-bfloat16 has 8 bits of mantissa: a step of a learning rate usual for DPO is smaller than half the
-distance to the next number, and is rounded away. Weights that are trained are therefore kept in
-float32, and the arithmetic is that of `policy.dtype` by autocast. LoRA needs no copy: peft keeps
-adapters in float32.
+bfloat16 has 8 bits of mantissa. With learning rates that are usual for DPO, an update is smaller
+than half the distance to the next number and would be lost by rounding. Trained weights are
+therefore float32, and autocast computes in `policy.dtype`. LoRA needs no copy: peft's adapters are
+float32.
 """
 
 from dataclasses import dataclass
@@ -16,20 +16,21 @@ from prefsweep.sweeps.spec import TrainingSpec
 
 @dataclass(frozen=True)
 class Precision:
-    """How a trial computes."""
+    """The precision of a trial's arithmetic."""
 
     bf16: bool
     """Autocast to bfloat16."""
     fp16: bool
     """Autocast to float16, with loss scaling."""
     remedy: str
-    """What to change where values are not finite; names the field that asked for float16."""
+    """What to change if values are not finite; names the field that enabled float16."""
 
 
 def precision(spec: TrainingSpec, model: PreTrainedModel) -> Precision:
-    """The precision of training `model` as it was loaded.
+    """The precision for training `model`, as loaded.
 
-    Call before `hold_master_weights`. float16 needs loss scaling, which torch has for CUDA only.
+    Call this before `hold_master_weights`. float16 needs loss scaling, which torch only supports
+    on CUDA.
     """
     by_field, trains_all = spec.bf16 or spec.fp16, spec.lora is None
     loaded = {parameter.dtype for parameter in model.parameters()}
@@ -44,6 +45,6 @@ def precision(spec: TrainingSpec, model: PreTrainedModel) -> Precision:
 
 
 def hold_master_weights(spec: TrainingSpec, model: PreTrainedModel) -> None:
-    """Convert the model to float32 if its own weights are what is trained."""
+    """Convert the model to float32 if its weights are trained (without LoRA)."""
     if spec.lora is None:
         model.float()

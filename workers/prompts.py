@@ -1,4 +1,4 @@
-"""Texts in, prompts out: the training prompts and the held-out ones, no prompt in both."""
+"""Makes prompts from texts: training prompts and held-out ones, no prompt in both."""
 
 import logging
 import random
@@ -42,13 +42,13 @@ def make_prompts(spec: Prompts, tokenizer_source: ModelSource) -> tuple[list[Pro
 
 
 def unconditional_prompts(spec: UnconditionalPrompts) -> tuple[list[Prompt], list[Prompt]]:
-    """Numbered draws of the empty prompt, each with an id of its own."""
+    """Numbered draws of the empty prompt, each with a different ID."""
     draws = [Prompt(prompt_id(f"draw {i}"), "") for i in range(spec.num_train + spec.num_eval)]
     return draws[: spec.num_train], draws[spec.num_train :]
 
 
 def is_wanted(text: str, spec: PromptSelection) -> bool:
-    """Whether the whole text is as long as the spec wants."""
+    """Whether the length of the complete text is within the spec's limits."""
     longest = len(text) if spec.max_chars is None else spec.max_chars
     return spec.min_chars <= len(text) <= longest
 
@@ -56,9 +56,9 @@ def is_wanted(text: str, spec: PromptSelection) -> bool:
 def select_prompts(
     texts: Sequence[str], spec: PromptSelection
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Distinct prompts, shuffled if asked: first the training prompts, then the held-out ones.
+    """Distinct prompts, shuffled if requested: first the training prompts, then the held-out ones.
 
-    Where num_train is given, a larger num_eval leaves the training prompts as they are.
+    If num_train is given, a larger num_eval does not change the training prompts.
     """
     by_id = dict[str, str]()
     for text in texts:
@@ -72,8 +72,8 @@ def select_prompts(
         wanted = "at least 1" if spec.num_train is None else str(spec.num_train)
         raise DataError(
             f"prompts: {len(distinct)} distinct prompts were found in {len(texts)} texts, but "
-            f"num_train={wanted} and num_eval={spec.num_eval} are wanted; "
-            "lower them or give more texts"
+            f"num_train={wanted} and num_eval={spec.num_eval} are needed; "
+            "lower them or use more texts"
         )
     prompts = [Prompt(prompt_id(text), text) for text in distinct[: num_train + spec.num_eval]]
     return prompts[:num_train], prompts[num_train:]

@@ -1,9 +1,9 @@
-"""Pairs in, tokenized pairs with the reference's log-probabilities out, once per sweep.
+"""Tokenizes pairs and computes the reference's log-probabilities, once per sweep.
 
-Completions that were sampled keep the tokens that were sampled. Tokens of other texts are those
-that TRL 1.16 would make of the same pairs: the completion starts where the tokens of the prompt and
-of prompt + completion diverge; behind it is the end-of-text token, or what the chat template puts
-behind an answer. Long prompts are cut at their start, long completions at their end.
+Sampled completions keep their sampled tokens. Other texts are tokenized as by TRL 1.16: the
+completion starts where the tokens of the prompt and of prompt + completion diverge, and is followed
+by the end-of-text token, or by what the chat template writes after an answer. Long prompts are cut
+at their start, long completions at their end.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from prefsweep.workers.rendering import Ids, answered_ids, token_ids
 
 @dataclass(frozen=True, slots=True)
 class PairTokens:
-    """Token ids of one pair: prompt, chosen and rejected completion."""
+    """Token IDs of one pair: prompt, chosen and rejected completion."""
 
     prompt_ids: Ids
     chosen_ids: Ids
@@ -35,9 +35,9 @@ def tokenize_pair(
     spec: TrainingSpec,
     chat: ChatSpec | None = None,
 ) -> PairTokens | None:
-    """The pair as token ids, or None if the prompt alone fills `max_length`."""
-    whole = whole_pair(pair, tokenizer, spec, chat)
-    kept = whole.prompt_ids
+    """The pair as token IDs; None if the prompt alone fills `max_length`."""
+    uncut = uncut_pair(pair, tokenizer, spec, chat)
+    kept = uncut.prompt_ids
     if spec.max_prompt_length is not None:
         kept = kept[-spec.max_prompt_length :]
     room = spec.max_length - len(kept)
@@ -45,19 +45,19 @@ def tokenize_pair(
         return None
     if not kept:
         raise DataError(
-            f"pair {pair.pair_id}: the prompt {pair.prompt!r} has no tokens of its own; the first "
+            f"pair {pair.pair_id}: the prompt {pair.prompt!r} has no tokens; the first "
             "completion token needs one before it"
         )
-    return PairTokens(kept, whole.chosen_ids[:room], whole.rejected_ids[:room])
+    return PairTokens(kept, uncut.chosen_ids[:room], uncut.rejected_ids[:room])
 
 
-def whole_pair(
+def uncut_pair(
     pair: PreferencePair,
     tokenizer: PreTrainedTokenizerBase,
     spec: TrainingSpec,
     chat: ChatSpec | None = None,
 ) -> PairTokens:
-    """The pair as token ids, before anything is cut to a length."""
+    """The pair as token IDs, before it is cut to a maximum length."""
     prompt_ids = token_ids(tokenizer, pair.prompt, chat=chat)
     chosen, rejected = pair.chosen_token_ids, pair.rejected_token_ids
     if chosen is not None and rejected is not None:
@@ -74,10 +74,10 @@ def whole_pair(
     return PairTokens(prompt_ids[:start], chosen_ids[start:], rejected_ids[start:])
 
 
-def is_cut(whole: PairTokens, spec: TrainingSpec) -> bool:
-    """Whether a completion of the pair loses tokens to max_length, beside a prompt that fits."""
-    num_prompt = min(len(whole.prompt_ids), spec.max_prompt_length or spec.max_length)
-    longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
+def is_cut(uncut: PairTokens, spec: TrainingSpec) -> bool:
+    """Whether max_length cuts a completion of the pair (although the prompt fits)."""
+    num_prompt = min(len(uncut.prompt_ids), spec.max_prompt_length or spec.max_length)
+    longest = max(len(uncut.chosen_ids), len(uncut.rejected_ids))
     return num_prompt < spec.max_length < num_prompt + longest
 
 
@@ -90,7 +90,7 @@ def reference_pairs(
 ) -> list[TokenizedPair]:
     """All pairs that fit and whose tokens differ, with log pi_ref of every completion token.
 
-    Each sequence is run once.
+    Each distinct sequence is run once.
     """
     tokens = [tokenize_pair(pair, tokenizer, spec, chat) for pair in pairs]
     kept = [
@@ -127,7 +127,7 @@ def why_dropped(
     spec: TrainingSpec,
     chat: ChatSpec | None = None,
 ) -> dict[str, int]:
-    """How many of the pairs that `reference_pairs` leaves out there are, by reason."""
+    """Number of pairs that `reference_pairs` leaves out, by reason."""
     filled = sum(tokenize_pair(pair, tokenizer, spec, chat) is None for pair in pairs)
     return {
         "dropped: prompt fills max_length": filled,
@@ -136,9 +136,10 @@ def why_dropped(
 
 
 def reference_sums(pair: TokenizedPair, ld_alpha: float | None) -> tuple[float, float]:
-    """(ref_chosen_logps, ref_rejected_logps) as the loss reads them: sums over tokens.
+    """(ref_chosen_logps, ref_rejected_logps) for the loss: sums over tokens.
 
-    With ld_alpha, tokens beyond the shorter completion weigh ld_alpha (LD-DPO, arXiv 2409.06411).
+    With ld_alpha, tokens beyond the length of the shorter completion have the weight ld_alpha
+    (LD-DPO, arXiv 2409.06411).
     """
     shared = min(len(pair.chosen_ids), len(pair.rejected_ids))
     weight = 1.0 if ld_alpha is None else ld_alpha
@@ -159,7 +160,7 @@ def _check_context(model: PreTrainedModel, longest: int) -> None:
 
 
 def _closed(ids: Sequence[int], finish_reason: str, closing: int, spec: TrainingSpec) -> Ids:
-    """Sampled ids; what was cut at a length is closed where every completion is."""
+    """Sampled IDs; completions that were cut at a length get an end token if all completions do."""
     if finish_reason == "eos" or spec.eos == "finished":
         return tuple(ids)
     return *ids, closing
@@ -173,7 +174,7 @@ def _ids_of_text(
     spec: TrainingSpec,
     chat: ChatSpec | None,
 ) -> Ids:
-    """Ids of the prompt and a completion of which only the text is known, with its end."""
+    """IDs of the prompt and of a completion given as text, with its end."""
     if spec.eos == "finished" and finish_reason != "eos":
         return token_ids(tokenizer, prompt, text, chat)
     if chat is not None:

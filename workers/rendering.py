@@ -1,9 +1,9 @@
-"""A prompt, and what follows it, in; the token ids that every stage reads, out.
+"""Tokenizes prompts and answers for all stages.
 
-Generation, the reference and the check of lengths all tokenize here, so that a policy is trained
-on exactly the prompts that it was sampled from. Special tokens come once: the token that a
-tokenizer puts before every text is left out where the text begins with it (a chat template was
-applied to it before), and one that it puts behind every text is left out always.
+Generation, the reference and the check of lengths use the same functions, so a policy is trained on
+exactly the prompt tokens that it was sampled from. Special tokens occur once: the token that a
+tokenizer adds before every text is left out if the text begins with it (a chat template was already
+applied), and a token that it adds after every text is always left out.
 """
 
 import datetime
@@ -27,12 +27,12 @@ def token_ids(
     completion: str = "",
     chat: ChatSpec | None = None,
 ) -> Ids:
-    """Ids of the prompt with the completion behind it, as one text.
+    """IDs of the prompt followed by the completion, as one text.
 
-    With `chat` the prompt is the rendered conversation, up to where the answer starts. Without it,
-    an empty prompt is the start of a text: the tokenizer's first token (bos), else its end-of-text
-    token, after which a new text begins. Raises ModelError for a tokenizer without a chat template,
-    DataError for messages without `chat`.
+    With `chat`, the prompt is the rendered conversation, up to the start of the answer. Without it,
+    an empty prompt is the start of a text: the tokenizer's first token (bos), or else its
+    end-of-text token, after which a new text begins. Raises ModelError for a tokenizer without a
+    chat template, and DataError for messages without `chat`.
     """
     if chat is not None:
         return bare_ids(tokenizer, rendered(tokenizer, prompt, chat) + completion)
@@ -49,7 +49,7 @@ def token_ids(
 def answered_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: ChatSpec
 ) -> Ids:
-    """Ids of the conversation with the answer as its last message, as the template renders it."""
+    """IDs of the conversation with the answer as its last message, rendered by the template."""
     return bare_ids(tokenizer, rendered(tokenizer, prompt, chat, answer))
 
 
@@ -58,13 +58,13 @@ def rendered(
 ) -> str:
     """The conversation in the tokenizer's chat template.
 
-    Without `answer` the head of the answer is behind it (add_generation_prompt); with it, the
-    answer is its last message.
+    Without `answer`, it ends with the start of an answer (add_generation_prompt); with it, the
+    answer is the last message.
     """
     if not tokenizer.chat_template:
         raise ModelError(
             f"policy.chat is set, but the tokenizer of {tokenizer.name_or_path} has no chat "
-            "template; remove policy.chat or take an instruct model"
+            "template; remove policy.chat or use an instruct model"
         )
     messages = messages_of(prompt, chat)
     if answer is not None:
@@ -87,9 +87,9 @@ def rendered(
 
 @lru_cache(maxsize=8)
 def dated(template: str, day: datetime.date) -> str:
-    """The template with `day` in place of today, where it writes the date (strftime_now).
+    """The template with `day` instead of today's date (strftime_now).
 
-    Raises ModelError if the format of the date is not written in the template as a text.
+    Raises ModelError if the template does not contain the format of the date as a literal.
     """
 
     def on_day(call: re.Match[str]) -> str:
@@ -102,15 +102,16 @@ def dated(template: str, day: datetime.date) -> str:
     )
     if re.search(r"\bstrftime_now\b(?!\s+is\s+(?:not\s+)?defined\b)", fixed):
         raise ModelError(
-            "the chat template writes the date of the day (strftime_now) in a way that cannot be "
-            "fixed to policy.chat.date; write the format as a text in the template, as in "
+            "the chat template writes today's date (strftime_now) in a way that cannot be "
+            "fixed to policy.chat.date; write the format as a literal in the template, as in "
             'strftime_now("%d %b %Y")'
         )
     return fixed
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Ids of a text behind what the tokenizer starts a text with; nothing is put behind it."""
+    """IDs of a text, after the token that the tokenizer adds before a text; none is added at the
+    end."""
     start = start_ids(tokenizer)
     if start and text.lstrip().startswith(decoded(tokenizer, start)):
         start = ()
@@ -118,14 +119,14 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
 
 
 def finished_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """As `text_ids`, with the end-of-text token behind it once."""
+    """As `text_ids`, with the end-of-text token at the end once."""
     end = str(tokenizer.eos_token)
     return text_ids(tokenizer, text.removesuffix(end) + end)
 
 
-@lru_cache(maxsize=8)  # asked for with every text, and the same for all
+@lru_cache(maxsize=8)  # called for every text
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """What the tokenizer puts before every text: its first token (bos), or nothing."""
+    """The IDs that the tokenizer adds before every text: its first token (bos), or nothing."""
     bare, whole = bare_ids(tokenizer, "a"), tuple(tokenizer("a")["input_ids"])  # pyright: ignore
     if not bare or bare[0] not in whole:
         return ()
@@ -133,7 +134,7 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that a text without a prompt starts from."""
+    """ID of the token after which a text without a prompt starts."""
     first = tokenizer.bos_token_id
     token = tokenizer.eos_token_id if first is None else first
     assert isinstance(token, int), "load_tokenizer refuses tokenizers without end-of-text"
@@ -141,12 +142,12 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def bare_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Ids of the text alone, with nothing that the tokenizer adds."""
+    """IDs of the text only, without tokens that the tokenizer adds."""
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of all tokens, special ones included, as they are."""
+    """The text of all tokens, including special ones."""
     text = tokenizer.decode(
         list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )

@@ -1,7 +1,7 @@
-"""The word lists of the synthetic movie reviews, graded by what they say about the film.
+"""The word lists of the synthetic movie reviews, graded by their opinion of the film.
 
-Data only; `builtin.py` puts the pieces together. A grade runs from -3 (worst) to 3 (best) and is
-never 0. Openings carry no opinion, so that they can serve as prompts for either label.
+Only data; `builtin.py` assembles reviews from it. Grades are from -3 (worst) to 3 (best), never 0.
+Openings express no opinion, so that they can be prompts for either label.
 """
 
 ADJECTIVES: dict[int, tuple[str, ...]] = {

@@ -1,7 +1,7 @@
-"""Optimizers over rows: one trial a row, each with its own learning rate, in one set of launches.
+"""Optimizers over rows: each row is one trial with its learning rate; all rows step together.
 
-AdamW, SGD and RMSprop as torch computes them, with the settings that transformers gives them; rows
-do not mix. Learning rates are those of transformers' schedules.
+AdamW, SGD and RMSprop, as computed by torch with the settings of transformers. Rows are independent
+of each other. Learning rates follow transformers' schedules.
 
 Shapes: K trials of P numbers.
 """
@@ -17,7 +17,7 @@ OPTIMIZERS = (torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop)
 
 
 class RowOptimizer:
-    """Steps `values_KP` by `grads_KP`; `arguments` are the trials', alike but for their rates."""
+    """Updates `values_KP` with `grads_KP`; the trials' `arguments` differ only in learning rate."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class RowOptimizer:
         self._rates_SK1 = rates_SK.to(values_KP.device)[:, :, None]
         num = {torch.optim.AdamW: 2, torch.optim.RMSprop: 1, torch.optim.SGD: 0}[self._kind]
         self.state = [torch.zeros_like(values_KP) for _ in range(num)]
-        """(K, P), each: the moments."""
+        """The moments, (K, P) each."""
 
     @torch.no_grad()
     def step(self, number: int) -> None:
-        """The step of this number, from 0."""
+        """Make one step; `number` counts from 0."""
         rate_K1 = self._rates_SK1[number]
         if self._kind is torch.optim.AdamW:
             self._adamw(number + 1, rate_K1)
@@ -76,7 +76,7 @@ class RowOptimizer:
 def schedule(arguments: TrainingArguments, total: int) -> list[float]:
     """The learning rate of each of `total` steps, by transformers' schedule.
 
-    Raises ValueError for a schedule that reads more than the number of the step.
+    Raises ValueError for a schedule that depends on more than the number of the step.
     """
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=arguments.learning_rate)
     scheduler = get_scheduler(
@@ -86,6 +86,8 @@ def schedule(arguments: TrainingArguments, total: int) -> list[float]:
         num_training_steps=total,
     )
     if not isinstance(scheduler, LambdaLR):
-        raise ValueError(f"the schedule {arguments.lr_scheduler_type} reads more than the step")
+        raise ValueError(
+            f"the schedule {arguments.lr_scheduler_type} depends on more than the step"
+        )
     factor = scheduler.lr_lambdas[0]
     return [arguments.learning_rate * factor(step) for step in range(total)]

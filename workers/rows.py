@@ -1,8 +1,8 @@
-"""One row of your own data in, its prompt, completions and scores out.
+"""Reads the prompt, completions and scores of one row of the user's data.
 
-Reads plain texts and chat messages, and rows whose prompt lies in a conversation, an instruction or
-at the start of both answers (`formats.py` knows these shapes). Each cell is checked; the message
-for a wrong one names row and column.
+Texts and chat messages are read, and rows whose prompt is in a conversation, in an instruction or
+at the start of both answers (see `formats.py`). Each cell is checked; the message for an invalid
+cell names its row and column.
 """
 
 import contextlib
@@ -38,31 +38,31 @@ from prefsweep.workers.formats import (
 )
 
 SYSTEM = ("system", "system_prompt")
-"""Columns that may hold the system message of the row's prompt."""
+"""Columns that may contain the system message of the row's prompt."""
 ALSO_READ = (*SYSTEM, "tools", "functions", "chat_template_kwargs", "image", "images", "video")
 ALSO_READ += ("videos", "audio", "audios", "conversations", "messages", "rejected_response")
 ALSO_READ += ("instruction", "input", "history")
-"""Columns that are looked at beside those of the spec."""
+"""Columns that are read in addition to those of the spec."""
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the data, with what is needed to name a cell in a message."""
+    """One row of the data, with the names that messages need."""
 
     place: str
     record: Mapping[str, object]
     columns: Mapping[str, str]
-    """Our names -> the data's."""
+    """prefsweep's column names -> the data's."""
     mapped: frozenset[str]
-    """Those of our names that the spec maps."""
+    """prefsweep's column names that the spec maps."""
     chat: bool
     """Whether the policy reads chat messages."""
     used: set[str] = field(default_factory=set[str])
     """Columns that were read; shared by all rows of the data."""
 
     def require(self, names: Sequence[str]) -> None:
-        """Raises DataError where one of our columns is missing, or another one is not read."""
+        """Raises DataError if a required column is missing, or an unsupported one is not empty."""
         for name in names:
             if not has(self.record, self.columns[name]) and not self._is_elsewhere(name):
                 raise DataError(
@@ -72,13 +72,13 @@ class Row:
         if (refused := refused_column(self.record)) is not None:
             raise DataError(
                 f"{self.place}: column {refused!r} is {short(self.record[refused])}; tools, images "
-                "and the like are not read. Leave such rows out, or remove the column"
+                "and the like are not supported. Leave such rows out, or remove the column"
             )
 
     # --- prompts and pairs -----------------------------------------------------------------------
 
     def prompt(self) -> str:
-        """The prompt; messages are kept as JSON text."""
+        """The prompt; messages as JSON text."""
         value = self._prompt_cell()
         if value is None:
             value = self._value("prompt")
@@ -94,7 +94,7 @@ class Row:
         return self._plain_prompt(text)
 
     def pair(self) -> tuple[str, str, str] | None:
-        """Prompt, chosen and rejected answer; None for a transcript whose answers go on."""
+        """Prompt, chosen and rejected answer; None for a transcript with more turns after them."""
         if self._prompt_cell() is None and self._has_transcripts():
             return self._transcript_pair()
         chosen, rejected = self._value("chosen"), self._value("rejected")
@@ -104,14 +104,16 @@ class Row:
         before, good = self._answer("chosen", "", chosen)
         also_before, bad = self._answer("rejected", "", rejected)
         if before and also_before and before != also_before:
-            raise self._error("rejected", "has other messages before the last than chosen has")
+            raise self._error("rejected", "has other messages before the last one than chosen has")
         return self._asked(before or also_before), good, bad
 
     def _asked(self, before: list[Message]) -> str:
-        """The prompt of answers that come with these messages before them."""
+        """The prompt of answers with these messages before them."""
         if self._prompt_cell() is None:
             if not before:
-                raise self._error("prompt", "is missing, and the answers bring no messages before")
+                raise self._error(
+                    "prompt", "is missing, and the answers contain no prompt messages"
+                )
             return self._conversation_before(before)
         prompt = self.prompt()
         talk = talk_of(prompt)
@@ -120,7 +122,7 @@ class Row:
             return prompt
         if len(without_system) == 1 and without_system[0] in before:
             return self._conversation_before(before)
-        raise self._error("chosen", "has other messages before the last than its prompt")
+        raise self._error("chosen", "has other messages before the last one than its prompt")
 
     def _conversation_before(self, before: list[Message]) -> str:
         if before[-1]["role"] != "user":
@@ -145,7 +147,7 @@ class Row:
     # --- completions and scores ------------------------------------------------------------------
 
     def is_single(self) -> bool:
-        """Whether the row holds one completion, not a list of them."""
+        """Whether the row has one completion, not a list."""
         value, score = self._value("completions"), self.columns.get("scores")
         if isinstance(value, str):
             written = _written_list(value)
@@ -178,18 +180,18 @@ class Row:
         if len(texts) != len(scores):
             raise self._error(
                 "scores",
-                f"has {len(scores)} scores for {len(texts)} completions; give one for each",
+                f"has {len(scores)} scores for {len(texts)} completions; give one per completion",
             )
         numbers = [self._number("scores", f"[{i}]", score) for i, score in enumerate(scores)]
         return list(zip(texts, numbers, strict=True))
 
     def too_few(self, num: int) -> DataError:
-        """The error of a prompt that has fewer than two completions."""
+        """The error for a prompt with fewer than two completions."""
         number = "one completion" if num else "no completions"
         return self._error("completions", f"has {number}; a pair needs at least two")
 
     def optional_number(self, name: str) -> float | None:
-        """A score, or None where it is not known."""
+        """A score; None if it is missing."""
         value = self._value(name)
         if value is None or value == "":
             return None
@@ -198,7 +200,7 @@ class Row:
     # --- cells -----------------------------------------------------------------------------------
 
     def _is_elsewhere(self, name: str) -> bool:
-        """Whether a column that is missing is in another shape of row."""
+        """Whether a missing column's content is in another form in the row."""
         if name in self.mapped:
             return False
         if name == "prompt":
@@ -211,7 +213,7 @@ class Row:
         )
 
     def _prompt_cell(self) -> object:
-        """What holds the prompt; None where only the answers can."""
+        """The cell with the prompt; None if it can only be in the answers."""
         value = self._value("prompt")
         if value is not None or "prompt" in self.mapped:
             return value
@@ -236,7 +238,7 @@ class Row:
         return is_transcript(self._value("chosen")) and is_transcript(self._value("rejected"))
 
     def _plain_prompt(self, text: str) -> str:
-        """A prompt that is a text; with a system message it is a conversation."""
+        """The prompt of a text; with a system message, it is a conversation."""
         if not self.chat:
             return text
         asked = talk_of(text)
@@ -248,12 +250,12 @@ class Row:
         if (role := talk[-1]["role"]) != "user":
             raise self._error(
                 "prompt",
-                f"ends with a message of the {role}; a prompt ends with one of the user, which the "
-                "policy answers",
+                f"ends with a message of the {role}; a prompt must end with a user message, which "
+                "the policy answers",
             )
 
     def _with_system(self, talk: list[Message]) -> list[Message]:
-        """The conversation after the row's own system message, where it has one."""
+        """The conversation, with the row's system message first if it has one."""
         name = next((name for name in SYSTEM if not is_empty(self.record.get(name))), None)
         self.used.update(SYSTEM)
         if name is None or name in self.columns.values():
@@ -266,13 +268,13 @@ class Row:
             return [message, *talk]
         if talk[0] != message:
             raise DataError(
-                f"{self.place}: column {name!r} is {short(text)}, but the prompt brings another "
+                f"{self.place}: column {name!r} is {short(text)}, but the prompt contains another "
                 "system message; remove one of them"
             )
         return talk
 
     def _talk(self, name: str, value: object, index: str = "") -> list[Message] | None:
-        """The cell as chat messages; None for anything else, and where the policy reads none."""
+        """The cell as chat messages; None for other values, or if the policy reads no messages."""
         if not self.chat:
             return None
         try:
@@ -296,7 +298,7 @@ class Row:
         return talk[:-1], talk[-1]["content"]
 
     def _text(self, name: str, index: str, value: object) -> str:
-        """A text, or with `chat` the assistant's answer to the prompt at the end of messages."""
+        """A text, or with `chat` the assistant's answer at the end of a list of messages."""
         if name == "prompt":
             return self._plain(name, index, value)
         before, text = self._answer(name, index, value)
@@ -305,12 +307,12 @@ class Row:
             asked = talk_of(prompt)
             if before not in (asked, [m for m in asked if m["role"] != "system"]):
                 raise self._error(
-                    name, f"{index} has other messages before the last than its prompt"
+                    name, f"{index} has other messages before the last one than its prompt"
                 )
         return text
 
     def _plain(self, name: str, index: str, value: object) -> str:
-        """A cell that is a text."""
+        """The text in a cell."""
         if isinstance(value, list | Mapping) and _is_messages(value):
             raise self._error(
                 name,
@@ -341,10 +343,10 @@ class Row:
         if isinstance(value, bool) or not isinstance(value, Real | Decimal):
             raise self._error(name, f"{index} is {short(value)}, not a number")
         number = math.inf
-        with contextlib.suppress(OverflowError):  # whole numbers can be larger
+        with contextlib.suppress(OverflowError):  # integers can be too large
             number = float(value)
         if not math.isfinite(number):
-            raise self._error(name, f"{index} is {short(value)}; a score is a finite number")
+            raise self._error(name, f"{index} is {short(value)}; a score must be a finite number")
         return number
 
     def _value(self, name: str) -> object:
@@ -372,7 +374,7 @@ def _is_list(value: object) -> bool:
 
 
 def _written_list(text: str) -> list[object] | None:
-    """The list that a text is in JSON."""
+    """The list that a text contains as JSON; None if it is not one."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

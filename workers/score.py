@@ -1,4 +1,4 @@
-"""Completions in, rewards out: a sequence classifier, the VADER lexicon, or a Python function."""
+"""Scores completions with a sequence classifier, the VADER lexicon, or a Python function."""
 
 import inspect
 import logging
@@ -22,21 +22,21 @@ log = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
-    """Something that gives completions a reward; higher is better."""
+    """Computes the rewards of completions; higher is better."""
 
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        """One finite score for each (prompt, completion)."""
+        """One finite score per (prompt, completion)."""
         ...
 
 
 def make_scorer(
     spec: Reward, source: ModelSource | FunctionSource | None, chat: ChatSpec | None = None
 ) -> Scorer:
-    """The scorer of a reward section; `source` is where a classifier, or the file of a function, is
-    loaded from.
+    """The scorer of a reward section; a classifier, or the file of a function, is loaded from
+    `source`.
 
-    With `chat`, `over: full` reads the last user message, a newline and the completion; a callable
-    is given the prompts as they are.
+    With `chat`, `over: full` scores the last user message, a newline and the completion; a callable
+    gets the prompts unchanged.
     """
     match spec:
         case ClassifierReward():
@@ -50,7 +50,7 @@ def make_scorer(
 
 
 def score_completions(scorer: Scorer, completions: Sequence[Completion]) -> list[ScoredCompletion]:
-    """`completions` with their scores. Raises DataError for a score that is not finite."""
+    """Add scores to `completions`. Raises DataError for a score that is not finite."""
     scores = finite_scores(scorer, [c.prompt for c in completions], [c.text for c in completions])
     return [
         ScoredCompletion(
@@ -63,7 +63,7 @@ def score_completions(scorer: Scorer, completions: Sequence[Completion]) -> list
 def finite_scores(
     scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]
 ) -> list[float]:
-    """The scorer's scores. Raises DataError for one that is not finite."""
+    """The scorer's scores. Raises DataError for a score that is not finite."""
     scores = scorer.score(prompts, completions)
     for completion, score in zip(completions, scores, strict=True):
         if not math.isfinite(score):
@@ -86,13 +86,13 @@ class ClassifierScorer:
         self._max_length = min((limit for limit in limits if limit), default=512)
         self._start = decoded(self.tokenizer, start_ids(self.tokenizer))
 
-        # what is judged is the completion: a text that is too long loses the prompt's beginning
+        # long texts are cut at the beginning of the prompt, because the completion is scored
         self.tokenizer.truncation_side = "left" if spec.over == "full" else "right"
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         texts = _texts(prompts, completions, self._spec.over, self._chat)
-        texts = [text.removeprefix(self._start) for text in texts]  # the tokenizer puts it there
+        texts = [text.removeprefix(self._start) for text in texts]  # the tokenizer adds it again
         scores: list[float] = []
         num_cut, size = 0, self._spec.batch_size
         for start in range(0, len(texts), size):
@@ -110,15 +110,15 @@ class ClassifierScorer:
             scores += logits_BL[:, self._label].tolist()
         if num_cut:
             log.warning(
-                "reward: %d of %d completions are longer than the %d tokens that it reads; it has "
-                "scored their %s",
+                "reward: %d of %d completions exceed the classifier's %d tokens; only their %s was "
+                "scored",
                 *(num_cut, len(texts), self._max_length),
                 "end" if self._spec.over == "full" else "beginning",
             )
         return scores
 
     def _num_cut(self, mask_BT: Any, completions: Sequence[str]) -> int:
-        """Completions of a batch that are longer than what is read."""
+        """Number of completions of a batch that exceed the maximum length."""
         full = (mask_BT.sum(1) >= self._max_length).tolist()
         room = self._max_length - self.tokenizer.num_special_tokens_to_add()
         return sum(
@@ -149,8 +149,8 @@ class VaderScorer:
 class CallableScorer:
     """A user's function, called with all prompts and completions of a shard at once.
 
-    Raises DataError, which names the function and the first prompt it was called with, if it raises
-    or returns anything but one number for each completion.
+    Raises DataError, with the function's name and the first prompt, if it raises or does not return
+    one number per completion.
     """
 
     def __init__(self, spec: CallableReward, source: FunctionSource | None = None) -> None:
@@ -172,12 +172,12 @@ class CallableScorer:
 
 
 def _as_scores(returned: Any, num: int, called: str) -> list[float]:
-    """What a user's function has returned, as numbers."""
-    wanted = f"; it must return a list of {num} numbers, one for each completion"
+    """The value returned by a user's function, as numbers."""
+    wanted = f"; it must return a list of {num} numbers, one per completion"
     kind = type(returned).__name__
     if inspect.iscoroutine(returned):
         returned.close()
-        raise DataError(f"{called}, returned a coroutine{wanted}. Call asyncio.run inside it")
+        raise DataError(f"{called}, returned a coroutine{wanted}. Use asyncio.run inside it")
     try:
         if isinstance(returned, str | bytes | Mapping | Set):
             raise TypeError
@@ -201,7 +201,7 @@ def _as_scores(returned: Any, num: int, called: str) -> list[float]:
 
 def _line_of(error: BaseException) -> str:
     """Where the user's code raised, as " (file, line N)"."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is prefsweep's
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 

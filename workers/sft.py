@@ -1,8 +1,8 @@
-"""The sft stage: a base model and texts in, a policy or a reward classifier out.
+"""Trains a policy or a reward classifier from a base model and texts.
 
-The ordinary trainers (TRL's SFTTrainer, transformers' Trainer) on plain local folders. Training is
-in float32 and repeats bit for bit on the same device kind with the same number of threads. It
-knows nothing about stores, and prints nothing.
+It runs the standard trainers (TRL's SFTTrainer, transformers' Trainer) on local folders. Training
+is in float32 and bitwise reproducible on the same kind of device with the same number of threads.
+This module does not use the store and prints nothing.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from prefsweep.workers.corpus import Row, load_texts
 from prefsweep.workers.rendering import finished_ids
 
 HELD_OUT = 0.1
-"""Share of the distinct texts that a classifier is tested on, not trained on."""
+"""Share of the distinct texts that are held out to test a classifier."""
 
 
 def train_policy(
@@ -40,8 +40,8 @@ def train_policy(
 ) -> dict[str, float]:
     """Train the causal language model in `base_folder` on the corpus; save it to `output`.
 
-    `dtype` is that of the saved weights. Every text ends with the end-of-text token, as TRL does
-    it, and the loss is the mean over tokens. Returns train_loss (nats a token, mean over steps),
+    `dtype` is the type of the saved weights. As in TRL, every text ends with the end-of-text token,
+    and the loss is the mean over tokens. Returns train_loss (nats per token, mean over steps),
     steps, num_texts and seconds. Raises ModelError, DataError, and StageError if the loss is not
     finite.
     """
@@ -77,11 +77,11 @@ def train_classifier(
 ) -> dict[str, float]:
     """Train the sequence classifier in `base_folder` on the labelled corpus; save it to `output`.
 
-    `label` is the label that will be scored; it must be one the classifier ends up with. Labels
-    keep the base model's names and ids where they fit, else the model gets a new head. Returns
-    accuracy (on the held-out tenth), train_loss (nats a text), steps, num_texts, num_held_out
-    and seconds. Raises ModelError, DataError, SpecError for an unknown `label`, and StageError if
-    the loss is not finite.
+    `label` is the label that will be scored; the trained classifier must have it. Labels keep the
+    base model's names and IDs if they match, else the model gets a new head. Returns accuracy (on
+    the held-out tenth), train_loss (nats per text), steps, num_texts, num_held_out and seconds.
+    Raises ModelError, DataError, SpecError for an unknown `label`, and StageError if the loss is
+    not finite.
     """
     started = time.monotonic()
     rows = load_texts(training.corpus)
@@ -120,18 +120,18 @@ def train_classifier(
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The classifier's label names by id, and the id of every row."""
+    """The classifier's label names by ID, and the ID of every row."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
 
 
 def map_labels(labels: Sequence[str | int | None], known: dict[int, str]) -> Labels:
-    """Label ids for the rows; `known` are the base model's label names by id.
+    """Label IDs of the rows; `known` are the base model's label names by ID.
 
-    Names keep the ids that the base model gives them, and indices its names, if it has them all.
-    Else names are numbered in alphabetical order, and index i is called LABEL_i.
-    Raises DataError for a row without a label, labels of both kinds, or fewer than two labels.
+    If the base model has all labels, its names and IDs are used. Otherwise names are numbered in
+    alphabetical order, and index i gets the name LABEL_i. Raises DataError for a row without a
+    label, for labels of both kinds, and for fewer than two labels.
     """
     for number, label in enumerate(labels, start=1):
         if label is None:
@@ -159,7 +159,7 @@ def _check_contiguous(indices: set[int]) -> None:
     if indices != set(range(len(indices))):
         raise DataError(
             f"label indices must run from 0 without gaps; the corpus has {_some(indices)}. "
-            "Keep the rows that are wanted with where, or give names"
+            "Select rows with where, or use names"
         )
 
 
@@ -182,7 +182,7 @@ def _some(labels: set[Any]) -> str:
 def _encode(
     model: Any, tokenizer: Any, rows: list[Row], ids: tuple[int, ...], training: FineTuning
 ) -> list[dict[str, Any]]:
-    """One {"input_ids", "attention_mask", "labels"} for each row."""
+    """One {"input_ids", "attention_mask", "labels"} per row."""
     limit = _token_limit(model, tokenizer, training)
     encoded = tokenizer([row.text for row in rows], truncation=True, max_length=limit)
     return [
@@ -194,10 +194,10 @@ def _encode(
 def _split(
     examples: list[dict[str, Any]], rows: list[Row]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Training and held-out examples, by text: equal texts are on the same side."""
+    """Training and held-out examples, split by text: equal texts are in the same part."""
     distinct = sorted({row.text for row in rows}, key=lambda t: hashlib.sha256(t.encode()).digest())
     if len(distinct) < 2:
-        raise DataError("a classifier needs two different texts or more, one of them held out")
+        raise DataError("a classifier needs two or more different texts, one of them held out")
     held_out = set(distinct[: max(1, round(HELD_OUT * len(distinct)))])
     sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for example, row in zip(examples, rows, strict=True):
@@ -215,7 +215,7 @@ def _accuracy(trainer: transformers.Trainer, held_out: list[dict[str, Any]]) -> 
 
 
 def _arguments(training: FineTuning, output: Path) -> dict[str, Any]:
-    """What both trainers are told; all else is their default."""
+    """The arguments of both trainers; all others have their defaults."""
     return {
         "output_dir": str(output),
         "num_train_epochs": training.num_train_epochs,
@@ -226,7 +226,7 @@ def _arguments(training: FineTuning, output: Path) -> dict[str, Any]:
         "seed": training.seed,
         "lr_scheduler_type": "linear",
         "logging_steps": 10,
-        "logging_nan_inf_filter": False,  # else a NaN loss is logged as 0
+        "logging_nan_inf_filter": False,  # otherwise a NaN loss is logged as 0
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -264,7 +264,7 @@ def _train(trainer: transformers.Trainer) -> dict[str, float]:
 
 
 def _load(auto_class: Any, folder: Path, **arguments: Any) -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer, which can pad."""
+    """The model in float32, and its tokenizer, with a pad token."""
     try:
         model = auto_class.from_pretrained(folder, dtype=torch.float32, **arguments)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -278,7 +278,7 @@ def _load(auto_class: Any, folder: Path, **arguments: Any) -> tuple[Any, Any]:
 
 
 def _known_labels(folder: Path) -> dict[int, str]:
-    """The base model's label names by id."""
+    """The base model's label names by ID."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -287,7 +287,7 @@ def _known_labels(folder: Path) -> dict[int, str]:
 
 
 def _token_limit(model: Any, tokenizer: Any, training: FineTuning) -> int:
-    """Tokens kept of a text: as asked, but no more than the model has positions for."""
+    """Maximum tokens of a text: the spec's limit, or the model's number of positions if smaller."""
     positions = getattr(model.config, "max_position_embeddings", None) or training.max_length
     return min(training.max_length, positions, tokenizer.model_max_length)
 
@@ -299,7 +299,7 @@ def _save(model: Any, tokenizer: Any, output: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no advice from transformers; both as before afterwards."""
+    """Disable the progress bars and advice of transformers inside the block."""
     logging = transformers.utils.logging
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -1,8 +1,8 @@
-"""How large a model is, from its files alone: tensor shapes out of safetensors headers.
+"""The size of a model, from its files: bytes on disk, and tensor shapes from safetensors headers.
 
-A model source in; bytes on disk, shapes, and what a trial of it will write, out. Loads no weights,
-downloads nothing and needs no torch. Formats without a header of shapes (.bin, GGUF) have a size
-on disk only.
+From these follow the bytes that a trial of the model writes. No weights are loaded, nothing is
+downloaded, and torch is not needed. Formats without shapes in a header (.bin, GGUF) only have a
+size on disk.
 """
 
 import math
@@ -15,26 +15,26 @@ from prefsweep.sweeps.spec import TrainingSpec
 from prefsweep.workers.locations import ModelSource
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-"""Files by which `from_pretrained` finds a model's weights; one is enough."""
+"""Files in which `from_pretrained` looks for a model's weights; one is enough."""
 TRAINED_BYTES = 4
-"""Bytes of a trained number: weights and adapters are trained and saved in float32."""
+"""Bytes per trained number: weights and adapters are trained and saved in float32."""
 OPTIMIZER_COPIES = 2
-"""Float32 numbers that AdamW keeps beside each trained one."""
+"""Float32 numbers that AdamW stores per trained number."""
 
 _NOT_ADAPTED = ("embed", "wte", "wpe", "shared", "lm_head", "score", "classifier")
-"""Parts of names of matrices that `all-linear` leaves alone: embeddings and output layers."""
+"""Parts of names of matrices that `all-linear` does not adapt: embeddings and output layers."""
 
 
 @dataclass(frozen=True)
 class TrialSize:
-    """Bytes that a trial writes: its result, and each of its checkpoints."""
+    """Bytes that a trial writes: for its result, and for each checkpoint."""
 
     weights_bytes: int
     checkpoint_bytes: int
 
 
 def model_folder(source: ModelSource) -> Path | None:
-    """Where the model's files are on this machine; None if it is a hub id that is not cached."""
+    """The model's folder on this machine; None for a hub ID that is not cached."""
     if Path(source.path).is_dir():
         return Path(source.path)
     if source.path.startswith(("/", ".", "~")):
@@ -44,17 +44,17 @@ def model_folder(source: ModelSource) -> Path | None:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether weights are in a model's folder, and not its configuration alone."""
+    """Whether a model's folder contains weights, not only a configuration."""
     return any((folder / name).exists() for name in WEIGHT_FILES) or any(folder.glob("*.gguf"))
 
 
 def disk_bytes(folder: Path) -> int:
-    """Bytes of the files in a model's folder."""
+    """Total size in bytes of the files in a model's folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Shapes of a model's tensors by name; empty where its format has no header of shapes."""
+    """Shapes of a model's tensors by name; empty if its format has no shapes in a header."""
     from safetensors import safe_open
 
     shapes: dict[str, list[int]] = {}
@@ -66,7 +66,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def trial_size(shapes: dict[str, list[int]], training: TrainingSpec) -> TrialSize:
-    """What a trial writes: an adapter's two matrices for each adapted one, or all weights."""
+    """The size of a trial: an adapter's two matrices per adapted matrix, or all weights."""
     if training.lora is None:
         num = sum(math.prod(shape) for shape in shapes.values())
     else:

@@ -1,4 +1,4 @@
-"""Records to parquet and back. Columns are the record's fields, types are inferred from them."""
+"""Writes and reads records as parquet files. Columns are the fields of the record type."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -29,7 +29,7 @@ def write_records(
 ) -> int:
     """Write `records`, all of `record_type`, as one parquet file; returns the number of rows.
 
-    `first` are columns of text that come before those of the records.
+    `first` are text columns that are written before those of the records.
     """
     rows = list(records)
     columns = {name: pa.array(values, type=pa.string()) for name, values in (first or {}).items()}
@@ -42,15 +42,15 @@ def write_records(
 
 
 def read_records(record_type: type[Record], paths: Sequence[Path]) -> list[Record]:
-    """The records of one or several parquet files, in order.
+    """The records of one or more parquet files, in order.
 
-    A column that a file lacks, because it is older than the field, is the field's default.
+    If an older file lacks a column, the field has its default.
     """
     names = [field.name for field, _ in _fields(record_type)]
     younger = {field.name for field, _ in _fields(record_type) if field.default is not MISSING}
     records: list[Record] = []
     for path in paths:
-        with pq.ParquetFile(path) as file:  # without the threads that small files only wait for
+        with pq.ParquetFile(path) as file:  # without threads, which slow down small files
             there = set(file.schema_arrow.names)
             read = [name for name in names if name in there or name not in younger]
             columns = file.read(columns=read, use_threads=False).to_pydict()

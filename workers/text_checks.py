@@ -1,6 +1,6 @@
-"""What tokenizing does to texts that people bring, counted: nothing is changed here.
+"""Counts what tokenization does to the user's texts; it changes nothing.
 
-Each count is a note of the reference stage, and its name is what the log says.
+Each count is a note of the reference stage; the note's text is also the log message.
 """
 
 import re
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from prefsweep.sweeps.records import NOTED, PreferencePair
 from prefsweep.sweeps.spec import ChatSpec, TrainingSpec
 from prefsweep.workers.chat import written_messages
-from prefsweep.workers.reference import is_cut, whole_pair
+from prefsweep.workers.reference import is_cut, uncut_pair
 from prefsweep.workers.rendering import Ids, decoded, rendered, start_ids, token_ids
 
 SPECIAL = NOTED + "pairs that hold {} as text, which is read as the special token"
@@ -27,22 +27,22 @@ def text_notes(
     spec: TrainingSpec,
     chat: ChatSpec | None = None,
 ) -> dict[str, float]:
-    """Counts by note, without those that are 0.
+    """Counts by note, without zeros.
 
-    Of sampled completions only the prompts are looked at: their tokens are the sampled ones.
+    For sampled completions only the prompts are checked, because the sampled tokens are used.
     """
     counts, lossy = Counter[str](), set[tuple[str, str | None]]()
     special = _special_texts(tokenizer)
     for pair in pairs:
         prompt_ids = token_ids(tokenizer, pair.prompt, chat=chat)
         texts: dict[str | None, Ids] = {None: prompt_ids}
-        whole = whole_pair(pair, tokenizer, spec, chat)
-        counts[CUT] += is_cut(whole, spec)
+        uncut = uncut_pair(pair, tokenizer, spec, chat)
+        counts[CUT] += is_cut(uncut, spec)
         if not is_sampled(pair):
-            counts[MERGED] += len(whole.prompt_ids) < len(prompt_ids)
+            counts[MERGED] += len(uncut.prompt_ids) < len(prompt_ids)
             texts = {
-                pair.chosen: whole.prompt_ids + whole.chosen_ids,
-                pair.rejected: whole.prompt_ids + whole.rejected_ids,
+                pair.chosen: uncut.prompt_ids + uncut.chosen_ids,
+                pair.rejected: uncut.prompt_ids + uncut.rejected_ids,
             }
         for completion, ids in texts.items():
             if not _survives(pair.prompt, completion, ids, tokenizer, chat):
@@ -65,7 +65,7 @@ def _survives(
     tokenizer: PreTrainedTokenizerBase,
     chat: ChatSpec | None,
 ) -> bool:
-    """Whether `ids` say the same text; a space in front of it all is no matter."""
+    """Whether `ids` decode to the same text, ignoring leading spaces."""
     if chat is not None:
         text = rendered(tokenizer, prompt, chat, completion)
         return decoded(tokenizer, ids).lstrip(" ") == text.lstrip(" ")
@@ -79,7 +79,7 @@ def _survives(
 
 
 def _written(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts as people wrote them, but for what may start the first and end the last."""
+    """The texts of a pair, without a leading start token and a trailing end token."""
     talk = written_messages(pair.prompt)
     if talk is not None:
         prompts = [message["content"] for message in talk]

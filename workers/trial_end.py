@@ -1,4 +1,4 @@
-"""What the training of a trial ends with, alone or in a group: its metrics, or why it failed."""
+"""The end of a trial's training, alone or in a group: its metrics, or the reason of a failure."""
 
 import torch
 
@@ -14,10 +14,10 @@ def end_metrics(seconds: float, mean_loss: float, num_steps: int) -> dict[str, f
 
 
 def not_finite_in_step(what: str, value: float, step: int, remedy: str) -> TrialError:
-    """The error for a loss or gradient norm; `remedy` is what to change (precision.py)."""
+    """The error for a loss or gradient norm; `remedy` says what to change (precision.py)."""
     return TrialError(f"the {what} is {value} at step {step}; {remedy}")
 
 
 def not_finite_at_end(name: str, remedy: str) -> TrialError:
-    """The error for weights: the last update has no next loss that would show what it did."""
-    return TrialError(f"{name} holds values that are not finite after the last step; {remedy}")
+    """The error for weights, which are checked because no loss follows the last update."""
+    return TrialError(f"{name} contains values that are not finite after the last step; {remedy}")

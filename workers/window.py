@@ -1,7 +1,7 @@
-"""What transformers leaves out of a checkpoint: the log window it stands in, and the sums so far.
+"""Adds to a checkpoint what transformers leaves out: the state of the log window, and the sums.
 
-A checkpoint in the middle of a window (training was asked to stop) then goes on to the same log
-lines, and to the same mean loss of the whole training, as a training that never stopped.
+A training that resumes from a checkpoint in the middle of a window (after a stop request) then
+gives the same log lines and the same mean loss as a training that was never stopped.
 """
 
 import json
@@ -15,13 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prefsweep.workers.deferred import read_metrics
 
 WINDOW_FILE = "window.json"
-"""File of a checkpoint that holds it."""
+"""File in a checkpoint with the state of the log window."""
 STATE_FILE = "trainer_state.json"
-"""File of a checkpoint that holds the number of its step."""
+"""File in a checkpoint with the number of its step."""
 
 
 def is_of_group(checkpoint: Path) -> bool:
-    """Whether a checkpoint was made by a group of trials (solo.py)."""
+    """Whether a checkpoint was saved by a group of trials (solo.py)."""
     return bool(json.loads((checkpoint / STATE_FILE).read_text()).get("group"))
 
 
@@ -35,11 +35,11 @@ class LogWindow(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, those before a resume included."""
+        """Seconds of training so far, including those before a resume."""
         return self._seconds_before + time.monotonic() - self._started
 
     def go_on_from(self, checkpoint: Path | None) -> None:
-        """Take the window of a checkpoint, when training begins."""
+        """Restore the window of a checkpoint when training begins."""
         self._resume_from = checkpoint
 
     def save(self, folder: Path) -> None:

@@ -54,7 +54,7 @@ def test_workers_elsewhere_read_the_file_from_the_store_and_run_no_other(tmp_pat
     stored = Path(source.function.rpartition(":")[0])
     stored.chmod(0o644)
     stored.write_text(BY_WORDS)
-    with pytest.raises(UsageError, match="not the file that the sweep was started with"):
+    with pytest.raises(UsageError, match="has changed since the sweep was started"):
         make_scorer(there.spec.reward, source)
 
 
@@ -81,8 +81,8 @@ def test_submit_sends_the_file_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("import helper_of_mine", "No module named 'helper_of_mine'.*travels alone"),
-        ("from . import helper", "attempted relative import.*travels alone"),
+        ("import helper_of_mine", "No module named 'helper_of_mine'.*only this file is sent"),
+        ("from . import helper", "attempted relative import.*only this file is sent"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("judge = 3", "is a int, not a function"),
     ],

@@ -135,7 +135,7 @@ def test_what_the_hub_calls_a_commit_has_to_be_a_hash(monkeypatch: pytest.Monkey
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: Info)
-    with pytest.raises(ModelError, match="its commit is no commit hash but None"):
+    with pytest.raises(ModelError, match="its commit None is not a commit hash"):
         model_identity(PolicySpec(model="owner/tiny"), "policy.model")
 
 

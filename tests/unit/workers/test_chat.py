@@ -122,7 +122,7 @@ def test_long_conversations_are_cut_and_counted_as_rendered(
 def test_what_a_chat_cannot_take_is_refused(
     tokenizer: PreTrainedTokenizerBase, policy_source: ModelSource
 ) -> None:
-    with pytest.raises(DataError, match=r"last message is the assistant's"):
+    with pytest.raises(DataError, match=r"last message has the role assistant"):
         token_ids(tokenizer, json.dumps(TALK[:2]), chat=CHAT)
     with pytest.raises(DataError, match=r"list of chat messages.*set policy.chat"):
         token_ids(tokenizer, json.dumps(TALK))

@@ -155,8 +155,8 @@ def test_class_labels_of_a_dataset_are_indices(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl: not UTF-8 text \(byte 10 is 0xff\)"),
         ("a.csv", b"", r"a\.csv: there are no texts"),
         ("a.csv", b"text,label\n", r"a\.csv: there are no texts"),
-        ("a.csv", b"text,label\na,1\nb\n", r"row 2: not as many fields as the header has"),
-        ("a.csv", b"text,label\na,1,2\n", r"row 1: not as many fields as the header has"),
+        ("a.csv", b"text,label\na,1\nb\n", r"row 2: the number of fields differs from the header"),
+        ("a.csv", b"text,label\na,1,2\n", r"row 1: the number of fields differs from the header"),
         ("a.csv", b'text,label\n"a,1\n', r"a\.csv, after line 1: not valid CSV"),
         ("a.csv", b"body\na\n", r"row 1: there is no column 'text'; the columns are body"),
         ("a.csv", b"\x89PNG\r\n\x1a\n\x00", r"a\.csv: not UTF-8 text"),
@@ -168,9 +168,9 @@ def test_class_labels_of_a_dataset_are_indices(tmp_path: Path) -> None:
         (
             "a.xlsx",
             b"PK",
-            r"the format \.xlsx is not known; .*; save it as CSV or parquet",
+            r"the format \.xlsx is not supported; .*; save it as CSV or parquet",
         ),
-        ("a", b"x", r"the format \(no suffix\) is not known"),
+        ("a", b"x", r"the format \(no suffix\) is not supported"),
     ],
 )
 def test_what_cannot_be_read_is_named(

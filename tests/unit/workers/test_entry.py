@@ -184,7 +184,7 @@ def test_a_row_that_cannot_be_used_is_named(
     [
         ("prompt,completions,scores\n", "there are no rows"),
         ('prompt,completions,scores\na,"[""b"", ""c""]",high\n', "row 1: .*'high', not a list"),
-        ('prompt,completions,scores\na,"[""b"", ""c""]",[1, NaN]\n', "row 1: not as many fields"),
+        ('prompt,completions,scores\na,"[""b"", ""c""]",[1, NaN]\n', "row 1: the number of fields"),
         ('prompt,completions,scores\na,"[""b"", ""c""]","[1, NaN]"\n', r"'scores'\[1\] is nan"),
     ],
 )
@@ -260,7 +260,7 @@ def test_completions_may_be_chat_messages(tmp_path: Path) -> None:
         (
             [said("Other", "user"), said("Yes.")],
             True,
-            "row 1: column 'chosen' has other messages before the last than its prompt",
+            "row 1: column 'chosen' has other messages before the last one than its prompt",
         ),
     ],
 )

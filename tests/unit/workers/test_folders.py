@@ -77,7 +77,7 @@ def test_a_named_file_that_is_a_link_elsewhere_has_to_be_named_itself(
     folder: Path, tmp_path: Path
 ) -> None:
     (folder / "rows.txt").symlink_to(tmp_path / "id_rsa")
-    with pytest.raises(DataError, match=rf"link to {tmp_path}/id_rsa, outside.*name that file"):
+    with pytest.raises(DataError, match=rf"link to {tmp_path}/id_rsa, outside.*use that file"):
         source_identity(FileText(type="file", path=str(folder / "rows.txt")))
     (folder / "own.txt").symlink_to("more/rows.jsonl")
     assert source_identity(FileText(type="file", path=str(folder / "own.txt")))

@@ -59,5 +59,5 @@ def test_completions_that_are_too_long_alone_are_counted(
     caplog.set_level(logging.WARNING, logger="prefsweep")
     scorer(classifier_source, over).score(["We", "We", LONG], [LONG, GOOD, LONG])
     assert len(caplog.messages) == 1
-    assert "2 of 3 completions are longer than the 24 tokens" in caplog.text
-    assert f"scored their {part}" in caplog.text
+    assert "2 of 3 completions exceed the classifier's 24 tokens" in caplog.text
+    assert f"only their {part} was scored" in caplog.text

@@ -19,7 +19,7 @@ from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_policy, load_tokenizer
 from prefsweep.workers.pairs import build_pairs
 from prefsweep.workers.prompts import make_prompts
-from prefsweep.workers.reference import is_cut, reference_pairs, whole_pair, why_dropped
+from prefsweep.workers.reference import is_cut, reference_pairs, uncut_pair, why_dropped
 
 from .entry_files import entry, write
 from .preference_data import preference_pairs
@@ -139,7 +139,7 @@ def test_pairs_of_the_same_tokens_are_dropped_and_counted(policy_source: ModelSo
         "dropped: prompt fills max_length": 1,
         "dropped: same tokens after max_length": 1,
     }
-    wholes = [whole_pair(each, tokenizer, spec) for each in (first, same, full)]
+    wholes = [uncut_pair(each, tokenizer, spec) for each in (first, same, full)]
     assert [is_cut(whole, spec) for whole in wholes[1:]] == [True, False]
     assert not is_cut(wholes[0], TrainingSpec(max_length=64))
     longer = reference_pairs([same], model, tokenizer, TrainingSpec(max_length=64))
@@ -185,7 +185,7 @@ UNSAID: list[tuple[dict[str, Any], str]] = [
     ({"chat_template_kwargs": {"enable_thinking": False}}, "column 'chat_template_kwargs'"),
     (
         {"chosen": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
-        r"column 'chosen'\[0\] is a message with tool_calls; tools and their calls are not read",
+        r"column 'chosen'\[0\] is a message with tool_calls; tools and tool calls are not",
     ),
     (
         {"prompt": [USER, {"role": "tool", "content": "12"}, USER]},
@@ -197,16 +197,19 @@ UNSAID: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"rejected": [ASSISTANT | {"reasoning_content": "Hm."}]},
-        r"column 'rejected'\[0\] has reasoning_content, which is not read",
+        r"column 'rejected'\[0\] has reasoning_content, which is not supported",
     ),
     (
         {"prompt": [USER | {"content": [{"type": "image_url", "image_url": "a.png"}]}]},
-        r"column 'prompt'\[0\] has the content part .*; only text is read",
+        r"column 'prompt'\[0\] has the content part .*; only text is supported",
     ),
     ({"prompt": [{"role": "narrator", "content": "x"}]}, r"\[0\] has the role 'narrator'; .*human"),
     ({"prompt": [{"role": "user", "content": None}]}, r"\[0\] has the content None, not a text"),
-    ({"prompt": "[{'role': 'user', 'content': 'Hi'}]"}, "as Python prints it; write lists in JSON"),
-    ({"chosen": "[{'role': 'assistant', 'content': 'Hi'}]"}, "as Python prints it"),
+    (
+        {"prompt": "[{'role': 'user', 'content': 'Hi'}]"},
+        "in Python's notation; write lists",
+    ),
+    ({"chosen": "[{'role': 'assistant', 'content': 'Hi'}]"}, "in Python's notation"),
 ]
 
 
@@ -273,7 +276,7 @@ def test_a_column_or_key_that_is_there_twice_is_refused(
     name: str, content: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=r"the (column|key) 'chosen' is there twice"):
+    with pytest.raises(DataError, match=r"the (column|key) 'chosen' occurs twice"):
         read_pairs(entry("pairs", tmp_path / name), ALL)
 
 
@@ -286,7 +289,7 @@ def test_two_columns_of_one_name_in_a_table_are_refused(suffix: str, tmp_path: P
     else:
         with pa.ipc.new_file(path, table.schema) as file:
             file.write_table(table)
-    with pytest.raises(DataError, match="the column 'note' is there twice; rename or remove one"):
+    with pytest.raises(DataError, match="the column 'note' occurs twice; rename or remove one"):
         read_pairs(entry("pairs", path), ALL)
 
 

@@ -77,14 +77,18 @@ def test_files_are_read_by_what_they_are(name: str, content: bytes, tmp_path: Pa
     ("name", "content", "message"),
     [
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
-        ("a.csv", b"PK\x03\x04\x14", "is a zip archive or an Excel file; unpack it, or save it"),
-        ("a.xlsx", b"PK\x03\x04\x14", r"the format \.xlsx is not known; .*; save it as CSV"),
+        ("a.csv", b"PK\x03\x04\x14", "is a zip archive or an Excel file; extract it, or save it"),
+        ("a.xlsx", b"PK\x03\x04\x14", r"the format \.xlsx is not supported; .*; save it as CSV"),
         ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], r"a\.jsonl\.gz: cannot be read: "),
         ("a.jsonl.zst", zstd(b"{}" * 99)[:-5], r"a\.jsonl\.zst: cannot be read: "),
-        ("a.json", b'{\n"a": 1,\n"b": []}', r"is one JSON object with 'a', 'b'; give an array"),
+        ("a.json", b'{\n"a": 1,\n"b": []}', r"is one JSON object with 'a', 'b'; use an array"),
         ("a.json", b'[{"prompt": "a"},\n {"prompt"}]', r"a\.json: not valid JSON: .* line 2"),
         ("a.json", b"[[1]]", r"row 1: \[1\] is not a JSON object"),
-        ("a.parquet.gz", gzip.compress(b"PAR1"), r"the format \.parquet is not known|text files"),
+        (
+            "a.parquet.gz",
+            gzip.compress(b"PAR1"),
+            r"the format \.parquet is not supported|text",
+        ),
     ],
 )
 def test_files_that_are_something_else_are_refused_in_words(
@@ -97,7 +101,7 @@ def test_files_that_are_something_else_are_refused_in_words(
 
 def test_a_folder_as_path_and_a_file_as_dataset(tmp_path: Path) -> None:
     path = write(tmp_path, ROWS)
-    with pytest.raises(DataError, match=r"path=.*: is a folder; give it as dataset="):
+    with pytest.raises(DataError, match=r"path=.*: is a folder; use dataset="):
         read_prompts(entry("prompts", tmp_path))
     assert len(read(EntrySpec(stage="pairs", dataset=str(path)))) == 3
 

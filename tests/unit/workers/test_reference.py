@@ -79,7 +79,7 @@ def test_long_prompts_lose_their_start_and_long_completions_their_end(
 
 def test_a_prompt_without_tokens_is_refused(policy_source: ModelSource) -> None:
     pair = replace(preference_pairs()[0], prompt=" w", chosen="atched", rejected="as")
-    with pytest.raises(DataError, match="has no tokens of its own"):
+    with pytest.raises(DataError, match="has no tokens; the first"):
         tokenize_pair(pair, load_tokenizer(policy_source), TrainingSpec())
 
 

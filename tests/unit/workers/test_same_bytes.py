@@ -106,9 +106,7 @@ def test_a_hub_dataset_is_read_at_the_commit_of_its_identity(
     assert [row.text for row in load_texts(corpus)] == ["a"]
     assert read == ["b" * 40] * 2  # one commit, whatever comes after it
     cached = "c" * 40
-    with pytest.raises(
-        DataError, match=rf"the local cache holds commit {cached}, and not b.*unset"
-    ):
+    with pytest.raises(DataError, match=rf"the local cache has commit {cached}, not b.*unset"):
         load_texts(corpus)
 
 

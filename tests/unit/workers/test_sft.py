@@ -240,7 +240,7 @@ def test_a_reward_label_that_the_classifier_lacks_is_refused(
 
 def test_one_text_cannot_be_split(classifier_source: ModelSource, tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, [{"text": "a", "label": 0}, {"text": "a", "label": 1}])
-    with pytest.raises(DataError, match="two different texts or more"):
+    with pytest.raises(DataError, match="two or more different texts"):
         train_classifier(
             Path(classifier_source.path), tmp_path / "out", brief(corpus=corpus), "POSITIVE"
         )

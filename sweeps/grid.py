@@ -41,7 +41,7 @@ SMOOTHED_LOSSES = frozenset({"exo_pair", "robust", "aot", "aot_unpaired"})
 
 
 REVERSE_KL_BELOW = 1e-6
-"""TRL computes the alpha-divergence as reverse KL below this alpha."""
+"""The alpha-divergence is computed as reverse KL below this alpha; in fp32 they are the same."""
 
 
 def as_tuple(value: Any) -> Any:

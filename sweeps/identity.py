@@ -32,7 +32,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "scores": 2,
     "pairs": 2,
     "reference": 5,
-    "trial": 4,
+    "trial": 5,
     "evaluation": 6,
     "entry": 2,
 }
@@ -130,6 +130,8 @@ class Fingerprints:
         unit = "batch_size" if training.prompts_per_batch is None else "prompts_per_batch"
         size = training.prompts_per_batch or training.per_device_train_batch_size
         section[unit] = size * training.gradient_accumulation_steps
+        if training.prompts_per_batch is not None:
+            del section["order"]
         return {"training": section, "trial": _fields(trial), "reference": self.reference}
 
     @property

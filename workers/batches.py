@@ -1,8 +1,8 @@
 """Tokenized pairs in, batches out: which pairs, in which order, in how many forward passes.
 
 A batch is what one optimizer step reads, accumulation included: a fixed number of pairs, or whole
-prompts. It is planned as one, in a seeded order that keeps a prompt's pairs together, and cut into
-micro-batches only where it has more tokens than one forward pass may hold.
+prompts. It is planned as one, with the pairs of a prompt side by side, and cut into micro-batches
+only where it has more tokens than one forward pass may hold.
 """
 
 import math
@@ -29,9 +29,6 @@ MICRO_BATCHES = "micro_batches"
 """Item of a collated batch that holds its parts, where it was cut."""
 REFERENCE_SUMS = ("ref_chosen_logps", "ref_rejected_logps")
 """Items of a collated batch, a number a pair: the reference's log-probabilities."""
-CHOSEN_PLACES, REJECTED_PLACES = "chosen_places", "rejected_places"
-"""Items of a collated batch: where the completions' tokens are (deferred.py). Missing if the
-batch's chosen or rejected completions are all empty."""
 EPOCHS_LOOKED_AT = 3
 """Epochs among whose batches the largest is looked for; later ones reshuffle the same."""
 
@@ -68,6 +65,12 @@ def preference_rows(
 def flat(rows: Sequence[Example]) -> list[Example]:
     """The pairs of rows, in order."""
     return [pair for row in rows for pair in row.get(PAIRS, [row])]
+
+
+def together(pairs: Sequence[Example]) -> list[Example]:
+    """The pairs of each prompt in a row; prompts, and pairs within one, in order."""
+    first: dict[str, int] = {}
+    return sorted(pairs, key=lambda pair: first.setdefault(pair["prompt_id"], len(first)))
 
 
 def some_sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[Ids, Ids]]:
@@ -136,7 +139,7 @@ def _largest_batch(
 ) -> int:
     """Tokens of the largest batch of the first epochs."""
     rows, size = _pairs_of_rows(spec, pairs), batch_size(spec)
-    sampler = PromptSampler([row[0]["prompt_id"] for row in rows], seed)
+    sampler = row_sampler([row[0]["prompt_id"] for row in rows], spec, seed)
     num_epochs = math.ceil(max_steps(spec, pairs) * size / len(rows))
     largest = 0
     for epoch in range(min(num_epochs, EPOCHS_LOOKED_AT)):
@@ -159,17 +162,23 @@ def _pairs_of_rows(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> list[l
     return list(prompts.values())
 
 
-class PromptSampler(Sampler[int]):
-    """Row numbers in a seeded shuffle of the prompts, each prompt's rows together, in order.
+def row_sampler(prompt_ids: Sequence[str], spec: TrainingSpec, seed: int) -> "RowSampler":
+    """The order of rows, given as the prompt of each, that `training.order` asks for."""
+    return RowSampler(prompt_ids if spec.order == "by_prompt" else range(len(prompt_ids)), seed)
+
+
+class RowSampler(Sampler[int]):
+    """Row numbers in a seeded shuffle of the groups, each group's rows together, in order.
 
     Every epoch has its own shuffle; seed and epoch alone decide it, so a resumed trial has it too.
     """
 
-    def __init__(self, prompts: Sequence[str], seed: int) -> None:
-        self._rows: dict[str, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            self._rows.setdefault(prompt, []).append(row)
-        self._num_rows, self._seed, self._epoch = len(prompts), seed, 0
+    def __init__(self, groups: Sequence[str] | range, seed: int) -> None:
+        """`groups` has the group of each row."""
+        self._rows: dict[str | int, list[int]] = {}
+        for row, group in enumerate(groups):
+            self._rows.setdefault(group, []).append(row)
+        self._num_rows, self._seed, self._epoch = len(groups), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of an epoch."""
@@ -179,23 +188,24 @@ class PromptSampler(Sampler[int]):
         return self._num_rows
 
     def __iter__(self) -> Iterator[int]:
-        prompts = list(self._rows)
-        random.Random(f"{self._seed}:{self._epoch}").shuffle(prompts)
-        return (row for prompt in prompts for row in self._rows[prompt])
+        groups = list(self._rows)
+        random.Random(f"{self._seed}:{self._epoch}").shuffle(groups)
+        return (row for group in groups for row in self._rows[group])
 
 
 class BatchCollator:
     """Rows of the dataset -> TRL's collated batch, with the plan to run it packed.
 
-    With more than `max_tokens` tokens (None: no limit) it is cut: then the batch holds its parts
-    under MICRO_BATCHES, each collated on its own. `packed` says how the tokens are counted.
+    The pairs of a prompt are put side by side, so that few passes run its tokens. With more than
+    `max_tokens` tokens (None: no limit) the batch is cut: then it holds its parts under
+    MICRO_BATCHES, each collated on its own. `packed` says how the tokens are counted.
     """
 
     def __init__(self, pad_token_id: int, max_tokens: int | None, *, packed: bool) -> None:
         self._pad_token_id, self._max_tokens, self.packed = pad_token_id, max_tokens, packed
 
     def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
-        pairs = flat(rows)
+        pairs = together(flat(rows))
         parts = [self._collate(part) for part in cut(pairs, self._max_tokens, packed=self.packed)]
         if len(parts) == 1:
             return parts[0]
@@ -212,11 +222,6 @@ class BatchCollator:
             batch[name] = torch.tensor([pair[name] for pair in pairs])
         if not any(completion_ids for _, completion_ids in sequences):
             return batch
-        halves = np.split(batch["completion_mask"].numpy()[:, 1:], 2)  # as TRL's loss shifts them
-        chosen, rejected = (np.flatnonzero(half) for half in halves)
-        if len(chosen) and len(rejected):
-            batch[CHOSEN_PLACES] = torch.from_numpy(chosen)
-            batch[REJECTED_PLACES] = torch.from_numpy(rejected)
         return batch | pack(sequences, batch["input_ids"].shape[1]).tensors()
 
 

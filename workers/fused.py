@@ -28,14 +28,15 @@ from prefsweep.workers.batches import (
     MICRO_BATCHES,
     REFERENCE_SUMS,
     BatchCollator,
-    PromptSampler,
     batch_size,
     flat,
     halved_tokens,
     max_steps,
     max_tokens,
     preference_rows,
+    row_sampler,
     some_sequences,
+    together,
 )
 from prefsweep.workers.dropout import require_no_noise, without_dropout
 from prefsweep.workers.forward import has_auxiliary_loss, packs_exactly
@@ -262,7 +263,7 @@ class _Group:
     def _batches(self) -> Iterator[dict[str, Any]]:
         """The batches of the steps that are left, on the CPU."""
         rows, size = next(iter(self._rows.values())), batch_size(self._spec)
-        sampler = PromptSampler([row["prompt_id"] for row in rows], self._trials[0].seed)
+        sampler = row_sampler([row["prompt_id"] for row in rows], self._spec, self._trials[0].seed)
         per_epoch, order = self._steps_per_epoch(), list[int]()
         for step in range(self.step, self.total):
             if not order or step % per_epoch == 0:
@@ -273,7 +274,7 @@ class _Group:
 
     def _collated(self, indices: Sequence[int]) -> dict[str, Any]:
         """A batch with each ld_alpha's reference sums beside."""
-        own = {a: flat([rows[i] for i in indices]) for a, rows in self._rows.items()}
+        own = {a: together(flat([rows[i] for i in indices])) for a, rows in self._rows.items()}
         first = next(iter(self._rows.values()))
         batch = self._collator([first[i] for i in indices])
         begin = 0

@@ -95,8 +95,7 @@ class HooksCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs is not None and "loss" in logs:
-            # num_tokens counts this process's tokens only: after a resume it would be wrong
-            numbers = {key: float(value) for key, value in logs.items() if key != "num_tokens"}
+            numbers = {key: float(value) for key, value in logs.items()}
             if not math.isfinite(numbers.get("grad_norm", 0.0)):  # fp16 has skipped the step
                 del numbers["grad_norm"]
             self._hooks.report({"step": float(state.global_step), **numbers})

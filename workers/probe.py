@@ -5,6 +5,7 @@ Knows nothing of clusters; shares of a GPU and sizes of groups are made of it in
 `orchestrator/execution/sizing.py`.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -172,7 +173,10 @@ def gpu_room() -> tuple[int, int]:
 def largest_batches(
     pairs: Sequence[TokenizedPair], spec: TrainingSpec, num: int
 ) -> list[TokenizedPair]:
-    """The training pairs of the prompts with the longest pairs, enough for `num` batches."""
+    """The training pairs of the prompts with the longest pairs, enough for `num` batches.
+
+    Where pairs are shuffled, one of each prompt comes before another of any: they share nothing.
+    """
     from prefsweep.workers.batches import batch_size
 
     by_prompt: dict[str, list[TokenizedPair]] = {}
@@ -187,4 +191,7 @@ def largest_batches(
     wanted = num * batch_size(spec)
     if spec.prompts_per_batch is not None:
         return [pair for mine in prompts[:wanted] for pair in mine]
+    if spec.order == "shuffled":
+        turns = itertools.zip_longest(*prompts)
+        return [pair for turn in turns for pair in turn if pair is not None][:wanted]
     return [pair for mine in prompts for pair in mine][:wanted]

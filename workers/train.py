@@ -33,25 +33,25 @@ from prefsweep.sweeps.spec import TrainingSpec
 from prefsweep.workers.adapters import lora_config
 from prefsweep.workers.attention import segmented
 from prefsweep.workers.batches import (
-    CHOSEN_PLACES,
     MICRO_BATCHES,
-    REJECTED_PLACES,
     BatchCollator,
-    PromptSampler,
+    RowSampler,
     batch_size,
     halved_tokens,
     max_tokens,
     preference_dataset,
+    row_sampler,
     some_sequences,
 )
-from prefsweep.workers.deferred import Deferring, deferred, outside, read, read_metrics
+from prefsweep.workers.deferred import deferred, read, read_metrics
 from prefsweep.workers.dropout import require_no_noise, without_dropout
 from prefsweep.workers.forward import base_model, has_auxiliary_loss, packs_exactly
 from prefsweep.workers.hooks import Hooks as Hooks
 from prefsweep.workers.hooks import HooksCallback, checkpoint_folder
 from prefsweep.workers.losses import mixes_rows, trl_arguments
 from prefsweep.workers.memory import is_out_of_memory
-from prefsweep.workers.packing import PackedModel, add_packed_head, take_plan
+from prefsweep.workers.objective import batch_loss
+from prefsweep.workers.packing import IGNORED, OUTPUTS, PackedModel, add_packed_head, take_plan
 from prefsweep.workers.precision import Precision, hold_master_weights, precision
 from prefsweep.workers.trial_end import end_metrics, not_finite_at_end, not_finite_in_step
 from prefsweep.workers.window import LogWindow, is_of_group
@@ -104,7 +104,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.window.go_on_from(hooks.resume_from)
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    trainer.remedy = computing.remedy
+    trainer.trial, trainer.spec, trainer.remedy = trial, spec, computing.remedy
     trainer.packing = spec.packing == "auto" and _packs(trained, pairs)
     tokens_after = partial(halved_tokens, spec, pairs, seed=trial.seed, packed=trainer.packing)
     limit = max_tokens(spec, pairs) if not hooks.halvings else tokens_after(hooks.halvings)[0]
@@ -147,12 +147,16 @@ def _runs_as_group(spec: TrainingSpec, model: PreTrainedModel, resume_from: Path
 class PreparedDPOTrainer(DPOTrainer):
     """TRL's trainer on columns that are already tokenized and have their reference sums.
 
-    Batches take a prompt's pairs in a row and are run packed. It replaces private methods of TRL
+    Batches are run packed, in the order of `training.order`. It replaces private methods of TRL
     1.16 (tests compare with the stock trainer). Nothing is read from the device between two log
     steps; a loss or gradient that is not finite ends the training at the next log step, checkpoint
     or end, whichever comes first.
     """
 
+    trial: TrialSpec
+    """Whose loss is computed."""
+    spec: TrainingSpec
+    """Whose order is taken."""
     packing = False
     """Whether batches are run packed."""
     remedy = ""
@@ -169,9 +173,9 @@ class PreparedDPOTrainer(DPOTrainer):
         self.add_callback(self.window)
         add_packed_head(base_model(self.model))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> "PromptSampler":
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowSampler:
         assert isinstance(self.train_dataset, Dataset)
-        return PromptSampler(list(self.train_dataset["prompt_id"]), self.args.seed)
+        return row_sampler(list(self.train_dataset["prompt_id"]), self.spec, self.args.seed)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -183,15 +187,31 @@ class PreparedDPOTrainer(DPOTrainer):
         inputs = dict(inputs)
         plan = take_plan(inputs)
         if self.packing and plan is not None:
-            model = PackedModel(model, plan)
-        at = [inputs.pop(name, None) for name in (CHOSEN_PLACES, REJECTED_PLACES)]
-        if any(places is None for places in at):
-            loss = super()._compute_loss(model, inputs, return_outputs)
+            answer = PackedModel(model, plan)()
         else:
-            with Deferring(*at):
-                loss = super()._compute_loss(outside(model), inputs, return_outputs)
+            answer = self._padded_outputs(model, inputs)
+        outputs = {name: getattr(answer, name) for name in OUTPUTS}
+        loss, metrics = batch_loss(self.trial, self.trial.beta, outputs, inputs)
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * answer.aux_loss
+            metrics["aux_loss"] = deferred(answer.aux_loss)
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
         self._unchecked.append((self.state.global_step + 1, "loss", loss.detach()))
         return loss * self._share
+
+    def _padded_outputs(self, model: Any, inputs: dict[str, torch.Tensor]) -> Any:
+        """Per-token outputs of TRL's head, on TRL's batch."""
+        ids_BT = inputs["input_ids"]
+        routers = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        return model(
+            input_ids=ids_BT,
+            attention_mask=inputs["attention_mask"],
+            labels=ids_BT.masked_fill(inputs["completion_mask"] == 0, IGNORED),
+            use_cache=False,
+            fused_lm_head=True,
+            **routers,
+        )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """One batch, forward and backward; a cut one in parts, each weighted by its share of the
@@ -206,9 +226,8 @@ class PreparedDPOTrainer(DPOTrainer):
             loss = loss + super().training_step(model, part, num_items_in_batch)
         self._share = 1.0
         for values in self._metrics["train"].values():
-            if len(values) >= len(parts):  # num_tokens holds its total only
-                own = values[-len(parts) :]
-                values[-len(parts) :] = [sum(map(operator.mul, own, shares))]
+            own = values[-len(parts) :]
+            values[-len(parts) :] = [sum(map(operator.mul, own, shares))]
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

@@ -17,6 +17,7 @@ import typer
 from rich.markup import escape
 
 from prefsweep.orchestrator.commands.fields import explain, schema
+from prefsweep.orchestrator.commands.gc import gc
 from prefsweep.orchestrator.commands.init import init
 from prefsweep.orchestrator.commands.options import (
     Address,
@@ -39,7 +40,7 @@ from prefsweep.orchestrator.commands.submit import submit
 from prefsweep.orchestrator.display.terminal import Terminal, console, errors, escaped, guard, say
 from prefsweep.orchestrator.state.hints import DEFAULT_STORAGE
 from prefsweep.orchestrator.store.credentials import redacted
-from prefsweep.sweeps.errors import ClusterError, StoreError, SweepError, UsageError
+from prefsweep.sweeps.errors import ClusterError, SweepError, UsageError
 from prefsweep.sweeps.records import Stage
 
 if TYPE_CHECKING:
@@ -93,9 +94,14 @@ def run(
 
 
 @app.command()
-def plan(spec: Spec, overrides: Overrides = None, storage: Storage = DEFAULT_STORAGE) -> None:
+def plan(
+    spec: Spec,
+    overrides: Overrides = None,
+    storage: Storage = DEFAULT_STORAGE,
+    as_json: Json = False,
+) -> None:
     """Show what a run would do: what is cached, and what is new."""
-    _print_plan(_resolve(spec, overrides or [], storage))
+    _print_plan(_resolve(spec, overrides or [], storage), as_json=as_json)
 
 
 @app.command()
@@ -121,7 +127,7 @@ def resume(
     run_with_view(sweep, options)
 
 
-for command in (init, submit, explain, schema):
+for command in (init, submit, explain, schema, gc):
     app.command()(command)
 
 
@@ -258,35 +264,6 @@ def doctor(
 
 
 @app.command()
-def gc(
-    storage: Storage = DEFAULT_STORAGE,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete the listed data.")] = False,
-) -> None:
-    """List data that no sweep references; delete it with --yes.
-
-    Never deleted: data that a sweep's current spec references, GPU measurements, files that
-    processes of this machine are writing and, while any driver is running, unfinished files of
-    other machines. A driver on another machine counts as running if it renewed its lease within a
-    minute by the storage's clock.
-    """
-    from prefsweep.orchestrator.state.garbage import delete_garbage, find_garbage
-    from prefsweep.orchestrator.store.store import Store
-
-    store = Store(storage)
-    garbage = find_garbage(store)
-    for item in garbage:
-        say(f"{item.num_bytes / 1e6:10.1f} MB  {item.what:<10}  {store.display(item.path)}")
-    total = f"{len(garbage)} items, {sum(item.num_bytes for item in garbage) / 1e6:.1f} MB"
-    problems = delete_garbage(store, garbage) if yes else []
-    if problems:
-        raise StoreError(
-            f"{len(problems)} of {total} could not be deleted:\n" + "\n".join(problems)
-        )
-    remedy = "deleted" if yes or not garbage else "unreferenced; --yes deletes them"
-    say(f"{total}: {remedy}" if garbage else "nothing to delete: all data is referenced")
-
-
-@app.command()
 def export(
     name: Name,
     trial: Annotated[
@@ -368,11 +345,15 @@ def _end_as_on_ctrl_c() -> None:
         signal.signal(signal.SIGHUP, interrupt)
 
 
-def _print_plan(sweep: "Sweep") -> None:
-    from prefsweep.orchestrator.planning.plan import render_plan
+def _print_plan(sweep: "Sweep", *, as_json: bool = False) -> None:
+    from prefsweep.orchestrator.planning.plan import plan_json, render_plan
     from prefsweep.orchestrator.state.quarantine import with_recorded_quarantine
 
-    _wide_console().print(render_plan(with_recorded_quarantine(sweep)))
+    sweep = with_recorded_quarantine(sweep)
+    if as_json:
+        say(json.dumps(plan_json(sweep), indent=2))
+    else:
+        _wide_console().print(render_plan(sweep))
 
 
 def _print_error(error: SweepError) -> None:

@@ -1,7 +1,6 @@
 """`run` and `resume`: run a sweep with the live view, then print failures and set the exit code."""
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from prefsweep.sweeps.records import Stage, Status, TrialResult
 from prefsweep.sweeps.validation_messages import listed
 
 if TYPE_CHECKING:
-    from prefsweep.orchestrator.execution.cluster import Cluster
     from prefsweep.orchestrator.state.sweep import Sweep
     from prefsweep.sweeps.records import Errored
 
@@ -39,6 +37,7 @@ class RunOptions:
 def run_with_view(sweep: "Sweep", options: RunOptions) -> None:
     """Run a sweep and print what failed. Raises SweepError, or Exit(1) after failures."""
     from prefsweep.orchestrator.display.live import LiveView
+    from prefsweep.orchestrator.execution.cluster import open_cluster
     from prefsweep.orchestrator.pipeline import run_sweep
     from prefsweep.orchestrator.report.publish import report_path
     from prefsweep.orchestrator.results.status import StatusReader
@@ -52,7 +51,7 @@ def run_with_view(sweep: "Sweep", options: RunOptions) -> None:
         with LiveView(StatusReader(sweep).read, console):
             results = run_sweep(
                 sweep,
-                lambda: _cluster(sweep, options),
+                lambda: open_cluster(sweep, address=options.address, inline=options.inline),
                 until=options.until,
                 errored=options.errored,
             )
@@ -71,19 +70,6 @@ def run_with_view(sweep: "Sweep", options: RunOptions) -> None:
         raise typer.Exit(1)
     if options.until == Stage.REPORT:
         say(sweep.store.display(report_path(sweep)))
-
-
-def _cluster(sweep: "Sweep", options: RunOptions) -> "Cluster":
-    from prefsweep.orchestrator.execution.cluster import InlineCluster, RayCluster, attach
-    from prefsweep.orchestrator.execution.placement import resources_of
-
-    if options.inline:
-        return InlineCluster(sweep.spec.resources)
-    where = options.address or os.environ.get("RAY_ADDRESS")
-    if where:
-        return attach(sweep, where)
-    max_stall_s = sweep.spec.retries.max_stall_s
-    return RayCluster(resources_of(sweep.spec), max_stall_s=max_stall_s)
 
 
 def _report_failures(sweep: "Sweep", results: Sequence[TrialResult], until: Stage) -> bool:

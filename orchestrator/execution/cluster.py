@@ -5,6 +5,7 @@ and tests. Both give the same results: no result depends on who computed it.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -84,6 +85,20 @@ class Cluster(Protocol):
     def close(self) -> None:
         """Give back what was taken."""
         ...
+
+
+def open_cluster(sweep: Sweep, *, address: str | None, inline: bool) -> Cluster:
+    """This process; or the Ray cluster at `address` (by default RAY_ADDRESS), or a Ray of our own.
+
+    Raises ClusterError.
+    """
+    if inline:
+        return InlineCluster(sweep.spec.resources)
+    where = address or os.environ.get("RAY_ADDRESS")
+    if where:
+        return attach(sweep, where)
+    max_stall_s = sweep.spec.retries.max_stall_s
+    return RayCluster(resources_of(sweep.spec), max_stall_s=max_stall_s)
 
 
 def attach(sweep: Sweep, address: str) -> "RayCluster":

@@ -29,6 +29,9 @@ def build_package(folder: Path, spec: SweepSpec | None) -> list[str]:
         source = Path(str(import_module(f"prefsweep.{name}").__file__)).parent
         ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
         shutil.copytree(source, folder / "prefsweep" / name, ignore=ignore)
+    top = import_module("prefsweep").__file__  # None before an editable install is renewed
+    for file in Path(top).parent.glob("*.py") if top else ():
+        shutil.copyfile(file, folder / "prefsweep" / file.name)
     installed = metadata.distribution(DISTRIBUTION)
     info = folder / f"{DISTRIBUTION}-{installed.version}.dist-info"  # tells the version
     info.mkdir()

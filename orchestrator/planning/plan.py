@@ -1,6 +1,7 @@
 """Renders the plan of a run: what is cached, what is new, and what the new work costs."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,21 +17,48 @@ from prefsweep.orchestrator.store.store import environment
 from prefsweep.sweeps.records import Status
 
 
+def plan_json(sweep: Sweep) -> dict[str, Any]:
+    """The plan as the document that `plan --json` prints: stages, trials and notes."""
+    stages = [
+        {
+            "name": stage.name,
+            "cached": "yes" if stage.status == Status.SUCCEEDED else _partly(stage.num_done),
+            "rows": stage.rows,
+            "path": stage.path,
+        }
+        for stage in read_status(sweep).stages
+    ]
+    trials = [
+        {
+            "name": trial.name,
+            "trial_id": trial.trial_id,
+            "cached": _found(sweep, trial.trial_id),
+            "learning_rate": trial.spec.learning_rate,
+        }
+        for trial in sweep.trials
+    ]
+    notes = [*changes(sweep), *_lines(sweep)]
+    return {"sweep": sweep.spec.name, "stages": stages, "trials": trials, "notes": notes}
+
+
 def render_plan(sweep: Sweep) -> RenderableType:
     """The plan as a table of stages, a table of trials, and a few lines."""
-    status = read_status(sweep)
+    plan = plan_json(sweep)
     stages = Table("stage", "cached", "rows", "where", box=None, pad_edge=False)
-    for stage in status.stages:
-        found = "yes" if stage.status == Status.SUCCEEDED else _partly(stage.num_done)
-        rows = "" if stage.rows is None else str(stage.rows)
-        stages.add_row(stage.name, found, rows, Text(stage.path, overflow="fold"))
+    for stage in plan["stages"]:
+        rows = "" if stage["rows"] is None else str(stage["rows"])
+        stages.add_row(stage["name"], stage["cached"], rows, Text(stage["path"], overflow="fold"))
     trials = Table("trial", "id", "cached", "learning rate", box=None, pad_edge=False)
-    for trial in sweep.trials:
-        weights = sweep.store.manifest(sweep.store.trial(trial.trial_id, "weights"))
-        found = "yes" if is_finished(sweep, trial.trial_id) else "weights" if weights else "new"
-        trials.add_row(trial.name, trial.trial_id, found, f"{trial.spec.learning_rate:g}")
-    lines = [*changes(sweep), *_lines(sweep)]
-    return Group(stages, Text(), trials, Text(), *map(Text, lines))
+    for trial in plan["trials"]:
+        rate = f"{trial['learning_rate']:g}"
+        trials.add_row(trial["name"], trial["trial_id"], trial["cached"], rate)
+    return Group(stages, Text(), trials, Text(), *map(Text, plan["notes"]))
+
+
+def _found(sweep: Sweep, trial_id: str) -> str:
+    if is_finished(sweep, trial_id):
+        return "yes"
+    return "weights" if sweep.store.manifest(sweep.store.trial(trial_id, "weights")) else "new"
 
 
 def _partly(num_done: int) -> str:

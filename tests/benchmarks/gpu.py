@@ -101,6 +101,7 @@ def _bench(folder: Path, name: str, shape: tuple[str, int, int, int], *, tiny: b
     spec = TrainingSpec(
         max_steps=8 if tiny else 24,
         max_length=256,
+        order="by_prompt",
         logging_steps=10,
         per_device_train_batch_size=BATCH,
         bf16=True,

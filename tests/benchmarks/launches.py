@@ -35,7 +35,12 @@ def run(folder: Path) -> list[dict[str, Any]]:
     set_seed(0)
     GPT2LMHeadModel(config).save_pretrained(policy.path)
     spec = TrainingSpec(
-        max_steps=LAST + 1, max_length=256, logging_steps=LAST + 1, lora=LORA, bf16=True
+        max_steps=LAST + 1,
+        max_length=256,
+        order="by_prompt",
+        logging_steps=LAST + 1,
+        lora=LORA,
+        bf16=True,
     )
     tokenizer = load_tokenizer(policy)
     tokenized = reference_pairs(pairs, load_policy(policy), tokenizer, spec)

@@ -56,6 +56,7 @@ def _profiled(folder: Path, threads: int) -> dict[str, Any]:
     spec = TrainingSpec(
         max_steps=WARM_UP + STEPS + 1,
         max_length=256,
+        order="by_prompt",
         logging_steps=1,
         per_device_train_batch_size=12,
         lora=LORA,

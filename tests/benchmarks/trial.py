@@ -20,7 +20,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
-from prefsweep.workers.batches import PromptSampler
+from prefsweep.workers.batches import RowSampler
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_policy, load_tokenizer
 from prefsweep.workers.reference import reference_pairs
@@ -86,7 +86,9 @@ def _compare(
     policy: ModelSource,
     folder: Path,
 ) -> dict[str, Any]:
-    spec = TrainingSpec(max_steps=NUM_STEPS, max_length=256, logging_steps=1, **settings)
+    spec = TrainingSpec(
+        max_steps=NUM_STEPS, max_length=256, logging_steps=1, order="by_prompt", **settings
+    )
     tokenized = reference_pairs(pairs, load_policy(policy), load_tokenizer(policy), spec)
     ours: list[Timed] = []
     stock: list[Timed] = []
@@ -192,7 +194,7 @@ class _StepTimes(TrainerCallback):
 class _StockInOurOrder(DPOTrainer):
     """Stock TRL on the same batches: it is given our order of rows."""
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PromptSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowSampler:
         assert isinstance(self.train_dataset, Dataset)
         prompts = [str(ids) for ids in self.train_dataset["prompt_ids"]]
-        return PromptSampler(prompts, self.args.seed)
+        return RowSampler(prompts, self.args.seed)

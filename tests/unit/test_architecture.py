@@ -137,6 +137,7 @@ def test_the_table_and_the_wheel_have_every_folder():
     assert set(FOLDERS) == (folders | modules) - {"orchestrator", "__init__"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = {".".join(["prefsweep", *path.parent.relative_to(ROOT).parts]) for path in MODULES}
+    packages = packages - {"prefsweep.orchestrator.python"} | {"prefsweep"}
     assert set(project["tool"]["setuptools"]["packages"]) == packages
 
 

@@ -105,10 +105,11 @@ def test_the_package_is_importable_where_prefsweep_is_not_installed(
     folder = tmp_path / "package"
     build_package(folder, load_spec("quickstart", [reward]))
     code = (
+        "import prefsweep\n"
         "import prefsweep.sweeps.spec as spec, prefsweep.workers, prefsweep.orchestrator.report\n"
         "from importlib.metadata import version\n"
         "import mine.rewards\n"
-        "print(spec.__file__, version('prefsweep'), mine.rewards.__file__)"
+        "print(prefsweep.__file__, spec.__file__, version('prefsweep'), mine.rewards.__file__)"
     )
     run = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}"],
@@ -116,7 +117,8 @@ def test_the_package_is_importable_where_prefsweep_is_not_installed(
         text=True,
         check=True,
     )
-    where, version, mine = run.stdout.split()
+    package, where, version, mine = run.stdout.split()
+    assert package == str(folder / "prefsweep" / "__init__.py")  # not one that is installed there
     assert where == str(folder / "prefsweep" / "sweeps" / "spec.py")
     assert version == "3.4.5"
     assert mine == str(folder / "mine" / "rewards.py")

@@ -305,6 +305,12 @@ def test_a_plan_in_a_pipe_breaks_no_path(
     assert prefsweep(monkeypatch, *words) == 0
     line = next(s for s in capsys.readouterr().out.splitlines() if s.startswith("completions"))
     assert f"{storage}/artifacts/completions-" in line
+    assert prefsweep(monkeypatch, *words, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    paths = {stage["name"]: stage["path"] for stage in document["stages"]}
+    assert paths["completions"] in line
+    assert {trial["cached"] for trial in document["trials"]} == {"new"}
+    assert any("0 cached" in note for note in document["notes"])
 
 
 def test_what_doctor_says_in_a_pipe_is_not_broken_either(

@@ -1,5 +1,6 @@
 """`prefsweep gc`: what no sweep refers to goes when asked for, and nothing else."""
 
+import json
 import os
 import shutil
 import threading
@@ -176,6 +177,10 @@ def test_the_command_shows_and_deletes_only_when_told(
     out = capsys.readouterr().out
     assert "3.0 MB  artefact" in out and "--yes deletes them" in out
     assert len(files(store)) == len(used) + 1
+    assert prefsweep(monkeypatch, "gc", "--json", *storage) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["num_bytes"] == 3_000_000 and not document["delete"]
+    assert [item["what"] for item in document["items"]] == ["artefact"]
     assert prefsweep(monkeypatch, "gc", "--yes", *storage) == 0
     assert "1 items, 3.0 MB: deleted" in capsys.readouterr().out
     assert files(store) == used

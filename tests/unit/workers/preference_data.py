@@ -11,7 +11,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import PreferencePair, TokenizedPair, prompt_id
 from prefsweep.sweeps.spec import TrainingSpec
-from prefsweep.workers.batches import PromptSampler
+from prefsweep.workers.batches import RowSampler, row_sampler
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.losses import trl_arguments
 from prefsweep.workers.models import load_policy, load_tokenizer
@@ -60,20 +60,22 @@ def tokenized_pairs(
     )
 
 
-class InPromptOrder(DPOTrainer):
+class InOurOrder(DPOTrainer):
     """Stock TRL, given the order in which our trainer takes the rows."""
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PromptSampler:
+    spec: TrainingSpec
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowSampler:
         assert isinstance(self.train_dataset, Dataset)
         prompts = [str(ids) for ids in self.train_dataset["prompt_ids"]]
-        return PromptSampler(prompts, self.args.seed)
+        return row_sampler(prompts, self.spec, self.args.seed)
 
 
 def stock_trainer(
     source: ModelSource, trial: TrialSpec, spec: TrainingSpec, folder: Path, **arguments: Any
 ) -> DPOTrainer:
     """TRL's own trainer on the same texts in the same order, with a reference model."""
-    trainer = InPromptOrder(
+    trainer = InOurOrder(
         model=load_policy(source),
         ref_model=load_policy(source),
         args=DPOConfig(
@@ -101,5 +103,6 @@ def stock_trainer(
         ),
         processing_class=load_tokenizer(source),
     )
+    trainer.spec = spec
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefsweep.sweeps.grid import TrialSpec
-from prefsweep.workers.deferred import Deferring, deferred, read
+from prefsweep.workers.deferred import deferred, ratio, read
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.train import PreparedDPOTrainer
 
@@ -27,27 +27,13 @@ class Reads(TorchDispatchMode):
 
 def test_numbers_are_read_in_one_transfer_as_python_would_have_computed_them() -> None:
     third, seven = torch.tensor(1 / 3), torch.tensor(7)
-    quotient = deferred(third) / deferred(seven)
-    average = sum([quotient * 0.25, quotient * 0.75])
     with Reads() as reads:
-        assert quotient > 0 and quotient // 1 == 0
+        quotient, nothing = ratio(third, seven), ratio(third, torch.tensor(0))
+        average = sum([quotient * 0.25, deferred(third) * 0.75])
     assert reads.num == 0
     expected = third.item() / seven.item()
-    assert read([quotient, average, 2.5]) == [expected, 0 + expected * 0.25 + expected * 0.75, 2.5]
-
-
-def test_selecting_by_a_mask_takes_the_places_of_its_half() -> None:
-    mask = torch.tensor([[0, 1, 1], [0, 0, 1]])
-    chosen, rejected = mask.chunk(2)
-    values = torch.tensor([[1.0, 2, 3]])
-    places = (torch.tensor([1, 2]), torch.tensor([2]))
-    with Reads() as reads, Deferring(*places):
-        assert bool(mask.sum() > 100), "truth is assumed"
-        first, second = values[chosen.bool()], values[rejected.bool()]
-        number = first.sum().item()
-    assert reads.num == 0
-    assert first.tolist() == [2, 3] and second.tolist() == [3]
-    assert read([number]) == [5.0]  # pyright: ignore[reportArgumentType]
+    values = [quotient, nothing, average, 2.5]
+    assert read(values) == [expected, 0.0, 0 + expected * 0.25 + third.item() * 0.75, 2.5]
 
 
 @pytest.mark.parametrize("grid_point", [trial(loss_type="sigmoid+sft"), trial(ld_alpha=0.5)])

@@ -150,8 +150,10 @@ def llama(policy_source: ModelSource, gpt2: Data) -> Data:
     return Data(policy_source, LlamaForCausalLM(config).eval())
 
 
-def test_losses_and_gradients_of_a_batch_are_those_of_trl_for_the_whole_catalogue() -> None:
-    """Without training: random per-token outputs, all trials in one call, and TRL one by one."""
+def test_losses_and_gradients_of_trials_in_one_call_are_those_of_each_for_the_whole_catalogue() -> (
+    None
+):
+    """Without training: random per-token outputs."""
     trials = [*catalogue(), trial(loss_type="sigmoid+sft", loss_weights=(1.0, 0.5))]
     trials += [one.model_copy(update={"beta": one.beta * 2}) for one in trials]
     trials += [trial(ld_alpha=0.5), trial(ld_alpha=0.5, beta=0.7)]
@@ -159,6 +161,7 @@ def test_losses_and_gradients_of_a_batch_are_those_of_trl_for_the_whole_catalogu
     batch = BatchCollator(0, None, packed=True)(
         [
             {
+                "prompt_id": "one",
                 "prompt_ids": chosen[0],
                 "chosen_ids": chosen[1],
                 "rejected_ids": rejected[1],
@@ -187,7 +190,7 @@ def test_losses_and_gradients_of_a_batch_are_those_of_trl_for_the_whole_catalogu
 
     losses, gradients = run(list(range(len(trials))))
     for index in range(len(trials)):
-        (loss,), (gradient,) = run([index])  # TRL's code on one trial, without vmap
+        (loss,), (gradient,) = run([index])  # without vmap
         assert torch.allclose(losses[index], loss, rtol=1e-6), trials[index]
         assert torch.allclose(gradients[index], gradient, rtol=1e-5, atol=1e-8), trials[index]
 

@@ -34,10 +34,18 @@ PAIRS = [
 
 
 def test_the_longest_pairs_come_first_and_none_of_the_test_split() -> None:
-    spec = TrainingSpec(per_device_train_batch_size=1, gradient_accumulation_steps=3)
+    spec = TrainingSpec(
+        per_device_train_batch_size=1, gradient_accumulation_steps=3, order="by_prompt"
+    )
     names = [p.prompt_id for p in largest_batches(PAIRS, spec, 1)]
     assert names == ["long", "long", "middle"]
     assert len(largest_batches(PAIRS, spec, 9)) == 4
+
+
+def test_shuffled_pairs_share_no_prompt_where_there_are_others() -> None:
+    spec = TrainingSpec(per_device_train_batch_size=4)
+    names = [p.prompt_id for p in largest_batches(PAIRS, spec, 1)]
+    assert names == ["long", "middle", "short", "long"]
 
 
 def test_where_batches_are_of_prompts_all_their_pairs_come() -> None:

@@ -1,0 +1,1 @@
+../../orchestrator/python/__init__.py

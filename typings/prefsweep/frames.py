@@ -1,0 +1,1 @@
+../../orchestrator/python/frames.py

@@ -40,8 +40,8 @@ from prefsweep.orchestrator.execution.sizing import (
 from prefsweep.orchestrator.state.inputs import store_inputs
 from prefsweep.orchestrator.state.stop import polled_stop, stop_requested
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
-from prefsweep.orchestrator.tasks.attempts import Place
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.probe import ProbeGroups, ProbeTrial
 from prefsweep.orchestrator.tasks.shards import ShardStage, is_missing, run_shard
 from prefsweep.orchestrator.tasks.stages import Task
@@ -151,11 +151,11 @@ class InlineCluster:
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         set_up_worker(self._threads)
-        kept, grouping = Kept(sweep), Grouping(self._largest(sweep, trials))
+        cache, grouping = WorkerCache(sweep), Grouping(self._largest(sweep, trials))
         for group in make_groups(sweep, trials, grouping):
             if stop_requested(sweep.store, sweep.spec.name):
                 return
-            run_group(kept, group, Place())
+            run_group(cache, group, WorkerSlot())
 
     def close(self) -> None:
         pass

@@ -167,7 +167,9 @@ class _GroupTraining:
                     member.attempts.write(Status.RUNNING)
                 outcomes = self._outcomes(group, outputs)
             except Exception as error:  # an error of the whole group
-                self._break_up([m for m in members if m.trial.trial_id not in self._left], error)
+                left = [member for member in members if member.trial.trial_id not in self._left]
+                if left:
+                    self._break_up(left, error)
                 return
             share_s = (time.monotonic() - started) / len(group)
             for (member, training), output, outcome in zip(group, outputs, outcomes, strict=True):
@@ -226,11 +228,14 @@ class _GroupTraining:
             "%d trials cannot be trained together (%s); retrying %s",
             len(members),
             failures[0].message,
-            "each alone" if cannot or len(members) == 2 else "in groups of half as many",
+            "each alone"
+            if cannot or members[0].attempts.state.group == 2
+            else "in groups of half as many",
         )
         for member, failure in zip(members, failures, strict=True):
             member.output.note(failure.traceback)
-            member.attempts.state.group = 1 if cannot else len(members)
+            if cannot:
+                member.attempts.state.group = 1
             member.attempts.halve_group(member.output)
         self._again += members
 

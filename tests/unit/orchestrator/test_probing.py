@@ -148,7 +148,7 @@ def test_steps_of_groups_are_measured_once_and_the_free_memory_each_time(
     specs = tuple(trial.spec for trial in sweep.trials)
     free, answers = [70, 60], [PAYS]
     kept = SimpleNamespace(policy=None, tokenizer=None, pairs=[])
-    monkeypatch.setattr(probe_task, "Kept", lambda _: kept)
+    monkeypatch.setattr(probe_task, "WorkerCache", lambda _: kept)
     monkeypatch.setattr(workers_probe, "probe_groups", lambda *_: answers.pop(0))
     monkeypatch.setattr(workers_probe, "gpu_room", lambda: (free.pop(0), 80))
     probe = ProbeGroups(sweep, specs, "H100")

@@ -6,6 +6,7 @@ from xdist.scheduler import LoadFileScheduling
 
 TOGETHER = {
     "test_attach.py": "three nodes",
+    "test_many_trials.py": "three nodes",
     "test_submit.py": "three nodes",
     "test_checkpoints.py": "checkpoints",
     "test_token.py": "token",

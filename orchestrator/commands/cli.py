@@ -36,6 +36,7 @@ from prefsweep.orchestrator.commands.options import (
     exclusive,
 )
 from prefsweep.orchestrator.commands.run import RunOptions, run_with_view
+from prefsweep.orchestrator.commands.show import logs, show
 from prefsweep.orchestrator.commands.submit import submit
 from prefsweep.orchestrator.display.terminal import Terminal, console, errors, escaped, guard, say
 from prefsweep.orchestrator.state.hints import DEFAULT_STORAGE
@@ -127,7 +128,7 @@ def resume(
     run_with_view(sweep, options)
 
 
-for command in (init, submit, explain, schema, gc):
+for command in (init, submit, show, logs, explain, schema, gc):
     app.command()(command)
 
 

@@ -29,10 +29,10 @@ from prefsweep.orchestrator.state.sweep import (
 from prefsweep.orchestrator.state.sweep_record import record_state
 from prefsweep.orchestrator.state.trial_record import (
     is_finished,
-    mark,
     read_document,
     read_status_field,
     trial_status,
+    write_status,
 )
 from prefsweep.orchestrator.store.paths import DELETING
 from prefsweep.orchestrator.tasks.attempts import restart_from_scratch
@@ -225,7 +225,7 @@ class Run:
         for trial in todo:
             if self._errored == "restart" and self._failed_as(trial) is not None:
                 restart_from_scratch(self.sweep, trial)
-            mark(self.sweep, trial, Status.PENDING)
+            write_status(self.sweep, trial, Status.PENDING)
         if self._errored != "skip":  # failed trials are restarted or resumed once per run
             self._errored = "retry"
         self._verify_inputs()
@@ -300,7 +300,7 @@ class Run:
     def _mark_interrupted(self) -> None:
         for trial in self.sweep.trials:
             if read_status_field(read_document(self.sweep, trial)) == Status.RUNNING:
-                mark(self.sweep, trial, Status.INTERRUPTED)
+                write_status(self.sweep, trial, Status.INTERRUPTED)
 
     def _unfinished(self) -> tuple[list[Trial], list[Trial]]:
         """Trials without weights or evaluation: those to run, and failed ones to skip."""

@@ -37,8 +37,8 @@ from prefsweep.orchestrator.execution.sizing import (
 from prefsweep.orchestrator.state.inputs import store_inputs
 from prefsweep.orchestrator.state.stop import polled_stop, stop_requested
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
-from prefsweep.orchestrator.tasks.attempts import Place
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.probe import ProbeGroups, ProbeTrial
 from prefsweep.orchestrator.tasks.shards import ShardStage, is_missing, run_shard
 from prefsweep.orchestrator.tasks.stages import Task
@@ -150,12 +150,12 @@ class InlineCluster:
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         set_up_worker(self._threads)
-        kept, fuse = Kept(sweep), sweep.spec.training.fuse
+        cache, fuse = WorkerCache(sweep), sweep.spec.training.fuse
         grouping = Grouping(fuse) if isinstance(fuse, int) else ALONE
         for group in make_groups(sweep, trials, grouping):
             if stop_requested(sweep.store, sweep.spec.name):
                 return
-            run_group(kept, group, Place())
+            run_group(cache, group, WorkerSlot())
 
     def close(self) -> None:
         pass

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
-from prefsweep.orchestrator.state.trial_record import TrialLog, has_weights
+from prefsweep.orchestrator.state.trial_record import TrialRecord, has_weights
 from prefsweep.orchestrator.tasks.checkpoints import begun_in_group, newest_step
 from prefsweep.sweeps.fusing import cut, fusing_key
 
@@ -50,7 +50,7 @@ def make_groups(sweep: Sweep, trials: Sequence[Trial], grouping: Grouping) -> li
 
 def _shared(sweep: Sweep, trial: Trial) -> tuple[object, int]:
     """Equal for trials that can share a group (None: with no other), and how many may at most."""
-    state = TrialLog(sweep, trial)
+    state = TrialRecord(sweep, trial)
     if state.largest_group == 1 or has_weights(sweep.store, trial):
         return None, 1
     step = newest_step(sweep, trial)

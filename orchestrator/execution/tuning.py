@@ -21,15 +21,15 @@ from prefsweep.orchestrator.execution.secrets import keep_from_tune
 from prefsweep.orchestrator.state.stop import polled_stop
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
 from prefsweep.orchestrator.state.trial_record import (
-    TrialLog,
+    TrialRecord,
     has_weights,
-    mark,
     read_document,
     read_status_field,
+    write_status,
 )
 from prefsweep.orchestrator.store.scratch import scratch_folder, scratch_home
-from prefsweep.orchestrator.tasks.attempts import Place
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.checkpoints import newest_step
 from prefsweep.orchestrator.tasks.failures import AGAIN, delay_s, pause, worker_killed_for_memory
 from prefsweep.orchestrator.tasks.trial_group import run_group
@@ -69,36 +69,40 @@ def tune_trials(
     work; None is all of them.
     """
     retries, should_stop = sweep.spec.retries, polled_stop(sweep.store, sweep.spec.name)
-    unfinished, fruitless, error = list(trials), 0, ""
+    unfinished, stalled, error = list(trials), 0, ""
     kept_off = set[str]() if members is None else members.kept_off
     while True:
         before, num_kept_off = [_progress(sweep, trial) for trial in unfinished], len(kept_off)
         error = _launch(sweep, unfinished, gpus_per_trial, memory, members, grouping)
-        fruitless += 1
+        stalled += 1
         came_further = before != [_progress(sweep, trial) for trial in unfinished]
         is_one_to_blame = _blame(sweep, unfinished, error)
         if came_further or is_one_to_blame or len(kept_off) > num_kept_off:
-            fruitless = 0
+            stalled = 0
         unfinished = [trial for trial in unfinished if not _has_ended(sweep, trial)]
         if not unfinished or should_stop():
             break
-        if fruitless >= retries.max_attempts:
-            _give_up(sweep, unfinished, f"{fruitless} launches in a row got no further. {error}")
+        if stalled >= retries.max_attempts:
+            _give_up(
+                sweep,
+                unfinished,
+                f"{stalled} launches in a row got no further. {error}",
+            )
             return
         log.warning(
             "%d trials did not come to an end and are launched again. %s", len(unfinished), error
         )
-        if fruitless or is_one_to_blame:
-            pause(delay_s(retries, max(1, fruitless)), should_stop)
+        if stalled or is_one_to_blame:
+            pause(delay_s(retries, max(1, stalled)), should_stop)
     for trial in unfinished:
-        mark(sweep, trial, Status.INTERRUPTED)
+        write_status(sweep, trial, Status.INTERRUPTED)
 
 
 def shares(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> dict[str, float]:
     """Trial id -> its share of a GPU: doubled, up to a whole one, as often as it was too little."""
     share: dict[str, float] = {}
     for trial in trials:
-        doublings = TrialLog(sweep, trial).larger_shares
+        doublings = TrialRecord(sweep, trial).larger_shares
         larger = min(1.0, gpus_per_trial * 2**doublings)
         share[trial.trial_id] = larger if 0 < gpus_per_trial < 1 else gpus_per_trial
     return share
@@ -124,7 +128,7 @@ def _launch(
     gpus = {key: max(of_trials[trial.trial_id] for trial in groups[key]) for key in groups}
     max_failures = (sweep.spec.retries.max_attempts + 1) * max(map(len, groups.values()))
     resources, retries = sweep.spec.resources, sweep.spec.retries
-    kept = Kept(sweep)  # each worker has its own, for all its trials
+    cache = WorkerCache(sweep)  # each worker has its own, for all its trials
     node_watch = NodeWatch(LOCAL_S if members is None else retries.max_stall_s)
 
     def trainable(config: dict[str, Any]) -> dict[str, int]:
@@ -134,7 +138,7 @@ def _launch(
         set_up_worker(resources.threads_per_worker)
         sweep.store.delete_abandoned()
         first = config["trial_id"]
-        run_group(kept, groups[first], Place(gpus[first], is_worker=True))
+        run_group(cache, groups[first], WorkerSlot(gpus[first], is_worker=True))
         return {"ended": 1}
 
     def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -228,9 +232,9 @@ def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
         document = read_document(sweep, trial)
         if read_status_field(document) != Status.RUNNING:
             continue
-        state = TrialLog(sweep, trial)
+        state = TrialRecord(sweep, trial)
         if not _is_among(killed, document):
-            state.fruitless = max(0, state.fruitless - 1)
+            state.stalled_attempts = max(0, state.stalled_attempts - 1)
             state.write(Status.PENDING)
             continue
         is_one_to_blame, failure = True, worker_killed_for_memory(error)
@@ -239,7 +243,7 @@ def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
             state.last_failure = failure
             state.halve_group()
             state.write(Status.PENDING)
-        elif state.fruitless >= sweep.spec.retries.max_attempts:
+        elif state.stalled_attempts >= sweep.spec.retries.max_attempts:
             state.write(Status.FAILED, failure)
         else:
             state.last_failure = failure
@@ -279,6 +283,6 @@ def _has_ended(sweep: Sweep, trial: Trial) -> bool:
 
 def _give_up(sweep: Sweep, trials: Sequence[Trial], message: str) -> None:
     for trial in trials:
-        last = TrialLog(sweep, trial).last_failure
+        last = TrialRecord(sweep, trial).last_failure
         failure = last or Failure("transient", message.strip(), "", AGAIN)
-        mark(sweep, trial, Status.FAILED, failure)
+        write_status(sweep, trial, Status.FAILED, failure)

@@ -28,7 +28,7 @@ REWRITE_SHARE = 0.05
 """Maximum share of a trial's time for such rewrites: the longer the log, the rarer they are."""
 
 
-class TrialLog:
+class TrialRecord:
     """Writes both files of one trial, in the process that runs it."""
 
     def __init__(self, sweep: Sweep, trial: Trial, gpus: float = 0.0) -> None:
@@ -39,7 +39,7 @@ class TrialLog:
         self.found = read_status_field(found)
         """The status before this process started the trial."""
         self.attempts = read_count(found, "attempts")
-        self.fruitless = read_count(found, "fruitless")
+        self.stalled_attempts = read_count(found, "fruitless")
         """Consecutive attempts without progress, including the current one."""
         self.halvings = read_count(found, "halvings")
         self.larger_shares = read_count(found, "larger_shares")
@@ -49,7 +49,7 @@ class TrialLog:
         self.largest_group = read_count(found, "largest_group")
         """Most trials to train as one with it, because more did not fit or died; 0: any number."""
         self.last_failure = read_failure(found.get("last_failure"))
-        self._reached = read_count(found, "reached")
+        self._progress = read_count(found, "reached")
         self._started = self._resumed = time.time()
         self._resumed_step = 0.0
         self._step, self._max_steps = float(read_count(found, "step")), found.get("max_steps")
@@ -60,27 +60,27 @@ class TrialLog:
         self._is_behind, self._next_rewrite_s = False, 0.0
 
     @property
-    def reached(self) -> int:
+    def progress(self) -> int:
         """The trial's progress in the store when the last attempt began."""
-        return self._reached
+        return self._progress
 
     @property
     def metrics(self) -> bytes:
         """All lines of metrics.jsonl so far."""
         return b"".join(self._lines)
 
-    def begin(self, reached: int) -> None:
-        """Record that an attempt begins. `reached` is the progress in the store; it only grows."""
-        if reached > self._reached:
-            self.fruitless = 0
-        self._reached = reached
+    def begin(self, progress: int) -> None:
+        """Record that an attempt begins. `progress` is the progress in the store; it only grows."""
+        if progress > self._progress:
+            self.stalled_attempts = 0
+        self._progress = progress
         self.attempts += 1
-        self.fruitless += 1
+        self.stalled_attempts += 1
         self.write(Status.RUNNING)
 
     def halve_group(self) -> None:
-        """Share a group with half as many trials from now on, which is another chance."""
-        self.largest_group, self.fruitless = (self.group + 1) // 2, 0
+        """Halve the maximum size of the trial's group. This counts as progress."""
+        self.largest_group, self.stalled_attempts = (self.group + 1) // 2, 0
 
     def restart(self, step: int, metrics: bytes, max_steps: float | None) -> None:
         """Continue after `step` with the metrics lines of a checkpoint."""
@@ -137,12 +137,12 @@ class TrialLog:
             "failure": None if failure is None else asdict(failure),
             "last_failure": None if last is None else asdict(last),
             "attempts": self.attempts,
-            "fruitless": self.fruitless,
+            "fruitless": self.stalled_attempts,
             "halvings": self.halvings,
             "larger_shares": self.larger_shares,
             "group": self.group,
             "largest_group": self.largest_group,
-            "reached": self._reached,
+            "reached": self._progress,
             "worker": {"host": socket.gethostname(), "pid": os.getpid(), **node()},
         }
         self._store.write_json(status_path(self._store, self._trial), document)
@@ -151,7 +151,9 @@ class TrialLog:
         return self._store.trial(self._trial.trial_id, "metrics.jsonl")
 
 
-def mark(sweep: Sweep, trial: Trial, status: Status, failure: Failure | None = None) -> None:
+def write_status(
+    sweep: Sweep, trial: Trial, status: Status, failure: Failure | None = None
+) -> None:
     """Record a trial's status from another process, keeping the other fields of status.json.
 
     `Status.PENDING` resets the count of consecutive attempts without progress.

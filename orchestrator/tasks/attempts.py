@@ -1,7 +1,7 @@
-"""One trial from start to end, wherever it runs: when it is tried again, and what is recorded.
+"""Runs one trial from start to end: its attempts, its retries, and the record of its outcome.
 
-Whatever happens ends in the trial's status.json. What may pass is tried again here, from the newest
-checkpoint; an exception leaves this file only where a fresh process has to go on. training.py and
+Every outcome is recorded in the trial's status.json. Transient failures are retried here, from the
+newest checkpoint; an exception is only raised if the trial needs another process. training.py and
 evaluation.py do the work.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from prefsweep.orchestrator.state.stop import polled_stop
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
-from prefsweep.orchestrator.state.trial_record import TrialLog, has_weights
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.state.trial_record import TrialRecord, has_weights
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.checkpoints import delete_checkpoints
 from prefsweep.orchestrator.tasks.evaluation import evaluate_trained
 from prefsweep.orchestrator.tasks.failures import (
@@ -24,11 +24,11 @@ from prefsweep.orchestrator.tasks.failures import (
 )
 from prefsweep.orchestrator.tasks.training import (
     lenient,
-    reached,
+    progress,
     reading,
     train_and_publish,
+    verified_weights,
     weights_path,
-    whole_weights,
 )
 from prefsweep.orchestrator.tasks.trial_output import TrialOutput
 from prefsweep.sweeps.errors import DamagedError, OutOfMemory, StopRequested, StoreError
@@ -38,48 +38,52 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a trial runs."""
+class WorkerSlot:
+    """The resources of the process that runs a trial."""
 
     gpus: float = 0.0
-    """Its share of a GPU; below one it may be given more in another launch."""
+    """The trial's share of a GPU; below 1, a later launch may give it a larger one."""
     is_worker: bool = False
-    """A process of its own: another takes over where this one is of no use any more."""
+    """Whether this is a worker process, which another worker can replace."""
 
 
 class BrokenWorkerError(RuntimeError):
-    """This process cannot go on (its GPU context is lost); a fresh one can."""
+    """This process cannot continue (its GPU context is lost); a new process can."""
 
 
 def run_trial(
-    kept: Kept, trial: Trial, place: Place = Place(), attempts: "Attempts | None" = None
+    cache: WorkerCache,
+    trial: Trial,
+    slot: WorkerSlot = WorkerSlot(),
+    attempts: "Attempts | None" = None,
 ) -> None:
-    """Do what is missing of a trial: weights, then evaluation. Records failures, raises none.
+    """Complete a trial: its weights, then its evaluation. Failures are recorded, not raised.
 
-    It is tried again as `retries` says; `attempts` are those it has had in this process. A stop
-    request ends it as interrupted; wanting more of a GPU, as pending. Raises BrokenWorkerError in a
-    worker that has to be replaced, and StoreError if the outcome cannot be written down.
+    The trial is retried according to `retries`; `attempts` are its attempts in this process. It
+    ends as interrupted after a stop request, and as pending if it needs a larger share of a GPU.
+    Raises BrokenWorkerError if this worker must be replaced, and StoreError if the outcome cannot
+    be recorded.
     """
-    attempts = attempts or Attempts(kept.sweep, trial, place)
-    with TrialOutput(kept.sweep, trial, prints=place.is_worker) as output:
+    attempts = attempts or Attempts(cache.sweep, trial, slot)
+    with TrialOutput(cache.sweep, trial, prints=slot.is_worker) as output:
         try:
-            attempts.run(output, lambda: _train_and_evaluate(kept, attempts, output))
+            attempts.run(output, lambda: _train_and_evaluate(cache, attempts, output))
         finally:
             release_memory()
 
 
 class Attempts:
-    """The attempts of one trial in one process: whether there is another one, and after what."""
+    """The attempts of one trial in one process; decides whether and when to retry."""
 
-    def __init__(self, sweep: Sweep, trial: Trial, place: Place) -> None:
-        self.trial, self._place = trial, place
+    def __init__(self, sweep: Sweep, trial: Trial, slot: WorkerSlot) -> None:
+        self.trial, self._slot = trial, slot
         self._sweep, self._retries = sweep, sweep.spec.retries
-        self.state = TrialLog(sweep, trial, place.gpus)
+        self.state = TrialRecord(sweep, trial, slot.gpus)
         self.should_stop = lenient(polled_stop(sweep.store, sweep.spec.name))
         self._has_looked = self._has_begun = False
 
     def run(self, output: TrialOutput, work: Callable[[], None]) -> None:
-        """Attempts, until one of them, or a stop request, settles the trial."""
+        """Make attempts until one of them, or a stop request, ends the trial."""
         seconds = self.delay_after_death(output)
         if seconds is None:
             return
@@ -94,41 +98,43 @@ class Attempts:
             failure = None if error is None else self.settle(error, output)
             if failure is None:
                 return
-            del error  # with its traceback go the tensors of its frames
+            del error  # its traceback references the tensors of its frames
             release_memory()
             seconds = self.delay_after(failure)
             if seconds:
                 pause(seconds, self.should_stop)
 
     def delay_after_death(self, output: TrialOutput) -> float | None:
-        """Seconds to wait before the first attempt where the process that had the trial died; None,
-        recorded, if it has died too often."""
+        """Seconds to wait before the first attempt if the trial's previous process died.
+
+        Returns None, and records the failure, if the trial's processes died too often.
+        """
         state, has_looked, self._has_looked = self.state, self._has_looked, True
         if state.found != Status.RUNNING or has_looked:
             return 0.0
-        came_further = reached(self._sweep, self.trial) > state.reached
-        if state.group > 1 and state.fruitless > 1 and not came_further:
-            self.halve_group(output)  # one of its trials may be what ends the process
-        if state.fruitless < self._retries.max_attempts or came_further:
+        has_progressed = progress(self._sweep, self.trial) > state.progress
+        if state.group > 1 and state.stalled_attempts > 1 and not has_progressed:
+            self.halve_group(output)  # another trial of the group may kill the process
+        if state.stalled_attempts < self._retries.max_attempts or has_progressed:
             output.note(f"attempt {state.attempts} ended with its process")
-            return 0.0 if came_further else delay_s(self._retries, max(1, state.fruitless))
+            return 0.0 if has_progressed else delay_s(self._retries, max(1, state.stalled_attempts))
         failure = replace(state.last_failure or DIED, log_path=output.path)
         self.write(Status.FAILED, failure)
         return None
 
     def begin(self, output: TrialOutput) -> None:
-        """Begin an attempt, or go on with the one that has begun."""
+        """Begin an attempt, or continue the current one."""
         state = self.state
         if self._has_begun:
             state.write(Status.RUNNING)
             return
-        state.begin(reached(self._sweep, self.trial))
+        state.begin(progress(self._sweep, self.trial))
         self._has_begun = True
         output.note(f"attempt {state.attempts}, micro-batch halved {state.halvings} times")
 
     def settle(self, error: Exception, output: TrialOutput) -> Failure | None:
-        """End an attempt by its error: the failure after which there is another attempt here, or
-        None where the trial's status is recorded."""
+        """End an attempt with an error. Returns the failure if the trial is to be retried in this
+        process, else None: then the trial's status is recorded."""
         self._has_begun = False
         if isinstance(error, StopRequested):
             output.note(str(error))
@@ -147,14 +153,14 @@ class Attempts:
         state = self.state
         if failure.kind == "out_of_memory":
             log.warning(
-                "trial %s: %s; again with half of that in a forward pass",
+                "trial %s: %s; retrying with half of that per forward pass",
                 self.trial.name,
                 failure.message,
             )
             return 0.0
-        seconds = delay_s(self._retries, state.fruitless)
+        seconds = delay_s(self._retries, state.stalled_attempts)
         log.warning(
-            "trial %s: attempt %d failed (%s); again in %.1f s",
+            "trial %s: attempt %d failed (%s); retrying in %.1f s",
             self.trial.name,
             state.attempts,
             failure.message,
@@ -164,26 +170,26 @@ class Attempts:
         return seconds
 
     def broken(self, error: Exception, failure: Failure) -> BrokenWorkerError | None:
-        """The error to end this process with, if it is of no use any more; the trial is recorded as
-        if the process had died."""
-        if not self._place.is_worker or not is_broken_device(error):
+        """The error that ends this process, if its GPU context is lost; the trial is then recorded
+        as if the process had died."""
+        if not self._slot.is_worker or not is_broken_device(error):
             return None
         self.write(Status.RUNNING, failure)
         return BrokenWorkerError(failure.message)
 
     def failure_of(self, error: Exception, output: TrialOutput) -> Failure:
-        """What an error means for the trial."""
+        """The failure of the trial for an error."""
         failure = classify(error, self._sweep.store.display(""))
         return replace(failure, log_path=output.path)
 
     def halve_group(self, output: TrialOutput) -> None:
-        """Share a group with half as many trials from now on, which is another chance."""
+        """Halve the maximum size of the trial's group. This counts as progress."""
         self._has_begun = False
         self.state.halve_group()
         output.note(f"from now on in groups of at most {self.state.largest_group}")
 
     def write(self, status: Status, failure: Failure | None = None) -> None:
-        """The outcome must be known: while storage fails, it is written again."""
+        """Record a status, and retry while the storage fails, so that the outcome is known."""
         for num_failed in range(1, self._retries.max_attempts + 1):
             try:
                 self.state.write(status, failure)
@@ -194,31 +200,31 @@ class Attempts:
                 pause(delay_s(self._retries, num_failed), lambda: False)
 
     def _attempt(self, output: TrialOutput, work: Callable[[], None]) -> Exception | None:
-        """One attempt; its error, if it has not succeeded."""
+        """Make one attempt; returns its error, or None if it succeeded."""
         try:
             self.begin(output)
             work()
-        except Exception as error:  # the trial's border: a failure is data, and others go on
+        except Exception as error:  # a failure is recorded, and other trials continue
             return error
         self.write(Status.SUCCEEDED)
         output.note("succeeded")
         return None
 
     def _what_next(self, error: Exception, failure: Failure) -> Status:
-        """RUNNING: again here; PENDING: again with a larger share of the GPU; FAILED."""
+        """RUNNING: retry here; PENDING: retry with a larger share of the GPU; FAILED: no retry."""
         state = self.state
         if failure.kind == "out_of_memory":
             if isinstance(error, OutOfMemory) and error.can_halve:
                 state.halvings += 1
-                state.fruitless = 0  # a smaller batch is another chance
+                state.stalled_attempts = 0  # a smaller batch counts as progress
                 return Status.RUNNING
-            if 0 < self._place.gpus < 1:
+            if 0 < self._slot.gpus < 1:
                 state.larger_shares += 1
                 return Status.PENDING
             return Status.FAILED
-        if failure.kind == "deterministic" or state.fruitless >= self._retries.max_attempts:
+        if failure.kind == "deterministic" or state.stalled_attempts >= self._retries.max_attempts:
             return Status.FAILED
-        if isinstance(error, DamagedError):  # a stage before the trials has to make it again
+        if isinstance(error, DamagedError):  # a stage before the trials must rebuild it
             return Status.FAILED
         if (broken := self.broken(error, failure)) is not None:
             raise broken from None
@@ -226,10 +232,10 @@ class Attempts:
 
 
 def restart_from_scratch(sweep: Sweep, trial: Trial) -> None:
-    """Drop what a failed trial has made and what is remembered of it; finished weights stay.
+    """Delete the files and the record of a failed trial, unless its weights are finished.
 
-    What failed is the evaluation then. Weights and evaluations are shared: other sweeps in the
-    store may have finished with them.
+    With finished weights, only the evaluation failed. Weights and evaluations are kept because
+    other sweeps in the store may use them.
     """
     if has_weights(sweep.store, trial):
         log.info("trial %s: its weights are finished and kept; it is evaluated again", trial.name)
@@ -238,27 +244,27 @@ def restart_from_scratch(sweep: Sweep, trial: Trial) -> None:
         sweep.store.delete(sweep.store.trial(trial.trial_id, part))
 
 
-def _train_and_evaluate(kept: Kept, attempts: Attempts, output: TrialOutput) -> None:
+def _train_and_evaluate(cache: WorkerCache, attempts: Attempts, output: TrialOutput) -> None:
     from prefsweep.workers.models import load_trained
 
-    sweep, trial = kept.sweep, attempts.trial
+    sweep, trial = cache.sweep, attempts.trial
     try:
-        weights = whole_weights(sweep, trial)
+        weights = verified_weights(sweep, trial)
         if weights is None:
-            train_and_publish(kept, trial, attempts.state, attempts.should_stop, output)
+            train_and_publish(cache, trial, attempts.state, attempts.should_stop, output)
             weights = sweep.store.fetch(weights_path(sweep, trial))
         delete_checkpoints(sweep, trial)
         if sweep.store.manifest(sweep.evaluation_path(trial.trial_id)) is None:
             with reading(weights):
-                policy = load_trained(sweep.policy_source(), weights, kept.policy)
+                policy = load_trained(sweep.policy_source(), weights, cache.policy)
             beta = trial.spec.beta
-            evaluate_trained(kept, trial.trial_id, policy, beta, attempts.should_stop)
+            evaluate_trained(cache, trial.trial_id, policy, beta, attempts.should_stop)
     finally:
         sweep.store.drop_copies(sweep.store.trial(trial.trial_id))
 
 
 def release_memory() -> None:
-    """Give back what an attempt has taken and nothing refers to."""
+    """Release the unreferenced memory of an attempt."""
     from prefsweep.workers.memory import release_memory
 
     release_memory()

@@ -1,7 +1,7 @@
-"""What a worker keeps from one trial of a sweep to the next, so that it is read once.
+"""Caches a sweep's data and models in a worker, so that its trials load them once.
 
-A trial gets copies of what it changes: its policy is a copy of the base as it was loaded, bit for
-bit that of a fresh process. Pickled (to a worker), this is the sweep alone.
+A trial gets copies of what it changes: its policy is a copy of the loaded base, bitwise equal to
+that of a new process. Only the sweep is pickled when the cache is sent to a worker.
 """
 
 import copy
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from prefsweep.workers.score import Scorer
 
 MAX_KEPT_GIB = 4.0
-"""Weights of a policy that is kept in memory; a larger one is read again for each trial."""
+"""Maximum size of a policy's weights that are cached; larger ones are loaded for each trial."""
 
 
-class Kept:
-    """Pairs, prompts and models of a sweep, each loaded when it is first asked for."""
+class WorkerCache:
+    """Pairs, prompts and models of a sweep, each loaded when it is first used."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self._base: PreTrainedModel | None = None
 
-    def __reduce__(self) -> tuple[type["Kept"], tuple[Sweep]]:
-        return Kept, (self.sweep,)
+    def __reduce__(self) -> tuple[type["WorkerCache"], tuple[Sweep]]:
+        return WorkerCache, (self.sweep,)
 
     @cached_property
     def pairs(self) -> list[TokenizedPair]:
@@ -40,27 +40,27 @@ class Kept:
 
     @cached_property
     def eval_prompts(self) -> list[Prompt]:
-        """The held-out prompts, but for those that end whoever evaluates on them."""
+        """The held-out prompts, without quarantined ones."""
         left_out = self.sweep.inputs.quarantined.get(UNTRAINED, ())
         prompts: list[Prompt] = read_records(self.sweep, "eval_prompts", Prompt)
         return [prompt for prompt in prompts if prompt.prompt_id not in left_out]
 
     @cached_property
     def untrained_samples(self) -> list[EvaluationSample]:
-        """What the untrained policy answered."""
+        """The samples of the untrained policy."""
         folder = self.sweep.store.fetch(self.sweep.evaluation_path(UNTRAINED))
         return tables.read_records(EvaluationSample, [folder / "samples.parquet"])
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The policy's."""
+        """The policy's tokenizer."""
         from prefsweep.workers.models import load_tokenizer
 
         return load_tokenizer(self.sweep.policy_source())
 
     @cached_property
     def scorer(self) -> "Scorer | None":
-        """What scores samples; None for a sweep without a reward."""
+        """The scorer of samples; None for a sweep without a reward."""
         from prefsweep.workers.score import make_scorer
 
         spec = self.sweep.spec
@@ -69,7 +69,7 @@ class Kept:
         return make_scorer(spec.reward, self.sweep.reward_source(), spec.policy.chat)
 
     def policy(self) -> "PreTrainedModel":
-        """The policy before training, on this process's device, to do with as one likes."""
+        """A copy of the policy before training, on this process's device; it may be changed."""
         from prefsweep.workers.models import device, load_policy
 
         if self._base is None:
@@ -80,8 +80,8 @@ class Kept:
         return _on(copy.deepcopy(self._base), device())
 
     def reference(self, dtype: "torch.dtype") -> "PreTrainedModel":
-        """The policy before training, to read only, in the data type of what it is compared with:
-        rounding must not count as a difference."""
+        """The policy before training, which must not be changed, in the data type of the policy it
+        is compared with, so that rounding does not count as a difference."""
         from prefsweep.workers.models import device
 
         if self._base is not None and self._base.dtype == dtype and device().type == "cpu":

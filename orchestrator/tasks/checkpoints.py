@@ -1,8 +1,8 @@
-"""A trial's checkpoints in the store: published whole, found again only if they are whole.
+"""A trial's checkpoints in the store: published atomically, used only if they are complete.
 
-A checkpoint is a folder with its manifest, written aside and then renamed (on an object store: the
-manifest last). Besides the trainer's files it holds the lines of metrics.jsonl up to its step, so
-that a resumed trial goes on with the very log it had. The newest two are kept.
+A checkpoint is a folder with a manifest, written under a temporary name and then renamed (on an
+object store, the manifest is written last). Besides the trainer's files, it contains the lines of
+metrics.jsonl up to its step, so that a resumed trial continues its log. The newest two are kept.
 """
 
 import logging
@@ -27,12 +27,13 @@ NEEDED = {
     "window.json",
     METRICS,
 }
-"""Files without which training would go on, but not exactly (weights have one of several names)."""
+"""Files without which training could resume, but not exactly (besides the weights, which have one
+of several names)."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is whole: the step it stands after, and its folder on this machine."""
+    """A complete checkpoint: the step after which it was saved, and its folder on this machine."""
 
     step: int
     folder: Path
@@ -44,41 +45,41 @@ class Checkpoint:
 
 
 def newest_checkpoint(sweep: Sweep, trial: Trial) -> Checkpoint | None:
-    """The newest whole checkpoint; None if there is none.
+    """The newest complete checkpoint; None if there is none.
 
-    Damaged ones that are newer are taken away, with a line in the log, so that their steps can be
-    saved again. Raises StoreError if one cannot be read just now, which says nothing of it.
+    Newer checkpoints that are damaged are removed, with a line in the log, so that their steps can
+    be saved again. Raises StoreError if one cannot be read now, which does not mean damage.
     """
-    store = Store(sweep.storage)  # one that has not verified anything yet
+    store = Store(sweep.storage)  # a new store, which has not verified anything yet
     for step in reversed(_steps(store, trial)):
         path = _path(store, trial, step)
         try:
             return _open(store, trial, step)
         except DamagedError as error:
-            log.warning("a checkpoint is passed over: %s", error)
+            log.warning("a checkpoint is skipped: %s", error)
             store.delete(path)
     return None
 
 
 def newest_step(sweep: Sweep, trial: Trial) -> int:
-    """Step of the newest checkpoint that looks whole, 0 if there is none; reads no content."""
+    """Step of the newest checkpoint that seems complete, 0 if none; does not read its content."""
     steps = _steps(sweep.store, trial)
     whole = (s for s in reversed(steps) if sweep.store.manifest(_path(sweep.store, trial, s)))
     return next(whole, 0)
 
 
 def begun_in_group(sweep: Sweep, trial: Trial, step: int) -> bool:
-    """Whether the checkpoint of a step was made by a group of trials."""
+    """Whether the checkpoint of a step was saved by a group of trials."""
     return bool(sweep.store.read_object(f"{_path(sweep.store, trial, step)}/{STATE}").get("group"))
 
 
 def publish_checkpoint(sweep: Sweep, trial: Trial, step: int, folder: Path, metrics: bytes) -> None:
-    """Publish a trainer's checkpoint, whose folder it takes away, and drop the oldest ones.
+    """Publish a trainer's checkpoint by moving its folder, and delete the oldest checkpoints.
 
-    One that is whole already stays: another run of the same trial has made the same.
+    If another run of the same trial has published this checkpoint, that one is kept.
     """
     store, path = sweep.store, _path(sweep.store, trial, step)
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that is not used
     (folder / METRICS).write_bytes(metrics)
     store.publish(path, folder, new_manifest(trial.trial_id, step, 0.0))
     shutil.rmtree(folder, ignore_errors=True)
@@ -92,12 +93,12 @@ def delete_checkpoints(sweep: Sweep, trial: Trial) -> None:
 
 
 def _open(store: Store, trial: Trial, step: int) -> Checkpoint:
-    """Raises DamagedError for a checkpoint that is not whole, or not this trial's."""
+    """Raises DamagedError for a checkpoint that is incomplete or belongs to another trial."""
     path = _path(store, trial, step)
     folder = store.fetch(path)
     manifest = store.manifest(path)
     if manifest is None or (manifest.fingerprint, manifest.rows) != (trial.trial_id, step):
-        raise DamagedError(f"{store.display(path)}/{MANIFEST} is not that of step {step}")
+        raise DamagedError(f"{store.display(path)}/{MANIFEST} is not the one of step {step}")
     missing = NEEDED - manifest.files.keys()
     if missing:
         raise DamagedError(f"{store.display(path)} has no {', '.join(sorted(missing))}")

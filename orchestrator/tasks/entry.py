@@ -1,7 +1,7 @@
-"""Stages of a sweep that enters with your own data: the data itself, and prompts to evaluate with.
+"""Stages of a sweep with an `entry` section: the user's data, and the prompts to evaluate.
 
-Both run in the driver before any worker starts, so that what is wrong with the data is told first;
-only prompts that the policy's tokenizer cuts have to wait for the policy.
+Both run in the driver before a worker starts, so that errors in the data are reported first. Only
+prompts that are cut with the policy's tokenizer have to wait for the policy.
 """
 
 import time
@@ -23,17 +23,17 @@ from prefsweep.sweeps.records import Completion, PreferencePair, Prompt, ScoredC
 from prefsweep.sweeps.spec import EntrySpec, FirstTokens
 
 ENTERED_SHARD_PROMPTS = 128
-"""Prompts of entered completions that make a shard to score."""
+"""Number of prompts per shard of entered completions."""
 
 
 class DataTask(Task, Protocol):
-    """A task that needs no model, or the policy's tokenizer alone."""
+    """A task that needs no model, or only the policy's tokenizer."""
 
     def needs_policy(self) -> bool: ...
 
 
 def data_tasks(sweep: Sweep) -> list[DataTask]:
-    """What brings prompts into the sweep, or the data that it enters with."""
+    """The tasks that read the prompts, or the data of the `entry` section."""
     if sweep.entered is None:
         return [MakePrompts(sweep)]
     return [EnterData(sweep, sweep.entered), MakeEvalPrompts(sweep)]
@@ -41,7 +41,7 @@ def data_tasks(sweep: Sweep) -> list[DataTask]:
 
 @dataclass(frozen=True)
 class EnterData:
-    """Your own data -> the artefact of the stage that it stands in for (`name`)."""
+    """The user's data -> the artefact of the stage that it replaces (`name`)."""
 
     sweep: Sweep
     name: str
@@ -56,7 +56,7 @@ class EnterData:
         from prefsweep.workers import entry as reader
 
         started, sweep, entry = time.monotonic(), self.sweep, _entry_of(self.sweep)
-        self._require_unchanged()  # while the run waited
+        self._require_unchanged()  # since the run started
         records: list[Any]
         chat = sweep.spec.policy.chat is not None
         match entry.stage:
@@ -70,23 +70,23 @@ class EnterData:
             case "pairs":
                 kind = PreferencePair
                 records, notes = reader.read_pairs(entry, sweep.spec.pairs, chat=chat)
-        self._require_unchanged()  # also while it was read
+        self._require_unchanged()  # while it was read
         if kind is Completion:
             _publish_completions(sweep, records, started, notes)
         else:
             publish_records(sweep, self.name, kind, records, started, notes)
 
     def _require_unchanged(self) -> None:
-        """Raises DataError if the data is not what the sweep's identities were made of."""
+        """Raises DataError if the data has changed since the sweep's identities were computed."""
         spec = self.sweep.spec
         if input_identity(spec, "entry") != self.sweep.inputs.entry:
             named = named_input(spec, "entry")
-            raise DataError(f"{named}: it has changed; run the sweep's own spec again")
+            raise DataError(f"{named}: it has changed; run the sweep's original spec again")
 
 
 @dataclass(frozen=True)
 class MakeEvalPrompts:
-    """The held-out part of the prompts section, or the data's prompts of the test split."""
+    """The held-out prompts of the prompts section, or the data's prompts in the test split."""
 
     sweep: Sweep
     name: str = "eval_prompts"
@@ -95,7 +95,7 @@ class MakeEvalPrompts:
         return self.sweep.store.manifest(self.sweep.path(self.name)) is not None
 
     def needs_policy(self) -> bool:
-        """Whether the policy's tokenizer cuts the prompts."""
+        """Whether the prompts are cut with the policy's tokenizer."""
         prompts = self.sweep.spec.prompts
         return prompts is not None and isinstance(prompts.take, FirstTokens)
 
@@ -116,7 +116,7 @@ class MakeEvalPrompts:
 
 @dataclass(frozen=True, slots=True)
 class _PromptOf:
-    """What completions and pairs say of their prompt."""
+    """The prompt columns of completions and pairs."""
 
     prompt_id: str
     prompt: str
@@ -124,12 +124,12 @@ class _PromptOf:
 
 def _entry_of(sweep: Sweep) -> EntrySpec:
     entry = sweep.spec.entry
-    assert entry is not None, "made by data_tasks for a sweep that has an entry"
+    assert entry is not None, "data_tasks makes this only for a sweep with an entry"
     return entry
 
 
 def _prompts_of_data(sweep: Sweep) -> dict[str, str]:
-    """Prompt id -> text of the entered data, in its order."""
+    """Prompt ID -> text of the entered data, in its order."""
     assert sweep.entered is not None
     if sweep.entered == "prompts":
         prompts: list[Prompt] = read_records(sweep, "prompts", Prompt)
@@ -141,7 +141,7 @@ def _prompts_of_data(sweep: Sweep) -> dict[str, str]:
 def _publish_completions(
     sweep: Sweep, completions: list[Completion], started: float, notes: dict[str, float]
 ) -> None:
-    """As shards, so that scorers share the work."""
+    """Publish completions as shards, so that scorers can share the work."""
     stage, by_prompt = Generate(sweep), dict[str, list[Completion]]()
     for completion in completions:
         by_prompt.setdefault(completion.prompt_id, []).append(completion)

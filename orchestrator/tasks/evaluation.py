@@ -1,4 +1,4 @@
-"""Evaluations in a worker: of the untrained policy (a task) and of a trial's, alike."""
+"""Evaluates policies in a worker: the untrained policy (a task) and those of trials, equally."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 from prefsweep.orchestrator.state.inputs import named_input
 from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep
 from prefsweep.orchestrator.store.store import new_manifest
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.shards import reward_named
 from prefsweep.sweeps.errors import StopRequested
 from prefsweep.sweeps.records import EvaluationSample, Metrics
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 ShouldStop = Callable[[], bool]
 SMALLEST_TOKENS = 128
-"""Of a forward pass that does not fit; from there on, halving is no use."""
+"""Tokens of a forward pass below which it is not halved further."""
 
 
 @dataclass(frozen=True)
 class EvaluateUntrained:
-    """The policy before training, evaluated as every trial is."""
+    """Evaluates the policy before training, in the same way as every trial."""
 
     sweep: Sweep
     name: str = UNTRAINED
@@ -35,35 +35,35 @@ class EvaluateUntrained:
         return self.sweep.store.manifest(self.sweep.evaluation_path(UNTRAINED)) is not None
 
     def run(self) -> None:
-        kept = Kept(self.sweep)
-        policy = kept.policy()
-        evaluate_and_publish(kept, UNTRAINED, policy, lambda: nullcontext(policy))
+        cache = WorkerCache(self.sweep)
+        policy = cache.policy()
+        evaluate_and_publish(cache, UNTRAINED, policy, lambda: nullcontext(policy))
 
     def prompt_ids(self, index: int) -> list[str]:
-        """The held-out prompts, each of which may be what ends the worker."""
-        return [prompt.prompt_id for prompt in Kept(self.sweep).eval_prompts]
+        """The held-out prompts, any of which may kill the worker."""
+        return [prompt.prompt_id for prompt in WorkerCache(self.sweep).eval_prompts]
 
     @property
     def loads(self) -> str:
-        """The models that it runs."""
+        """The fields that name the models it runs, with their values."""
         scored_by = "" if self.sweep.spec.reward is None else f" and {reward_named(self.sweep)}"
         return f"{named_input(self.sweep.spec, 'policy')}{scored_by}"
 
     def load(self) -> tuple[Any, ...]:
-        """What a worker needs to try some of them: what is kept, then its models."""
-        kept = Kept(self.sweep)
-        return kept, kept.policy(), kept.tokenizer, kept.scorer
+        """What `work` needs: the worker's cache, then its models."""
+        cache = WorkerCache(self.sweep)
+        return cache, cache.policy(), cache.tokenizer, cache.scorer
 
     def work(
         self, worker: tuple[Any, ...], index: int, only: Sequence[str] | None = None
     ) -> list[EvaluationSample]:
-        """Evaluate the policy on the held-out prompts in `only`; nothing is published."""
-        kept, policy, *_ = worker
-        return evaluate_fitting(kept, policy, lambda: nullcontext(policy), only=only)[1]
+        """Evaluate the policy on the held-out prompts in `only`, without publishing."""
+        cache, policy, *_ = worker
+        return evaluate_fitting(cache, policy, lambda: nullcontext(policy), only=only)[1]
 
 
 def evaluate_and_publish(
-    kept: Kept,
+    cache: WorkerCache,
     trial_id: str,
     policy: Any,
     reference: Any,
@@ -72,20 +72,20 @@ def evaluate_and_publish(
 ) -> Metrics:
     """Evaluate a policy on the held-out prompts and publish metrics.json and samples.parquet.
 
-    Raises StopRequested, having published nothing, if it is to stop.
+    Raises StopRequested, without publishing, after a stop request.
     """
     from prefsweep.workers.evaluate import margin_metrics
     from prefsweep.workers.statistics import paired_metrics
 
-    sweep, started = kept.sweep, time.monotonic()
-    metrics, samples, batching = evaluate_fitting(kept, policy, reference, should_stop)
+    sweep, started = cache.sweep, time.monotonic()
+    metrics, samples, batching = evaluate_fitting(cache, policy, reference, should_stop)
     if trial_id == UNTRAINED:
         metrics |= paired_metrics(samples, samples) | {"margin_test": 0.0, "accuracy_test": None}
     else:
-        metrics |= paired_metrics(samples, kept.untrained_samples)
+        metrics |= paired_metrics(samples, cache.untrained_samples)
         spec = sweep.spec
         as_trained = replace(batching, half=spec.training.autocast(spec.policy.dtype))
-        metrics |= margin_metrics(policy, kept.pairs, beta, as_trained)
+        metrics |= margin_metrics(policy, cache.pairs, beta, as_trained)
     with sweep.store.staging() as folder:
         output = folder / "evaluation"
         output.mkdir()
@@ -102,17 +102,16 @@ def evaluate_and_publish(
 
 
 def evaluate_fitting(
-    kept: Kept,
+    cache: WorkerCache,
     policy: Any,
     reference: Any,
     should_stop: ShouldStop = lambda: False,
     only: Sequence[str] | None = None,
 ) -> tuple[Metrics, list[EvaluationSample], Any]:
-    """`evaluate`, in halved passes where they do not fit the memory: (metrics, samples, Batching).
+    """Run `evaluate`, halving its passes if they do not fit the memory.
 
-    Of the held-out prompts, those in `only` where they are given.
-
-    Which samples are drawn does not depend on the passes; their numbers do, by rounding.
+    Returns metrics, samples and the Batching. If `only` is given, only these held-out prompts are
+    evaluated. The sampled tokens do not depend on the passes; the metrics do, by rounding.
     """
     from prefsweep.workers.evaluate import evaluate
     from prefsweep.workers.forward import BATCH_TOKENS, Batching
@@ -120,15 +119,15 @@ def evaluate_fitting(
 
     def before_each() -> None:
         if should_stop():
-            raise StopRequested("the evaluation was asked to stop; it is done again as a whole")
+            raise StopRequested("the evaluation was stopped; it will be repeated completely")
 
-    spec, chat = kept.sweep.spec.evaluation, kept.sweep.spec.policy.chat
-    packs = kept.sweep.spec.training.packing == "auto"
-    prompts = [p for p in kept.eval_prompts if only is None or p.prompt_id in only]
+    spec, chat = cache.sweep.spec.evaluation, cache.sweep.spec.policy.chat
+    packs = cache.sweep.spec.training.packing == "auto"
+    prompts = [p for p in cache.eval_prompts if only is None or p.prompt_id in only]
     halvings = 0
     while True:
         batching = Batching(halvings, before_each, packs)
-        models = (policy, reference, kept.tokenizer, prompts, kept.scorer)
+        models = (policy, reference, cache.tokenizer, prompts, cache.scorer)
         try:
             return *evaluate(*models, spec, chat, batching), batching
         except Exception as error:
@@ -141,28 +140,28 @@ def evaluate_fitting(
 
 
 def evaluate_trained(
-    kept: Kept, trial_id: str, policy: Any, beta: float, should_stop: ShouldStop
+    cache: WorkerCache, trial_id: str, policy: Any, beta: float, should_stop: ShouldStop
 ) -> None:
-    """Evaluate a trial's trained policy and publish what it gives."""
-    reference = _reference_of(kept, policy)
-    evaluate_and_publish(kept, trial_id, policy, reference, beta, should_stop=should_stop)
+    """Evaluate a trial's trained policy and publish the results."""
+    reference = _reference_of(cache, policy)
+    evaluate_and_publish(cache, trial_id, policy, reference, beta, should_stop=should_stop)
 
 
-def evaluate_now(kept: Kept, model: Any) -> Metrics:
-    """An evaluation on the way; leaves the trainer's mode and tokenizer as they were."""
-    tokenizer = kept.tokenizer
+def evaluate_now(cache: WorkerCache, model: Any) -> Metrics:
+    """Evaluate during training; the model's mode and the tokenizer are restored."""
+    tokenizer = cache.tokenizer
     padding_side, tokenizer.padding_side = tokenizer.padding_side, "left"
     was_training = model.training
     model.eval()
     try:
-        return evaluate_fitting(kept, model, _reference_of(kept, model))[0]
+        return evaluate_fitting(cache, model, _reference_of(cache, model))[0]
     finally:
         model.train(was_training)
         tokenizer.padding_side = padding_side
 
 
-def _reference_of(kept: Kept, policy: Any) -> Any:
-    """The reference of a policy: its base with the adapter off, or the policy before training."""
+def _reference_of(cache: WorkerCache, policy: Any) -> Any:
+    """A policy's reference: its base with the adapter disabled, or the policy before training."""
     from peft import PeftModel
 
     if isinstance(policy, PeftModel):
@@ -173,5 +172,5 @@ def _reference_of(kept: Kept, policy: Any) -> Any:
                 yield policy
 
         return adapter_off
-    reference = kept.reference(policy.dtype)
+    reference = cache.reference(policy.dtype)
     return lambda: nullcontext(reference)

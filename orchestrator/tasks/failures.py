@@ -1,8 +1,8 @@
-"""Why a trial failed, whether trying again can help, and how long to wait before that.
+"""Classifies failures of trials: whether to retry, and how long to wait before that.
 
-transient       a worker, a node or the storage failed: again, after a while
-out_of_memory   again with a smaller batch, or with a larger share of the GPU
-deterministic   it would fail in the same way again: not until it is asked for
+transient       a worker, a node or the storage failed: retry after a wait
+out_of_memory   retry with a smaller batch, or with a larger share of the GPU
+deterministic   it would fail in the same way again: retry only if the user requests it
 """
 
 import errno
@@ -19,11 +19,11 @@ from prefsweep.sweeps.records import Failure
 from prefsweep.sweeps.runtime import RetriesSpec
 
 WRITE_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "I/O error", "file write failed")
-"""How torch and safetensors say that a file could not be written; neither raises an OSError."""
+"""Texts with which torch and safetensors report a failed write; neither raises an OSError."""
 BROKEN_DEVICE = ("CUDA error", "NCCL", "an illegal memory access", "device-side assert")
-"""After these nothing works in the process any more that touches the GPU."""
+"""Texts of errors after which the process cannot use the GPU any more."""
 SAME_AGAIN = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""Errors of the operating system that come back."""
+"""Errors of the operating system that retrying does not fix."""
 OUT_OF_REACH = {
     errno.EIO,
     errno.ESTALE,
@@ -36,36 +36,36 @@ OUT_OF_REACH = {
     errno.EHOSTUNREACH,
     errno.EAGAIN,
 }
-"""What the operating system says of a disk, a mount or a network that is away (errno)."""
+"""Error numbers (errno) of a disk, mount or network that is unavailable."""
 HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
-"""Libraries whose errors without an answer say that there was none."""
+"""Libraries whose errors without a response mean that the server did not answer."""
 ASK_LATER = {408, 425, 429}
-"""Answers of a server, beside those from 500 on, that may be others after a while."""
+"""Statuses of HTTP responses that may change on a retry, besides those from 500 on."""
 
-AGAIN = "run the same command again; it goes on from the newest checkpoint"
+AGAIN = "run the same command again; it resumes from the newest checkpoint"
 MEND = (
-    "mend the cause, then run again with --restart-errored (from scratch) or --resume-errored "
+    "fix the cause, then run again with --restart-errored (from scratch) or --resume-errored "
     "(from the newest checkpoint)"
 )
 LESS_MEMORY = (
-    "it did not fit with one pair in a forward pass either: lower training.max_length, set "
-    "training.gradient_checkpointing or training.lora, or give the trial more of a GPU "
+    "even one pair per forward pass does not fit: lower training.max_length, set "
+    "training.gradient_checkpointing or training.lora, or give the trial a larger share of a GPU "
     "(resources.gpus_per_trial)"
 )
 DIED = Failure(
     "transient",
-    "its worker process died each time, without a word",
-    advice="look whether the machine is short of memory (`dmesg` says what the kernel killed) or "
+    "its worker process died each time, without an error message",
+    advice="check whether the machine ran out of memory (`dmesg` shows what the kernel killed) or "
     f"a node was lost; then {AGAIN}",
 )
 HOST_MEMORY = (
-    "the node runs out of memory: run fewer trials at once (a larger resources.cpus_per_worker), "
-    f"or use a node with more; then {AGAIN}"
+    "the node ran out of memory: run fewer trials at once (a larger resources.cpus_per_worker), "
+    f"or use a node with more memory; then {AGAIN}"
 )
 
 
 def classify(error: BaseException, where: str = "the storage") -> Failure:
-    """What a trial's exception means for it; `where` is the folder it writes to."""
+    """The failure of a trial for an exception; `where` is the folder it writes to."""
     from prefsweep.workers.memory import is_out_of_memory
 
     message = str(error) if isinstance(error, SweepError) else f"{type(error).__name__}: {error}"
@@ -75,10 +75,10 @@ def classify(error: BaseException, where: str = "the storage") -> Failure:
     if isinstance(error, OutOfMemory) or is_out_of_memory(error):
         return replace(failure, kind="out_of_memory", advice=LESS_MEMORY)
     if _says(error, FULL_DISK.keys()):
-        advice = f"make room where {where} is, or raise the limit that was met; then {AGAIN}"
+        advice = f"free space on the disk of {where}, or raise its limit; then {AGAIN}"
         return replace(failure, kind="transient", advice=advice)
     if is_broken_device(error):
-        advice = f"the GPU or its driver failed; if it does so again, look at `dmesg`. Else {AGAIN}"
+        advice = f"the GPU or its driver failed; if it fails again, check `dmesg`. Else {AGAIN}"
         return replace(failure, kind="transient", advice=advice)
     if _is_storage(error):
         return replace(failure, kind="transient", advice=AGAIN)
@@ -86,38 +86,38 @@ def classify(error: BaseException, where: str = "the storage") -> Failure:
 
 
 def worker_killed_for_memory(message: str) -> Failure:
-    """A worker that Ray's memory monitor killed; `message` is Ray's."""
+    """The failure for a worker that Ray's memory monitor killed; `message` is Ray's."""
     first = message.strip().splitlines()[0] if message.strip() else "no reason given"
     return Failure(
-        "out_of_memory", f"Ray killed its worker for memory: {first}", message, HOST_MEMORY
+        "out_of_memory", f"Ray killed its worker to free memory: {first}", message, HOST_MEMORY
     )
 
 
 def is_broken_device(error: BaseException) -> bool:
-    """Whether the process is of no use to the next attempt either."""
+    """Whether the error means that this process cannot use its GPU any more."""
     return isinstance(error, RuntimeError) and _says(error, BROKEN_DEVICE)
 
 
 def delay_s(retries: RetriesSpec, num_failed: int, jitter: float | None = None) -> float:
-    """Seconds to wait after `num_failed` failures in a row: doubled each time up to a cap, of which
-    the upper half is random (`jitter`, 0 to 1), so that many trials do not come back at once."""
+    """Seconds to wait after `num_failed` consecutive failures: doubled each time up to a maximum.
+    The upper half is random (`jitter`, 0 to 1), so that many trials do not retry at once."""
     jitter = random.random() if jitter is None else jitter
     longest = min(retries.max_delay_s, retries.base_delay_s * 2.0 ** min(num_failed - 1, 60))
     return longest * (0.5 + jitter / 2)
 
 
 def pause(seconds: float, should_stop: Callable[[], bool]) -> None:
-    """Wait, but no longer than until somebody asks to stop."""
+    """Wait, or return early after a stop request."""
     end_s = time.monotonic() + seconds
     while not should_stop() and (left_s := end_s - time.monotonic()) > 0:
         time.sleep(min(left_s, 0.5))
 
 
 def _is_storage(error: BaseException) -> bool:
-    """Whether a disk, a server or the network was out of reach: now, not for good.
+    """Whether a disk, a server or the network is temporarily unavailable.
 
-    Libraries, and we, say in words of their own that a model cannot be loaded; what is behind tells
-    why.
+    The exceptions that an error was raised from are checked too, because libraries and prefsweep
+    raise other errors when a model cannot be loaded.
     """
     if any(_is_refused(seen) for seen in _behind(error)):
         return False
@@ -134,32 +134,32 @@ def _is_out_of_reach(error: BaseException) -> bool:
     if (status := _http_status(error)) is not None:
         return status in ASK_LATER or status >= 500
     if type(error).__module__.partition(".")[0] in HTTP_CLIENTS:
-        return not isinstance(error, ValueError)  # an address that is none
+        return not isinstance(error, ValueError)  # an invalid address
     return isinstance(error, OSError) and error.errno in OUT_OF_REACH
 
 
 def _is_refused(error: BaseException) -> bool:
-    """Whether a server has answered that it does not give this, or nobody may be asked."""
-    if type(error).__name__ == "OfflineModeIsEnabled":  # a ConnectionError by HF_HUB_OFFLINE
+    """Whether a server has refused the request, or requests are disabled."""
+    if type(error).__name__ == "OfflineModeIsEnabled":  # a ConnectionError caused by HF_HUB_OFFLINE
         return True
     status = _http_status(error)
     return status is not None and 400 <= status < 500 and status not in ASK_LATER
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The status of the answer that an error of an HTTP client is about."""
+    """The status of the response in an error of an HTTP client; None without one."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def _says(error: BaseException, signs: Iterable[str]) -> bool:
-    """Whether the error, or what it came from, says one of `signs`."""
+    """Whether the error, or one that it was raised from, contains one of `signs`."""
     return any(sign in str(seen) for seen in _behind(error) for sign in signs)
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what it came from: what it names as its cause, and where it only puts in
-    other words what was being handled (as SweepErrors and OSErrors do), that."""
+    """The error, then the errors it was raised from: its cause, and for SweepErrors and OSErrors,
+    which only rephrase an error, also the one that was being handled."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

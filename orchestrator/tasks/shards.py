@@ -1,7 +1,7 @@
-"""What workers do for every shard: completions, scores and reference log-probabilities.
+"""The stages that workers compute in shards: completions, scores, reference log-probabilities.
 
-A shard is a fixed part of a stage's prompts, whoever works on it. Every class here is small and can
-be pickled; a Cluster loads what a stage needs once in each worker.
+A shard is a fixed part of a stage's prompts, independent of the workers. Every class here is small
+and can be pickled; a Cluster loads what a stage needs once in each worker.
 """
 
 import time
@@ -27,15 +27,15 @@ from prefsweep.sweeps.spec import CallableReward, ClassifierReward
 from prefsweep.workers import tables
 
 TRAINING_PAIRS = "training pairs"
-"""Note of the reference stage: pairs that are left to train on."""
+"""Note of the reference stage: number of training pairs that are left."""
 
 
 @runtime_checkable
 class BisectableTask(Protocol):
-    """Work whose prompts can be tried one by one; `load` is called once in every worker.
+    """Work that can be done for single prompts; `load` is called once in each worker.
 
-    `work` makes the records of an item (a shard), of the prompts in `only` alone where they are
-    given; prompts that are quarantined at this stage are left out always.
+    `work` makes the records of an item (a shard). If `only` is given, it makes only the records of
+    these prompts. Prompts that are quarantined at this stage are always skipped.
     """
 
     @property
@@ -46,7 +46,7 @@ class BisectableTask(Protocol):
 
     @property
     def loads(self) -> str:
-        """The field that names what `load` loads, with its value."""
+        """The field that names what `load` loads, with its value, for messages."""
         ...
 
     def prompt_ids(self, index: int) -> list[str]: ...
@@ -57,13 +57,13 @@ class BisectableTask(Protocol):
 
 
 class ShardStage(BisectableTask, Protocol):
-    """Something workers do for every shard."""
+    """A stage that workers compute in shards."""
 
     @property
     def record_type(self) -> type: ...
 
     def notes(self, worker: Any, index: int, records: Sequence[Any]) -> dict[str, float]:
-        """Counts of a finished shard for the report, which are added up over all shards."""
+        """Counts of a finished shard for the report; they are summed over all shards."""
         ...
 
 
@@ -109,7 +109,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class Score:
-    """A shard of completions -> the same with rewards."""
+    """A shard of completions -> the completions with rewards."""
 
     sweep: Sweep
     name: str = "scores"
@@ -123,7 +123,7 @@ class Score:
         from prefsweep.workers.score import make_scorer
 
         reward = self.sweep.spec.reward
-        assert reward is not None, "the spec asks for one where completions are scored"
+        assert reward is not None, "the spec requires a reward if completions are scored"
         return make_scorer(reward, self.sweep.reward_source(), self.sweep.spec.policy.chat)
 
     def prompt_ids(self, index: int) -> list[str]:
@@ -147,7 +147,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Reference:
-    """A shard of pairs -> token ids with the reference's log-probabilities."""
+    """A shard of pairs -> token IDs with the reference's log-probabilities."""
 
     sweep: Sweep
     name: str = "reference"
@@ -221,7 +221,7 @@ def _wanted(stage: ShardStage, rows: list[Any], only: Sequence[str] | None) -> l
 
 
 def reward_named(sweep: Sweep) -> str:
-    """The field that names what scores, with its value."""
+    """The field that names the reward, with its value."""
     match sweep.spec.reward:
         case ClassifierReward():
             return named_input(sweep.spec, "reward")
@@ -232,7 +232,7 @@ def reward_named(sweep: Sweep) -> str:
 
 
 def run_shard(stage: ShardStage, worker: Any, index: int) -> None:
-    """Make a shard and publish it, unless another run of its stage has done so meanwhile."""
+    """Make a shard and publish it, unless another run has published it in the meantime."""
     if not is_missing(stage, index):
         return
     started = time.monotonic()
@@ -242,13 +242,13 @@ def run_shard(stage: ShardStage, worker: Any, index: int) -> None:
 
 
 def is_missing(stage: ShardStage, index: int) -> bool:
-    """Whether a shard of a stage is still to be made."""
+    """Whether a shard of a stage is missing."""
     manifest = stage.sweep.store.shard_manifest(stage.sweep.shard(stage.name, index))
     return manifest is None and not is_published(stage)
 
 
 def is_published(stage: ShardStage) -> bool:
-    """Whether the whole stage is done."""
+    """Whether the complete stage is published."""
     return stage.sweep.store.manifest(stage.sweep.path(stage.name)) is not None
 
 
@@ -259,9 +259,9 @@ def finish_shards(
     seconds: float,
     notes: dict[str, float] | None = None,
 ) -> None:
-    """Publish the manifest over all shards of a stage; nothing if another run has done so.
+    """Publish the manifest of all shards of a stage, unless another run has published it.
 
-    Raises DamagedError if a shard is gone.
+    Raises DamagedError if a shard is missing.
     """
     if is_published(stage):
         return
@@ -281,7 +281,7 @@ def finish_shards(
 
 
 def _require_training_pairs(sweep: Sweep, counts: Mapping[str, float]) -> None:
-    """Raises DataError where the reference stage has left no pair to train on."""
+    """Raises DataError if the reference stage leaves no training pair."""
     if counts.get(TRAINING_PAIRS):
         return
     reasons = [f"{name} {count:g}" for name, count in counts.items() if name.startswith("dropped")]

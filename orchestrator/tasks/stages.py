@@ -1,7 +1,7 @@
-"""What a worker does once in a sweep: fetch from the store, call `workers`, publish the result.
+"""The tasks that run once per sweep: fetch inputs from the store, call `workers`, publish outputs.
 
-Every class here is small, can be pickled, and is run by a Cluster. What is done for every shard is
-in sharded.py, evaluations are in evaluations.py, trials in trials.py.
+Every class here is small, can be pickled, and is run by a Cluster. Stages in shards are in
+shards.py, evaluations in evaluation.py, trials in attempts.py.
 """
 
 import time
@@ -23,7 +23,7 @@ from prefsweep.workers import tables
 
 
 class Task(Protocol):
-    """Something a worker does once."""
+    """Work that a worker does once per sweep."""
 
     @property
     def name(self) -> str: ...
@@ -36,7 +36,7 @@ class Task(Protocol):
         ...
 
     def run(self) -> None:
-        """Make and publish them."""
+        """Make and publish its artefacts."""
         ...
 
 
@@ -119,7 +119,7 @@ class MakePrompts:
         return all(store.manifest(path(stage)) for stage in ("prompts", "eval_prompts"))
 
     def needs_policy(self) -> bool:
-        """Whether the policy's tokenizer cuts the prompts."""
+        """Whether the prompts are cut with the policy's tokenizer."""
         prompts = self.sweep.spec.prompts
         return prompts is not None and isinstance(prompts.take, FirstTokens)
 
@@ -139,7 +139,7 @@ class MakePrompts:
 
 @dataclass(frozen=True)
 class CheckAdapters:
-    """Refuses LoRA adapters that the policy cannot have, before anything is computed."""
+    """Refuses LoRA adapters that do not fit the policy, before anything is computed."""
 
     sweep: Sweep
     name: str = "check adapters"
@@ -212,7 +212,7 @@ def read_records(sweep: Sweep, stage: str, record_type: type) -> list[Any]:
 
 
 def require_same(section: Corpus | Prompts, identity: str, field: str) -> None:
-    """Raises DataError if texts changed after their identity was taken, and so while being read."""
+    """Raises DataError if texts changed after their identity was computed, while they were read."""
     from prefsweep.workers.corpus import source_identity
 
     if source_identity(section) != identity:
@@ -235,7 +235,7 @@ def publish_records(
     started: float,
     notes: dict[str, float] | None = None,
 ) -> None:
-    """Publish records as the artefact of a stage that has no shards."""
+    """Publish records as the artefact of a stage without shards."""
     with sweep.store.staging() as folder:
         output = folder / stage
         output.mkdir()

@@ -1,8 +1,8 @@
-"""The training of a trial in the store: from its newest checkpoint to published weights.
+"""Trains a trial in the store: from its newest checkpoint to published weights.
 
-Alone (`train_and_publish`), or with others in trial_group.py, which takes the same steps for each.
-Runs of several sweeps may work on the same trial at once: who comes second takes the weights of the
-first. Nothing is tried again here.
+`train_and_publish` trains one trial; trial_group.py takes the same steps for each trial of a group.
+Runs of several sweeps may train the same trial at once: the second run uses the weights that the
+first one publishes. Nothing is retried here.
 """
 
 import logging
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefsweep.orchestrator.state.stop import polled
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
-from prefsweep.orchestrator.state.trial_record import TrialLog, has_weights
+from prefsweep.orchestrator.state.trial_record import TrialRecord, has_weights
 from prefsweep.orchestrator.store.store import Store, new_manifest
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.checkpoints import (
     newest_checkpoint,
     newest_step,
@@ -36,60 +36,60 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Training:
-    """A training that is about to begin or to go on."""
+    """A training that is about to start or resume."""
 
     trial: Trial
-    state: TrialLog
+    state: TrialRecord
     output: TrialOutput
     step: int
-    """After which it begins."""
+    """Step after which it starts."""
     folder: Path | None
-    """Of the checkpoint it goes on from."""
+    """Folder of the checkpoint that it resumes from."""
     hooks: "Hooks"
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Within, the checkpoint may be taken away by another run: raises StoreError then."""
+        """Inside the block, raises StoreError if another run deletes the checkpoint."""
         with reading(self.folder, lambda: self.state.has_stepped):
             yield
 
 
 def train_and_publish(
-    kept: Kept,
+    cache: WorkerCache,
     trial: Trial,
-    state: TrialLog,
+    state: TrialRecord,
     should_stop: Callable[[], bool],
     output: TrialOutput,
 ) -> None:
-    """Train and publish the weights; ends early where another run has published them."""
+    """Train and publish the weights; ends early if another run publishes them."""
     from prefsweep.workers.train import train
 
     started = time.monotonic()
-    training = prepare(kept, trial, state, should_stop, output)
-    with kept.sweep.store.staging() as folder:
-        weights, models = folder / "weights", (kept.policy(), kept.tokenizer)
+    training = prepare(cache, trial, state, should_stop, output)
+    with cache.sweep.store.staging() as folder:
+        weights, models = folder / "weights", (cache.policy(), cache.tokenizer)
         try:
             with training.reading():
-                spec = kept.sweep.spec.training
-                notes = train(trial.spec, spec, *models, kept.pairs, weights, training.hooks)
+                spec = cache.sweep.spec.training
+                notes = train(trial.spec, spec, *models, cache.pairs, weights, training.hooks)
         except StopRequested:
-            if not is_trained_elsewhere(kept.sweep, training):
+            if not is_trained_elsewhere(cache.sweep, training):
                 raise
         else:
-            publish_weights(kept.sweep, training, weights, notes, time.monotonic() - started)
+            publish_weights(cache.sweep, training, weights, notes, time.monotonic() - started)
 
 
 def prepare(
-    kept: Kept,
+    cache: WorkerCache,
     trial: Trial,
-    state: TrialLog,
+    state: TrialRecord,
     should_stop: Callable[[], bool],
     output: TrialOutput,
 ) -> Training:
-    """Look for the newest checkpoint and set the trial's log to it."""
+    """Find the newest checkpoint and reset the trial's record to it."""
     from prefsweep.workers.batches import max_steps
 
-    sweep, store = kept.sweep, kept.sweep.store
+    sweep, store = cache.sweep, cache.sweep.store
     document = {
         "trial": trial.spec.model_dump(mode="json"),
         "parts": sweep.fingerprints.trial_parts(trial.spec),
@@ -97,41 +97,41 @@ def prepare(
     store.write_json(store.trial(trial.trial_id, "trial.json"), document)
     checkpoint = newest_checkpoint(sweep, trial)
     step, metrics = (0, b"") if checkpoint is None else (checkpoint.step, checkpoint.metrics)
-    state.restart(step, metrics, max_steps(sweep.spec.training, kept.pairs))
+    state.restart(step, metrics, max_steps(sweep.spec.training, cache.pairs))
     state.write(Status.RUNNING)
     output.note(f"training from step {step}")
     found = None if checkpoint is None else checkpoint.folder
-    hooks = _hooks(kept, trial, state, should_stop, output, resume_from=found)
+    hooks = _hooks(cache, trial, state, should_stop, output, resume_from=found)
     return Training(trial, state, output, step, found, hooks)
 
 
 def publish_weights(
     sweep: Sweep, training: Training, weights: Path, notes: dict[str, float], seconds: float
 ) -> None:
-    """Publish what a training has made, after the log that goes with it."""
+    """Publish the weights of a training, after its complete metrics log."""
     trial, state = training.trial, training.state
-    state.complete()  # nobody trains again for lines that are missing then
+    state.complete()  # lines that are missing once the weights exist would stay missing
     if state.gpus:
         notes["gpus"] = state.gpus
-    if state.halvings:  # such weights differ from others by rounding
+    if state.halvings:  # halving changes the weights by rounding
         notes["halvings"] = float(state.halvings)
     manifest = new_manifest(trial.trial_id, 1, seconds, notes)
     sweep.store.publish(weights_path(sweep, trial), weights, manifest)
-    state.complete()  # from here on no other run writes there; one may have done so just now
+    state.complete()  # another run may have written in between; from now on none does
 
 
 def is_trained_elsewhere(sweep: Sweep, training: Training) -> bool:
-    """Whether a training has stopped because another run has published the weights."""
+    """Whether a training stopped because another run has published the weights."""
     found = has_weights(sweep.store, training.trial)
     if found:
-        training.output.note("another run has trained it")
+        training.output.note("another run has trained this trial")
     return found
 
 
 def _hooks(
-    kept: Kept,
+    cache: WorkerCache,
     trial: Trial,
-    state: TrialLog,
+    state: TrialRecord,
     should_stop: Callable[[], bool],
     output: TrialOutput,
     *,
@@ -139,7 +139,7 @@ def _hooks(
 ) -> "Hooks":
     from prefsweep.workers.hooks import Hooks
 
-    sweep = kept.sweep
+    sweep = cache.sweep
     is_trained = polled(lenient(lambda: has_weights(sweep.store, trial)))
 
     def publish(step: int, folder: Path) -> None:
@@ -158,7 +158,7 @@ def _hooks(
         state.has_stepped = True
         if is_evaluated(step):
             numbers = {
-                f"eval/{k}": v for k, v in evaluate_now(kept, model).items() if v is not None
+                f"eval/{k}": v for k, v in evaluate_now(cache, model).items() if v is not None
             }
             state.report({"step": float(step), **numbers})
 
@@ -175,7 +175,7 @@ def _hooks(
 
 @contextmanager
 def reading(folder: Path | None, is_read: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """What another run takes away while it is read can be found anew: raises StoreError then."""
+    """Raises StoreError, which is retried, if another run deletes `folder` while it is read."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
@@ -184,18 +184,18 @@ def reading(folder: Path | None, is_read: Callable[[], bool] = lambda: False) ->
         raise StoreError(f"{folder} was deleted while it was read, by another run") from error
 
 
-def whole_weights(sweep: Sweep, trial: Trial) -> Path | None:
-    """The folder of the trained weights, whole to the last byte; None where there are none.
+def verified_weights(sweep: Sweep, trial: Trial) -> Path | None:
+    """The folder of the trained weights, with verified content; None without finished weights.
 
-    Damaged ones are put aside; what is there without a manifest may be in the making elsewhere.
-    Raises StoreError if they cannot be read just now, which says nothing of them.
+    Damaged weights are set aside. Weights without a manifest are ignored, because another run may
+    be writing them. Raises StoreError if they cannot be read now, which does not mean damage.
     """
     if not has_weights(sweep.store, trial):
         return None
     try:
         return Store(sweep.storage).fetch(weights_path(sweep, trial))
     except DamagedError as error:
-        log.warning("trial %s is trained again: %s", trial.name, error)
+        log.warning("trial %s will be trained again: %s", trial.name, error)
         return None
 
 
@@ -204,16 +204,16 @@ def weights_path(sweep: Sweep, trial: Trial) -> str:
     return sweep.store.trial(trial.trial_id, "weights")
 
 
-def reached(sweep: Sweep, trial: Trial) -> int:
-    """How far the trial is in the store, as a number that only grows: the step of its newest
-    checkpoint, and beyond all steps once it has weights."""
+def progress(sweep: Sweep, trial: Trial) -> int:
+    """The trial's progress in the store, a number that only grows: the step of its newest
+    checkpoint, or 10**9 once it has weights."""
     if has_weights(sweep.store, trial):
         return 10**9
     return newest_step(sweep, trial)
 
 
 def lenient(should_stop: Callable[[], bool]) -> Callable[[], bool]:
-    """What cannot be read for the moment is not so: no request was made, no weights are there."""
+    """`should_stop`, but False while the storage cannot be read."""
 
     def asked() -> bool:
         try:

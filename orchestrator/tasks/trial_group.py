@@ -1,9 +1,9 @@
-"""A group of trials from start to end: trained as one where they can be, then evaluated in turn.
+"""Runs a group of trials from start to end: trained together if possible, then evaluated in turn.
 
-What concerns one trial (its storage, its numbers, a stop) is settled by its own Attempts, and the
-others go on. What ends the training of a whole group, a lack of memory above all, is nobody's in
-particular: the group is halved, down to trials alone, which attempts.py runs as ever. A group of
-one is a trial alone. Trials share a group if their checkpoints are of one step.
+An error of one trial (its storage, its values, a stop) is handled by that trial's Attempts, and the
+other trials continue. An error of the whole group, above all out of memory, belongs to no single
+trial: the group is halved, down to single trials, which attempts.py runs. A group of one trial is
+run as a single trial. Trials can share a group if their checkpoints have the same step.
 """
 
 import logging
@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prefsweep.orchestrator.state.sweep import Trial
 from prefsweep.orchestrator.tasks.attempts import (
     Attempts,
-    Place,
+    WorkerSlot,
     release_memory,
     run_trial,
 )
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.failures import pause
 from prefsweep.orchestrator.tasks.training import (
     Training,
     is_trained_elsewhere,
     prepare,
     publish_weights,
-    whole_weights,
+    verified_weights,
 )
 from prefsweep.orchestrator.tasks.trial_output import TrialOutput
 from prefsweep.sweeps.errors import StopRequested
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run_group(kept: Kept, trials: Sequence[Trial], place: Place) -> None:
-    """Do what is missing of each trial, as `run_trial` does; they are trained as one."""
-    attempts = [Attempts(kept.sweep, trial, place) for trial in trials]
+def run_group(cache: WorkerCache, trials: Sequence[Trial], slot: WorkerSlot) -> None:
+    """Complete each trial, as `run_trial` does, but train them together."""
+    attempts = [Attempts(cache.sweep, trial, slot) for trial in trials]
     ended = set[str]()
     if len(trials) > 1:
         with ExitStack() as outputs:
@@ -53,18 +53,18 @@ def run_group(kept: Kept, trials: Sequence[Trial], place: Place) -> None:
                 _Member(
                     own,
                     outputs.enter_context(
-                        TrialOutput(kept.sweep, own.trial, prints=place.is_worker)
+                        TrialOutput(cache.sweep, own.trial, prints=slot.is_worker)
                     ),
                 )
                 for own in attempts
             ]
             try:
-                ended = _GroupTraining(kept, members).run()
+                ended = _GroupTraining(cache, members).run()
             finally:
                 release_memory()
     for own in attempts:
         if own.trial.trial_id not in ended:
-            run_trial(kept, own.trial, place, own)
+            run_trial(cache, own.trial, slot, own)
 
 
 @dataclass(frozen=True)
@@ -84,24 +84,24 @@ _Value = TypeVar("_Value")
 
 
 class _GroupTraining:
-    """Rounds of training, until no two trials are left that can be trained as one."""
+    """Trains groups in rounds, until no two trials are left that can be trained together."""
 
-    def __init__(self, kept: Kept, members: Sequence[_Member]) -> None:
-        self._kept, self._open, self._again = kept, list(members), list[_Member]()
+    def __init__(self, cache: WorkerCache, members: Sequence[_Member]) -> None:
+        self._cache, self._open, self._again = cache, list(members), list[_Member]()
         self._stop = _StopOfStep(members[0].attempts.should_stop)
         self._ended = set[str]()
         self._delay_s = 0.0
 
     def run(self) -> set[str]:
-        """Ids of the trials whose status is recorded; the others are still to be evaluated, or to
-        be trained alone."""
+        """Train the groups. Returns the IDs of trials whose status is recorded; the others still
+        have to be evaluated, or trained alone."""
         self._look_for_deaths()
         while self._open:
             if self._delay_s:
                 pause(self._delay_s, self._stop.asked)
                 self._delay_s = 0.0
             if self._stop.asked():
-                break  # each trial sees it, too
+                break  # each trial handles the request itself
             for group in self._prepared():
                 self._train(group)
                 release_memory()
@@ -109,7 +109,7 @@ class _GroupTraining:
         return self._ended
 
     def _look_for_deaths(self) -> None:
-        """Wait once for all of them, where the process that had them died."""
+        """Set one wait for all trials, if their previous process died."""
         for member in self._open:
             delay_s = member.attempts.delay_after_death(member.output)
             if delay_s is None:
@@ -119,8 +119,8 @@ class _GroupTraining:
         self._open = [m for m in self._open if m.trial.trial_id not in self._ended]
 
     def _prepared(self) -> list[_Group]:
-        """The open trials that are to be trained, by what they can share, in groups of two and
-        more; the others are left to themselves."""
+        """Groups of two or more open trials that can be trained together; the other trials are
+        trained alone later."""
         alike: dict[object, list[_Member]] = {}
         for member in self._open:
             state = member.attempts.state
@@ -141,22 +141,22 @@ class _GroupTraining:
         return [group for group in groups if len(group) > 1]
 
     def _prepare(self, member: _Member) -> Training | None:
-        """None where nothing is to be trained, or was begun alone."""
+        """Prepare a trial; None if it is trained already, or was started alone."""
         from prefsweep.workers.window import is_of_group
 
-        kept, attempts = self._kept, member.attempts
-        if whole_weights(kept.sweep, member.trial) is not None:
+        cache, attempts = self._cache, member.attempts
+        if verified_weights(cache.sweep, member.trial) is not None:
             return None
         attempts.begin(member.output)
         wanted = self._stop.wanted
-        training = prepare(kept, member.trial, attempts.state, wanted, member.output)
+        training = prepare(cache, member.trial, attempts.state, wanted, member.output)
         with training.reading():
             began_alone = training.folder is not None and not is_of_group(training.folder)
         return None if began_alone else training
 
     def _train(self, group: _Group) -> None:
         members, started = [member for member, _ in group], time.monotonic()
-        with self._kept.sweep.store.staging() as folder:
+        with self._cache.sweep.store.staging() as folder:
             outputs = [folder / member.trial.trial_id for member in members]
             try:
                 for member in members:
@@ -164,7 +164,7 @@ class _GroupTraining:
                     member.attempts.state.group = len(group)
                     member.attempts.write(Status.RUNNING)
                 outcomes = self._outcomes(group, outputs)
-            except Exception as error:  # what ends all of them
+            except Exception as error:  # an error of the whole group
                 self._break_up(members, error)
                 return
             share_s = (time.monotonic() - started) / len(group)
@@ -176,14 +176,14 @@ class _GroupTraining:
     def _outcomes(self, group: _Group, outputs: Sequence[Path]) -> "list[Outcome]":
         from prefsweep.workers.fused import train_group
 
-        kept, trials = self._kept, [member.trial.spec for member, _ in group]
+        cache, trials = self._cache, [member.trial.spec for member, _ in group]
         hooks = [self._stop.looked_for_by(training.hooks) for _, training in group]
-        models = (kept.policy(), kept.tokenizer)
-        return train_group(trials, kept.sweep.spec.training, *models, kept.pairs, outputs, hooks)
+        models = (cache.policy(), cache.tokenizer)
+        return train_group(trials, cache.sweep.spec.training, *models, cache.pairs, outputs, hooks)
 
     def _take(self, training: Training, outcome: "Outcome", weights: Path, share_s: float) -> None:
-        """Publish a trial's weights; raises what has ended it."""
-        sweep = self._kept.sweep
+        """Publish a trial's weights, or raise the error that ended it."""
+        sweep = self._cache.sweep
         if isinstance(outcome, StopRequested) and is_trained_elsewhere(sweep, training):
             return
         if isinstance(outcome, Exception):
@@ -192,9 +192,9 @@ class _GroupTraining:
         publish_weights(sweep, training, weights, outcome, share_s)
 
     def _break_up(self, members: Sequence[_Member], error: Exception) -> None:
-        """Halve a group that cannot be trained as it is; trials alone fail by themselves.
+        """Halve a group that cannot be trained at its size; single trials fail individually.
 
-        Raises BrokenWorkerError where this process is of no use any more.
+        Raises BrokenWorkerError if the GPU context of this process is lost.
         """
         from prefsweep.workers.fused import UnfusableError
 
@@ -207,7 +207,7 @@ class _GroupTraining:
             raise broken[0] from None
         cannot = isinstance(error, UnfusableError)
         log.warning(
-            "%d trials cannot be trained as one (%s); again %s",
+            "%d trials cannot be trained together (%s); retrying %s",
             len(members),
             failures[0].message,
             "each alone" if cannot or len(members) == 2 else "in groups of half as many",
@@ -219,10 +219,10 @@ class _GroupTraining:
         self._again += members
 
     def _own(self, member: _Member, act: Callable[[], _Value]) -> _Value | None:
-        """Do what concerns one trial alone; None where it raises, which is settled."""
+        """Run a step of one trial; if it raises, its Attempts handle the error: returns None."""
         try:
             return act()
-        except Exception as error:  # the trial's border: a failure is data, and others go on
+        except Exception as error:  # a failure is recorded, and other trials continue
             failure = member.attempts.settle(error, member.output)
         if failure is None:
             self._ended.add(member.trial.trial_id)
@@ -236,18 +236,18 @@ class _GroupTraining:
 
 
 class _StopOfStep:
-    """A stop request, looked for once a step, so that all trials of a group stop at the same."""
+    """Checks for a stop request once per step, so that all trials of a group stop at one step."""
 
     def __init__(self, asked: Callable[[], bool]) -> None:
         self.asked = asked
         self._step, self._wanted = 0, False
 
     def wanted(self) -> bool:
-        """Whether it was there at this step."""
+        """Whether a stop was requested at this step."""
         return self._wanted
 
     def looked_for_by(self, hooks: "Hooks") -> "Hooks":
-        """The hooks of a trial, whose look at a step is also one for the request."""
+        """A trial's hooks that also check for the request at each step."""
         plain = hooks.on_step
 
         def on_step(step: int, model: Any) -> None:

@@ -1,7 +1,7 @@
-"""What a trial's process logs and prints, kept as trial.log in the trial's folder, bounded.
+"""Writes the log and output of a trial to trial.log in the trial's folder, up to a maximum size.
 
-In a worker that is all output of the thread that runs the trial; in the driver's own process (no
-Ray) it is what is logged, since prints are on the user's terminal already.
+In a worker, this is all output of the thread that runs the trial. In the driver's process (without
+Ray), it is only the log, because prints are already on the user's terminal.
 """
 
 import io
@@ -20,19 +20,19 @@ from prefsweep.sweeps.errors import StoreError
 
 LOG_NAME = "trial.log"
 MAX_BYTES = 512 * 1024
-"""Of trial.log and of trial.log.1, its older part."""
+"""Maximum size of trial.log and of trial.log.1, its older part."""
 LISTENED_TO = ("prefsweep", "transformers", "trl", "py.warnings")
-"""Loggers whose records are kept; transformers and trl do not hand theirs on to the root."""
+"""Loggers whose records are written; transformers and trl do not propagate theirs to the root."""
 
 
 class TrialOutput:
-    """Collects output for the length of a `with` block."""
+    """Collects the output of a `with` block."""
 
     def __init__(self, sweep: Sweep, trial: Trial, *, prints: bool) -> None:
         self._store, self._prints = sweep.store, prints
         self._stored = sweep.store.trial(trial.trial_id, LOG_NAME)
         self.path = sweep.store.display(self._stored)
-        """Where the user finds it."""
+        """Path of the log, for messages."""
         self._exit = ExitStack()
         self._file = Path(self.path)
         self._handler: logging.Handler | None = None
@@ -65,7 +65,7 @@ class TrialOutput:
         self._handler.handle(logging.LogRecord("", logging.INFO, "", 0, text, None, None))
 
     def upload(self) -> None:
-        """Bring an object store's copy up to date; a log that cannot be written ends no trial."""
+        """Update the copy in an object store; a failure to write the log does not end the trial."""
         if not self._store.is_local and self._file.exists():
             with suppress(StoreError, OSError):
                 self._store.write(self._stored, self._file.read_bytes())
@@ -83,11 +83,11 @@ def _handler(file: Path) -> logging.Handler:
 
 
 class _Quiet(RotatingFileHandler):
-    """A log that cannot be written (the disk is full) is left as it is."""
+    """A log handler that ignores write errors (for example a full disk)."""
 
     def _open(self) -> Any:
-        """Neither through a link nor into a named pipe, which whoever writes to the store may have
-        put in its place."""
+        """Open the log, but not through a link or as a named pipe, which another user of the store
+        may have created."""
         return open(self.baseFilename, self.mode, encoding="utf-8", opener=open_to_append)
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -95,7 +95,7 @@ class _Quiet(RotatingFileHandler):
 
 
 class _Tee(io.TextIOBase):
-    """A stream that passes on what is written, and keeps the lines of the thread that made it."""
+    """A stream that forwards its text, and keeps the lines that its creating thread writes."""
 
     def __init__(self, stream: TextIO, keep: Any) -> None:
         self._stream, self._keep, self._partial = stream, keep, ""

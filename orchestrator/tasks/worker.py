@@ -1,10 +1,10 @@
-"""The border of a worker process: what is set when it starts, and how its errors come back."""
+"""Sets up a worker process when it starts."""
 
 import os
 
 
 def set_up_worker(threads: int) -> None:
-    """Set the threads of torch, on which results depend, and keep libraries from printing."""
+    """Set torch's number of threads, which affects results, and silence libraries."""
     import datasets
     import torch
     import transformers
@@ -16,7 +16,7 @@ def set_up_worker(threads: int) -> None:
 
 
 def hide_gpus_of_others() -> None:
-    """In a worker that was given no GPU, see none: Ray leaves them all visible."""
+    """Hide all GPUs in a worker without a GPU; Ray leaves them visible."""
     import ray
 
     if not ray.get_gpu_ids():

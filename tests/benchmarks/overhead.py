@@ -18,10 +18,10 @@ from prefsweep.orchestrator.execution import tuning
 from prefsweep.orchestrator.execution.cluster import InlineCluster, RayCluster
 from prefsweep.orchestrator.pipeline import run_sweep
 from prefsweep.orchestrator.state.sweep import Sweep, Trial, resolve
-from prefsweep.orchestrator.state.trial_record import mark
+from prefsweep.orchestrator.state.trial_record import write_status
 from prefsweep.orchestrator.store.store import new_manifest
-from prefsweep.orchestrator.tasks.attempts import Place
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tracking.watcher import TrialWatch
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status
@@ -46,10 +46,10 @@ def run(folder: Path) -> list[dict[str, Any]]:
     return [_idle_trials(folder / "idle"), *_finished_sweep(folder / "finished")]
 
 
-def finish(kept: Kept, trials: Sequence[Trial], place: Place) -> None:
+def finish(cache: WorkerCache, trials: Sequence[Trial], slot: WorkerSlot) -> None:
     """Trials that do nothing."""
     for trial in trials:
-        mark(kept.sweep, trial, Status.SUCCEEDED)
+        write_status(cache.sweep, trial, Status.SUCCEEDED)
 
 
 def _sweep(storage: Path, num_trials: int) -> Sweep:
@@ -70,7 +70,7 @@ def _idle_trials(storage: Path) -> dict[str, Any]:
     for num in (2, NUM_IDLE):
         trials = sweep.trials[:num]
         for trial in trials:
-            mark(sweep, trial, Status.PENDING)
+            write_status(sweep, trial, Status.PENDING)
         started = time.perf_counter()
         with TrialWatch(sweep, trials):
             cluster.run_trials(sweep, trials)

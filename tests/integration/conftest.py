@@ -9,6 +9,7 @@ import pytest
 from prefsweep.orchestrator.state.sweep import Sweep
 
 from ..conftest import BuildOnce
+from .faults.harness import PYTHONPATH
 from .faults.warm import start_server
 from .ray_cluster import RayNodes, ray_nodes
 from .small import run_inline, small_sweep
@@ -39,6 +40,14 @@ def finished_sweep(build_once: BuildOnce) -> Sweep:
 def warm_drivers() -> None:
     """`Run` starts inline drivers warm; asked for before a test changes the environment."""
     start_server()
+
+
+@pytest.fixture(scope="module")
+def warm_workers(warm_drivers: None) -> Iterator[None]:
+    """Workers of a Ray that this process starts are warm, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PYTHONPATH)
+        yield
 
 
 @pytest.fixture(scope="session")

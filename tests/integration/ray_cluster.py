@@ -46,11 +46,12 @@ class RayNodes:
         dashboard: bool = False,
         python: str | None = None,
         hidden: Path | None = None,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         """Start a node of one CPU; the first one is the head.
 
         `python` is another one than the cluster's, and in place of the folder `hidden` the node
-        has one of its own (for which one has to be root).
+        has one of its own (for which one has to be root). `more` is for its environment.
         """
         words = ["--address", self.address]
         if not self.processes:
@@ -74,7 +75,7 @@ class RayNodes:
             self.processes[name] = subprocess.Popen(
                 command,
                 cwd=home,
-                env=self._environment(),
+                env=self._environment() | dict(more or {}),
                 stdout=log,
                 stderr=log,
             )
@@ -88,7 +89,7 @@ class RayNodes:
             time.sleep(0.5)
 
     def node_of(self, pid: int) -> str:
-        """The node that a process is a worker of."""
+        """The node that a raylet belongs to."""
         above = {parent.pid for parent in psutil.Process(pid).parents()}
         return next(name for name, process in self.processes.items() if process.pid in above)
 
@@ -121,7 +122,7 @@ class RayNodes:
         return int(run.stdout) if run.returncode == 0 else 0
 
     def _environment(self) -> dict[str, str]:
-        hidden = ("HF_", "WANDB_", "RAY_", "PYTHON", "VIRTUAL_ENV", "AWS_")
+        hidden = ("HF_", "WANDB_", "RAY_", "PYTHON", "VIRTUAL_ENV", "AWS_", "PREFSWEEP_")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
         paths = [str(Path(self.python).parent), kept["PATH"]]
         return kept | {

@@ -128,7 +128,7 @@ def test_data_that_changed_since_the_sweep_was_read_is_refused(tmp_path: Path) -
     write(tmp_path, "pairs", ROWS["pairs"][1:])
     with pytest.raises(UsageError, match=r"entry\.path=.*pairs\.jsonl: it has changed.*pairs"):
         run(sweep)
-    with pytest.raises(DataError, match="has changed; run the sweep's own spec again"):
+    with pytest.raises(DataError, match="has changed; run the sweep's original spec again"):
         EnterData(sweep, "pairs").run()  # changed after the run has begun, before it is read
 
 

@@ -24,7 +24,7 @@ from prefsweep.orchestrator.report.publish import publish_report
 from prefsweep.orchestrator.results.status import StatusReader, eta, read_status
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import (
-    TrialLog,
+    TrialRecord,
     newest_metrics,
     read_document,
     status_path,
@@ -263,7 +263,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_has_the_pace_of_what_it_does_its
 ) -> None:
     sweep = small_sweep(tmp_path)
     trial = sweep.trials[0]
-    log = TrialLog(sweep, trial)
+    log = TrialRecord(sweep, trial)
     log.restart(900, b"", 1000)
     log.report({"step": 910.0, "loss": 0.5})
     document = read_document(sweep, trial)

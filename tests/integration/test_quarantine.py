@@ -16,8 +16,6 @@ from prefsweep.sweeps.records import Errored, PreferencePair, ScoredCompletion, 
 
 from .small import small_sweep
 
-ROOT = Path(__file__).parents[2]
-
 
 def run(sweep: Sweep, *, errored: Errored = "retry") -> Sweep:
     def on_ray() -> RayCluster:
@@ -33,9 +31,8 @@ def scored_prompts(sweep: Sweep) -> set[str]:
 
 
 def test_a_prompt_that_kills_its_workers_is_left_out_and_the_rest_completes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    warm_workers: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     trigger = tmp_path / "trigger"
     trigger.touch()
     prompts = [f"The film number {n} was" for n in range(7)] + [f"This one kills {trigger}"]

@@ -20,6 +20,8 @@ from prefsweep.sweeps.records import Status
 
 from .small import content, small_sweep, table, weights
 
+pytestmark = pytest.mark.usefixtures("warm_workers")
+
 STAGES = ("prompts", "completions", "scores", "pairs", "reference")
 
 
@@ -36,7 +38,7 @@ def inline(finished_sweep: Sweep) -> Sweep:
 
 
 @pytest.fixture(scope="module")
-def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+def on_ray(warm_workers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
     sweep = small_sweep(tmp_path_factory.mktemp("ray"), "resources.num_generators=2")
     assert run_on_ray(sweep) == [Status.SUCCEEDED] * 3
     yield sweep

@@ -24,7 +24,7 @@ ALONE = """
 import json, os, sys
 from pathlib import Path
 from prefsweep.orchestrator.tasks.worker import set_up_worker
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.attempts import run_trial
 from tests.integration.small import small_sweep
 
@@ -35,7 +35,7 @@ for folder, overrides in json.loads(sys.argv[2]):
         continue
     sweep = small_sweep(Path(folder), *overrides)
     trial = next(t for t in sweep.trials if t.name == sys.argv[1])
-    run_trial(Kept(sweep), trial)
+    run_trial(WorkerCache(sweep), trial)
     os._exit(0)
 """
 

@@ -2,8 +2,7 @@
 
 A case is a process, a stage and a fault. The command starts where that stage begins, from a copy of
 what an undisturbed run left before it; `Run.held` gives the process that has come to the stage.
-With `--inline` the driver imports what workers need; it starts warm (warm.py), if not told to
-start cold. On Ray, driver and workers start cold.
+Drivers, and workers of a Ray that a driver starts, start warm (warm.py) if not told to start cold.
 """
 
 import json
@@ -31,6 +30,7 @@ from .warm import WarmProcess, limit_files
 
 INJECT = Path(__file__).with_name("inject")
 ROOT = Path(__file__).parents[3]
+PYTHONPATH = os.pathsep.join([str(INJECT), str(ROOT)])
 DEADLINE_S = 280.0
 """Longest wait for anything; a machine with much else to do needs it, others never see it."""
 TRAINING = [
@@ -82,9 +82,12 @@ class Run:
         if max_file_bytes:
             in_child = partial(limit_files, max_file_bytes)
         environment = fault_environment(self.folder, faults) | (env or {})
+        if cold:
+            environment.pop("PREFSWEEP_TEST_WARM", None)
+        is_warm = not cold and words[0] in ("run", "resume")
         self.process: WarmProcess | subprocess.Popen[bytes]
         with self._output.open("wb") as output:
-            if "--inline" in words and not cold and (max_file_bytes or in_child is None):
+            if is_warm and (max_file_bytes or in_child is None):
                 self.process = WarmProcess(
                     command, self._output, environment, self.folder, max_file_bytes
                 )
@@ -171,7 +174,7 @@ def fault_environment(folder: Path, faults: Sequence[Fault]) -> dict[str, str]:
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(INJECT), str(ROOT)]),
+        "PYTHONPATH": PYTHONPATH,
     }
     if faults:
         (folder / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults]))

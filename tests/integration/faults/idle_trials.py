@@ -14,7 +14,7 @@ from prefsweep.orchestrator.state.sweep import Sweep
 
 from ..small import small_sweep
 
-NUM_TRIALS, NUM_FIRST = 300, 60
+NUM_TRIALS, NUM_FIRST = 100, 30
 """The driver is measured after the first ones: then all that it needs is loaded."""
 
 

@@ -46,7 +46,7 @@ def met(prompts: list[str], completions: list[str]) -> list[float]:
 
 
 def test_four_half_gpu_trials_at_once_have_two_cards_as_a_probe_found(
-    tmp_path: Path, monkeypatch
+    warm_workers: None, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("MEETING_FOLDER", str(tmp_path))
     reward = "reward={type: callable, function: 'tests.integration.faults.test_gpus:met'}"

@@ -20,6 +20,8 @@ from .harness import (
     words,
 )
 
+COLD = [("generator", "completions"), ("trial", "training")]
+"""Of each kind one that starts as a user's does, and so do its driver and all others."""
 WORKERS = [
     ("generator", "completions"),
     ("scorer", "scores"),
@@ -44,7 +46,8 @@ def test_a_killed_worker_is_replaced_and_its_work_done(
     process: str, stage: str, undisturbed: Sweep, start: Start, tmp_path: Path
 ) -> None:
     storage = store_before(stage, undisturbed, tmp_path / "store")
-    run = start(storage, *words(), faults=[Fault(stage, after=AFTER.get(stage, 0))])
+    fault = Fault(stage, after=AFTER.get(stage, 0))
+    run = start(storage, *words(), faults=[fault], cold=(process, stage) in COLD)
     victim = run.held()
     assert victim != run.process.pid
     before = finished(storage)

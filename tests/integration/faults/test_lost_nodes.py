@@ -23,22 +23,31 @@ from .harness import (
     store_before,
     words,
 )
-from .test_cluster import held
+from .test_cluster import SOONER, held
 
+COLD = {"PREFSWEEP_TEST_WARM": ""}
+"""A fork would have neither the other disk nor the other packages."""
 STEPS = 5
 """Steps of a trial to let pass: it has checkpoints by then."""
 
 
 @contextmanager
 def nodes_that_meet(fault: Fault, folder: Path) -> Iterator[RayNodes]:
-    """Nodes whose workers meet a fault, in `folder`/faults."""
+    """Nodes whose workers meet a fault, in `folder`/faults, and start warm."""
     (folder / "faults").mkdir()
     environment = fault_environment(folder / "faults", [fault]) | {"PYTHONPATH": str(INJECT)}
-    meeting = {name: environment[name] for name in ("PREFSWEEP_TEST_FAULTS", "PYTHONPATH")}
+    names = ("PREFSWEEP_TEST_FAULTS", "PREFSWEEP_TEST_WARM", "PYTHONPATH")
+    meeting = {name: environment[name] for name in names} | SOONER
     with ray_nodes(folder / "nodes", meeting) as nodes:
         nodes.start("head")
         nodes.wait(1)
         yield nodes
+
+
+def all_held(folder: Path, num: int) -> list[int]:
+    """The raylets of the held processes, once there are so many."""
+    found = held(folder, raylet=True)
+    return found if len(found) == num else []
 
 
 @pytest.mark.parametrize("stage", ["completions", "training"])
@@ -54,8 +63,8 @@ def test_a_node_that_is_killed_at_work_costs_its_unfinished_work_only(
             nodes.wait(num)
         run = start(storage, *words("--address", nodes.address), env=AUTH)
         held_here = tmp_path / "faults"
-        at_work = run.until(lambda: pids if len(pids := held(held_here)) == 2 else [])
-        victims = {nodes.node_of(pid) for pid in at_work} - {"head"}
+        raylets = run.until(lambda: all_held(held_here, num=2))
+        victims = {nodes.node_of(raylet) for raylet in raylets} - {"head"}
         before = finished(storage)
         nodes.kill(victims.pop())
         (held_here / "go").touch()
@@ -86,9 +95,9 @@ def test_a_node_that_joins_and_is_not_like_the_driver_is_named_and_gets_no_work(
         run = start(storage, *words("--address", nodes.address), env=AUTH)
         run.until(lambda: held(tmp_path / "faults"))  # the head is at work, and more is to do
         if odd == "disk":
-            nodes.start("odd", hidden=storage)
+            nodes.start("odd", hidden=storage, more=COLD)
         else:
-            nodes.start("odd", python=other)
+            nodes.start("odd", python=other, more=COLD)
         run.until(lambda: "a node that joined gets no work" in run.output)
         (tmp_path / "faults" / "go").touch()
         assert run.wait() == 0, run.output

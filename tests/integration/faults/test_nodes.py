@@ -1,25 +1,17 @@
-"""Nodes that come late or do not fit a cluster; and many trials on three nodes."""
+"""Nodes that come late or do not fit a cluster."""
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.execution.cluster import InlineCluster
-from prefsweep.orchestrator.pipeline import run_sweep
-from prefsweep.orchestrator.state.sweep import Sweep, Trial, open_sweep
-from prefsweep.orchestrator.store.store import new_manifest
+from prefsweep.orchestrator.state.sweep import open_sweep
 from prefsweep.orchestrator.tasks.shards import Generate, is_missing
 
-from ..ray_cluster import AUTH, dependencies_only, prefsweep, ray_nodes
+from ..ray_cluster import dependencies_only, prefsweep, ray_nodes
 from ..small import OVERRIDES
-from . import idle_trials
-from .harness import ROOT
-from .idle_trials import idle_sweep
 
 pytestmark = pytest.mark.faults
 
@@ -98,47 +90,3 @@ def made_on(storage: Path) -> list[str]:
     made = [index for index in range(NUM_SHARDS) if not is_missing(stage, index)]
     manifests = [sweep.store.shard_manifest(sweep.shard(stage.name, index)) for index in made]
     return [manifest.environment["node"] for manifest in manifests if manifest is not None]
-
-
-def test_three_hundred_trials_that_do_nothing_end_and_the_driver_does_not_grow(
-    tmp_path: Path,
-) -> None:
-    sweep = idle_sweep(tmp_path / "store")
-    cluster = InlineCluster(sweep.spec.resources)
-    run_sweep(sweep, lambda: cluster, until="untrained")
-    cluster.run_trials(sweep, sweep.trials[:1])
-    for trial in sweep.trials[1:]:
-        copy_results(sweep, sweep.trials[0], trial)
-    with ray_nodes(tmp_path / "nodes") as nodes:
-        for num, name in enumerate(("head", "left", "right"), start=1):
-            nodes.start(name)
-            nodes.wait(num)
-        # a process of its own: Ray reads a token once, and tests before this one had none
-        words = [sys.executable, "-m", idle_trials.__name__, sweep.storage, nodes.address]
-        run = subprocess.run(
-            words, cwd=ROOT, env=os.environ | AUTH, capture_output=True, text=True, timeout=900
-        )
-    assert run.returncode == 0, run.stdout + run.stderr
-    grown_mib = float(run.stdout.splitlines()[-1])
-    assert [ended(sweep, trial) for trial in sweep.trials] == ["succeeded"] * 300
-    print(f"300 trials: the driver grew by {grown_mib:.0f} MiB")
-    assert grown_mib < 150, "half a MiB for a trial that does nothing would be a leak"
-
-
-def copy_results(sweep: Sweep, done: Trial, trial: Trial) -> None:
-    """The weights and the evaluation of a finished trial as those of another one."""
-    import shutil
-
-    store = sweep.store
-    for path, target in (
-        (store.trial(done.trial_id, "weights"), store.trial(trial.trial_id, "weights")),
-        (sweep.evaluation_path(done.trial_id), sweep.evaluation_path(trial.trial_id)),
-    ):
-        with store.staging() as staging:
-            ignore = shutil.ignore_patterns("manifest.json")
-            folder = shutil.copytree(store.fetch(path), staging / "copy", ignore=ignore)
-            store.publish(target, folder, new_manifest(trial.trial_id, 1, 0.0))
-
-
-def ended(sweep: Sweep, trial: Trial) -> str:
-    return sweep.store.read_json(sweep.store.trial(trial.trial_id, "status.json"))["status"]

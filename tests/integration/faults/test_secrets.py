@@ -43,7 +43,7 @@ def holders(folder: Path, text: str) -> list[str]:
 
 
 def test_no_secret_is_in_the_store_ray_s_files_tune_s_or_wandb_s(
-    ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    warm_workers: None, ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
     def kept_folder(parent: Path) -> Iterator[Path]:

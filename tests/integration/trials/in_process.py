@@ -14,7 +14,7 @@ from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import trial_status
 from prefsweep.orchestrator.tasks import attempts
 from prefsweep.orchestrator.tasks.attempts import run_trial
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.sweeps.records import Errored, Status, TrialStatus
 from prefsweep.workers.train import PreparedDPOTrainer
 
@@ -97,6 +97,6 @@ def stop_in_step(sweep: Sweep, step: int, monkeypatch: pytest.MonkeyPatch) -> No
     with monkeypatch.context() as patch:
         patch.setattr(attempts, "polled_stop", lambda store, name: lambda: step in asked)
         Fault(patch, asked.append)
-        run_trial(Kept(sweep), sweep.trials[0])
+        run_trial(WorkerCache(sweep), sweep.trials[0])
     status = trial_status(sweep, sweep.trials[0])
     assert status.status == Status.INTERRUPTED and status.failure is None

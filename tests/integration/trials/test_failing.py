@@ -11,8 +11,8 @@ from prefsweep.orchestrator.execution.tuning import shares
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import is_finished, trial_status
 from prefsweep.orchestrator.tasks import attempts
-from prefsweep.orchestrator.tasks.attempts import Place, run_trial
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot, run_trial
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.records import Status
 from prefsweep.workers.generate import Generator
@@ -64,7 +64,7 @@ def test_what_no_smaller_batch_helps_gets_a_larger_share_or_fails(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(PreparedDPOTrainer, "_compute_loss", full)
-    run_trial(Kept(sweep), sweep.trials[0], Place(gpus))
+    run_trial(WorkerCache(sweep), sweep.trials[0], WorkerSlot(gpus))
     found = document(sweep)
     assert found["status"] == outcome
     assert found["larger_shares"] == (outcome == "pending")
@@ -199,8 +199,8 @@ def test_a_worker_that_dies_each_time_fails_its_trial_after_the_cap(
     Fault(monkeypatch, raising(SystemExit(), *[3] * 10))
     for _ in range(4):  # the second is the first of three that begin with step 2's checkpoint
         with pytest.raises(SystemExit):
-            run_trial(Kept(sweep), trial)
-    run_trial(Kept(sweep), trial)
+            run_trial(WorkerCache(sweep), trial)
+    run_trial(WorkerCache(sweep), trial)
     status = trial_status(sweep, trial)
     assert (status.status, status.attempts) == (Status.FAILED, 4)
     assert status.failure is not None and status.failure.kind == "transient"

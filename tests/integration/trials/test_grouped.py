@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import read_document, trial_status
 from prefsweep.orchestrator.tasks import attempts
-from prefsweep.orchestrator.tasks.attempts import Place
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.attempts import WorkerSlot
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.orchestrator.tasks.trial_group import run_group
 from prefsweep.sweeps.errors import StoreError
 from prefsweep.sweeps.records import Status
@@ -232,7 +232,7 @@ def test_a_stopped_group_goes_on_to_the_weights_logs_and_table_of_an_undisturbed
     steps.act = lambda step, num: asked.append(step)
     with monkeypatch.context() as patch:
         patch.setattr(attempts, "polled_stop", lambda store, name: lambda: 5 in asked)
-        run_group(Kept(sweep), sweep.trials, Place())
+        run_group(WorkerCache(sweep), sweep.trials, WorkerSlot())
     assert statuses(sweep) == [Status.INTERRUPTED] * 4
     steps.seen.clear()
     run_inline(sweep)
@@ -247,7 +247,7 @@ def test_trials_that_resume_at_different_steps_are_grouped_by_step(
     """The process dies in step 7; two trials have lost their newer checkpoint by then."""
     steps.act = raising_with_size(SystemExit(), 7)
     with pytest.raises(SystemExit):
-        run_group(Kept(sweep), sweep.trials, Place())
+        run_group(WorkerCache(sweep), sweep.trials, WorkerSlot())
     for trial in sweep.trials[2:]:
         folder = Path(sweep.store.display(sweep.store.trial(trial.trial_id, "checkpoints")))
         shutil.rmtree(folder / "step-000006")
@@ -288,7 +288,7 @@ def test_a_group_whose_process_dies_again_and_again_is_halved_until_one_trial_fa
     deaths = 0
     while True:
         try:
-            run_group(Kept(sweep), sweep.trials, Place())
+            run_group(WorkerCache(sweep), sweep.trials, WorkerSlot())
             break
         except SystemExit:
             deaths += 1

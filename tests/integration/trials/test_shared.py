@@ -10,7 +10,7 @@ from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import trial_status
 from prefsweep.orchestrator.store.store import Store
 from prefsweep.orchestrator.tasks.attempts import run_trial
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.sweeps.records import Status
 from prefsweep.workers.train import PreparedDPOTrainer
 
@@ -39,10 +39,10 @@ def test_a_trial_that_another_run_ends_first_is_taken_as_it_is(
 
     monkeypatch.setattr("prefsweep.orchestrator.state.stop.POLL_S", 0.0)
     fault = Fault(monkeypatch, other_run_ends)
-    run_trial(Kept(sweep), trial)
+    run_trial(WorkerCache(sweep), trial)
     assert fault.steps == [1, 2, 3, 4, 5]
     assert trial_status(sweep, trial).status == Status.SUCCEEDED
-    assert "another run has trained it" in log_text(sweep)
+    assert "another run has trained this trial" in log_text(sweep)
     run(sweep)
     assert_undisturbed(sweep, undisturbed)
 

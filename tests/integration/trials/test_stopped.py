@@ -12,7 +12,7 @@ from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import trial_status
 from prefsweep.orchestrator.tasks import attempts, checkpoints
 from prefsweep.orchestrator.tasks.attempts import run_trial
-from prefsweep.orchestrator.tasks.cache import Kept
+from prefsweep.orchestrator.tasks.cache import WorkerCache
 from prefsweep.sweeps.records import Status
 
 from .in_process import (
@@ -51,7 +51,7 @@ def test_a_stop_in_the_evaluation_publishes_nothing_and_repeats_only_it(
     with monkeypatch.context() as patch:
         patch.setattr(attempts, "polled_stop", lambda store, name: lambda: asked[0])
         patch.setattr(attempts, "evaluate_trained", late)
-        run_trial(Kept(sweep), trial)
+        run_trial(WorkerCache(sweep), trial)
     assert trial_status(sweep, trial).status == Status.INTERRUPTED
     assert sweep.store.names(sweep.store.trial(trial.trial_id, "evaluations")) == []
     fault = Fault(monkeypatch, nothing)
@@ -65,7 +65,7 @@ def test_a_pending_trial_sees_a_stop_request_and_does_nothing(
 ) -> None:
     fault = Fault(monkeypatch, nothing)
     request_stop(sweep.store, sweep.spec.name)
-    run_trial(Kept(sweep), sweep.trials[0])
+    run_trial(WorkerCache(sweep), sweep.trials[0])
     assert fault.steps == []
     assert trial_status(sweep, sweep.trials[0]).status == Status.INTERRUPTED
 
@@ -158,7 +158,7 @@ def test_weights_damaged_before_the_evaluation_are_trained_again(
     trial = sweep.trials[0]
     with monkeypatch.context() as patch:
         patch.setattr(attempts, "evaluate_trained", broken)
-        run_trial(Kept(sweep), trial)
+        run_trial(WorkerCache(sweep), trial)
     file = sweep.store.display(sweep.store.trial(trial.trial_id, "weights", "model.safetensors"))
     altered(Path(file))
     fault = Fault(monkeypatch, nothing)

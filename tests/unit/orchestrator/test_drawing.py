@@ -7,7 +7,7 @@ import pytest
 from prefsweep.orchestrator.report import publish
 from prefsweep.orchestrator.report.publish import is_drawn, publish_report
 from prefsweep.orchestrator.state.sweep import Sweep, resolve
-from prefsweep.orchestrator.state.trial_record import mark
+from prefsweep.orchestrator.state.trial_record import write_status
 from prefsweep.orchestrator.store.store import new_manifest
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.records import Status
@@ -25,7 +25,7 @@ def test_an_unchanged_sweep_is_not_drawn_again(sweep: Sweep) -> None:
 
 
 def test_a_trial_that_moved_on_is_drawn(sweep: Sweep) -> None:
-    mark(sweep, sweep.trials[0], Status.RUNNING)
+    write_status(sweep, sweep.trials[0], Status.RUNNING)
     assert not is_drawn(sweep)
     publish_report(sweep)
     assert is_drawn(sweep)

@@ -16,11 +16,10 @@ from prefsweep.orchestrator.export.export import (
     ExportRequest,
     export,
     export_dataset,
-    find_trial,
 )
 from prefsweep.orchestrator.export.hub import check_push
-from prefsweep.orchestrator.state.sweep import Sweep
-from prefsweep.orchestrator.state.trial_record import TrialLog
+from prefsweep.orchestrator.state.sweep import Sweep, find_trial
+from prefsweep.orchestrator.state.trial_record import TrialRecord
 from prefsweep.orchestrator.store.store import new_manifest
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.load import load_spec
@@ -164,7 +163,7 @@ def test_the_beginning_of_several_ids_is_refused(tmp_path: Path) -> None:
 def test_an_unfinished_trial_is_refused_with_its_status(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path / "store")
     first, second = sweep.trials
-    TrialLog(sweep, second).write(Status.FAILED, Failure("deterministic", "the loss is nan"))
+    TrialRecord(sweep, second).write(Status.FAILED, Failure("deterministic", "the loss is nan"))
     for trial, said in ((first, "is pending"), (second, r"is failed \(the loss is nan\)")):
         with pytest.raises(UsageError, match=f"trial {trial.name} {said}"):
             export(sweep, ExportRequest(trial.name), tmp_path / "out")

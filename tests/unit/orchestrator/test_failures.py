@@ -144,7 +144,7 @@ def test_what_the_libraries_make_of_a_hub_that_is_away_is_transient_unless_it_is
 def test_a_full_disk_is_told_with_the_folder_to_make_room_in() -> None:
     wrapped = StoreError("weights cannot be written")
     wrapped.__cause__ = OSError(28, "No space left on device")
-    assert "make room where /runs is" in classify(wrapped, "/runs").advice
+    assert "free space on the disk of /runs" in classify(wrapped, "/runs").advice
 
 
 SAVE = """
@@ -157,7 +157,7 @@ try:
     save(tensors, sys.argv[2])
 except Exception as error:
     failure = classify(error, "/runs")
-    print(failure.kind, "make room where /runs is" in failure.advice, type(error).__name__)
+    print(failure.kind, "free space on the disk of /runs" in failure.advice, type(error).__name__)
 """
 
 
@@ -187,7 +187,7 @@ def test_only_a_lost_gpu_makes_a_process_useless() -> None:
 def test_what_ray_says_of_a_killed_worker_is_told() -> None:
     failure = worker_killed_for_memory("2 worker(s) were killed\nMemory on the node ...")
     assert failure.kind == "out_of_memory"
-    assert failure.message == "Ray killed its worker for memory: 2 worker(s) were killed"
+    assert failure.message == "Ray killed its worker to free memory: 2 worker(s) were killed"
     assert "resources.cpus_per_worker" in failure.advice
 
 

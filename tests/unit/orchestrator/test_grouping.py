@@ -8,7 +8,7 @@ import pytest
 from prefsweep.orchestrator.execution.grouping import ALONE, Grouping, make_groups
 from prefsweep.orchestrator.execution.sizing import group_size
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
-from prefsweep.orchestrator.state.trial_record import TrialLog
+from prefsweep.orchestrator.state.trial_record import TrialRecord
 from prefsweep.orchestrator.store.store import new_manifest
 from prefsweep.sweeps.fusing import cut
 from prefsweep.sweeps.records import Status
@@ -82,7 +82,7 @@ def test_trials_are_grouped_by_where_they_stand(tmp_path: Path) -> None:
     publish(sweep, solo, "checkpoints/step-000004", 4)
     for trial, step in ((a, 4), (b, 6), (c, 4), (d, 6)):
         publish(sweep, trial, f"checkpoints/step-{step:06d}", step, group=4)
-    state = TrialLog(sweep, halved)
+    state = TrialRecord(sweep, halved)
     state.halvings = 1
     state.write(Status.PENDING)
     groups = make_groups(sweep, sweep.trials, Grouping(8))
@@ -92,7 +92,7 @@ def test_trials_are_grouped_by_where_they_stand(tmp_path: Path) -> None:
 def test_a_trial_that_did_not_fit_keeps_its_group_small(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, 7)
     for trial, limit in ((sweep.trials[1], 2), (sweep.trials[6], 1)):
-        state = TrialLog(sweep, trial)
+        state = TrialRecord(sweep, trial)
         state.largest_group = limit
         state.write(Status.PENDING)
     assert sizes(sweep, 8) == [2, 4, 1]

@@ -18,7 +18,7 @@ from prefsweep.orchestrator.results.results import read_results
 from prefsweep.orchestrator.results.status import read_status
 from prefsweep.orchestrator.state.lease import Lease, read_holder
 from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, open_sweep, spec_document
-from prefsweep.orchestrator.state.trial_record import TrialLog, read_failure
+from prefsweep.orchestrator.state.trial_record import TrialRecord, read_failure
 from prefsweep.orchestrator.store.store import Store, new_manifest
 from prefsweep.orchestrator.tasks.trial_output import TrialOutput
 from prefsweep.sweeps.errors import StoreError, UsageError
@@ -143,7 +143,7 @@ def test_nothing_is_appended_through_a_link_in_the_store(
         output.note("a line of the log")
     with pytest.raises(StoreError):
         sweep.store.append(sweep.store.trial(trial.trial_id, "metrics.jsonl"), b"{}\n")
-    log = TrialLog(sweep, trial)
+    log = TrialRecord(sweep, trial)
     log.report({"step": 1.0, "loss": 0.5})  # replaces what is not its own
     assert precious.read_text() == "mine\n"
 

@@ -66,7 +66,7 @@ def test_a_probe_that_did_not_fit_is_made_again(
     probe = ProbeTrial(sweep, sweep.trials[0].spec, "H100")
     answers = [GpuMemory(80, 9, 80), GpuMemory(30, 79, 80)]
     kept = SimpleNamespace(policy=None, tokenizer=None, pairs=[])
-    monkeypatch.setattr(probe_task, "Kept", lambda _: kept)
+    monkeypatch.setattr(probe_task, "WorkerCache", lambda _: kept)
     monkeypatch.setattr(workers_probe, "probe_gpu", lambda *_: answers.pop(0))
     monkeypatch.setattr(workers_probe, "gpu_room", lambda: (70, 80))
     found = [probe.run() or probe.found() for _ in range(3)]

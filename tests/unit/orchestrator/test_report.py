@@ -297,7 +297,7 @@ def test_running_sweep_says_what_is_missing() -> None:
     pending = [replace(r, status=Status.PENDING, **blank) for r in results.results[6:]]
     shown = page(replace(results, results=[*results.results[:4], *running, *pending]))
     assert "3 succeeded, 0 failed, 2 running, 7 not run (of 12)" in shown.text
-    assert "this page shows what there is so far: 2 running, 7 pending." in shown.text
+    assert "this page shows the results so far: 2 running, 7 pending." in shown.text
     assert "2 running: sigmoid-beta0.05, sigmoid-beta0.2." in shown.text
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from prefsweep.orchestrator.driver.run import Run
 from prefsweep.orchestrator.state.sweep import Sweep
-from prefsweep.orchestrator.state.trial_record import TrialLog, trial_status
+from prefsweep.orchestrator.state.trial_record import TrialRecord, trial_status
 from prefsweep.sweeps.errors import LostStoreError
 from prefsweep.sweeps.records import Status
 from tests.integration.small import small_sweep
@@ -25,12 +25,12 @@ def test_what_a_worker_writes_until_it_is_ended_is_not_the_last_word(sweep: Swee
     running, pending = sweep.trials
 
     def close() -> None:
-        TrialLog(sweep, running).report({"step": 7.0})
+        TrialRecord(sweep, running).report({"step": 7.0})
 
     run = Run(sweep, lambda: SimpleNamespace(close=close), "report")  # pyright: ignore
     with pytest.raises(KeyboardInterrupt), run.recorded():
         run._cluster_for("finishing")
-        TrialLog(sweep, running).begin(0)
+        TrialRecord(sweep, running).begin(0)
         raise KeyboardInterrupt
     assert trial_status(sweep, running).status == Status.INTERRUPTED
     assert trial_status(sweep, running).step == 7

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefsweep.orchestrator.state.trial_record import TrialLog
+from prefsweep.orchestrator.state.trial_record import TrialRecord
 from prefsweep.orchestrator.tracking import wandb as tracking
 from prefsweep.orchestrator.tracking.wandb import WandbMirror, wandb_mode
 from prefsweep.orchestrator.tracking.watcher import TrialWatch
@@ -157,7 +157,7 @@ def test_lines_that_a_trial_writes_again_after_a_checkpoint_are_mirrored_once(
     fake = fake_wandb(monkeypatch)
     sweep = small_sweep(tmp_path, "tracking.wandb.mode=offline")
     trial = sweep.trials[0]
-    log = TrialLog(sweep, trial)
+    log = TrialRecord(sweep, trial)
     with TrialWatch(sweep, [trial]) as watch:
         for steps in ((1, 2, 3, 4), (3, 4, 5)):  # dies after 4, goes on from step 2
             log.restart(steps[0] - 1, log.metrics, 5)

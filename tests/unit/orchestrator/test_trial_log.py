@@ -13,11 +13,11 @@ from pyarrow import fs
 from prefsweep.orchestrator.state import trial_record
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import (
-    TrialLog,
-    mark,
+    TrialRecord,
     parse_metrics,
     read_document,
     trial_status,
+    write_status,
 )
 from prefsweep.orchestrator.store.store import Store, new_manifest
 from prefsweep.sweeps.records import Failure, Status
@@ -48,7 +48,7 @@ def test_a_damaged_status_counts_as_none(tmp_path: Path, data: bytes) -> None:
     sweep.store.write(sweep.store.trial(trial.trial_id, "status.json"), data)
     status = trial_status(sweep, trial)
     assert (status.status, status.failure, status.attempts) == (Status.PENDING, None, 0)
-    TrialLog(sweep, trial).begin(0)
+    TrialRecord(sweep, trial).begin(0)
     assert trial_status(sweep, trial).attempts == 1
 
 
@@ -57,13 +57,13 @@ def test_attempts_and_halvings_are_remembered_and_failures_in_a_row_end_with_pro
 ) -> None:
     sweep = small_sweep(tmp_path)
     trial = sweep.trials[0]
-    for reached, fruitless in ((0, 1), (0, 2), (4, 1), (4, 2)):
-        state = TrialLog(sweep, trial)
+    for progress, stalled in ((0, 1), (0, 2), (4, 1), (4, 2)):
+        state = TrialRecord(sweep, trial)
         state.halvings += 1
-        state.begin(reached)
-        assert state.fruitless == fruitless
-    mark(sweep, trial, Status.FAILED, Failure("transient", "gone", log_path="trial.log"))
-    mark(sweep, trial, Status.PENDING)
+        state.begin(progress)
+        assert state.stalled_attempts == stalled
+    write_status(sweep, trial, Status.FAILED, Failure("transient", "gone", log_path="trial.log"))
+    write_status(sweep, trial, Status.PENDING)
     found = read_document(sweep, trial)
     assert (found["attempts"], found["halvings"], found["fruitless"]) == (4, 4, 0)
     assert found["failure"] is None and found["last_failure"]["log_path"] == "trial.log"
@@ -84,7 +84,7 @@ def trained(sweep: Sweep) -> None:
 
 def test_two_runs_that_train_a_trial_at_once_write_no_line_twice(tmp_path: Path) -> None:
     one, other = small_sweep(tmp_path), small_sweep(tmp_path, "name=other")
-    logs, steps = [TrialLog(sweep, sweep.trials[0]) for sweep in (one, other)], list[float]()
+    logs, steps = [TrialRecord(sweep, sweep.trials[0]) for sweep in (one, other)], list[float]()
     for step in range(1, 5):
         for log in logs[: 2 if step < 4 else 1]:  # the second one falls behind
             log.report({"step": float(step)})
@@ -100,7 +100,7 @@ def test_the_log_of_a_trial_that_has_its_weights_stays(
     where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     sweep = request.getfixturevalue("remote") if where == "remote" else small_sweep(tmp_path)
-    first, second = (TrialLog(sweep, sweep.trials[0]) for _ in range(2))
+    first, second = (TrialRecord(sweep, sweep.trials[0]) for _ in range(2))
     for step in range(1, 4):
         first.report({"step": float(step)})
     first.complete()
@@ -141,7 +141,7 @@ def test_without_append_a_long_log_is_not_written_again_for_every_line(
         write(self, path, data)
 
     monkeypatch.setattr(Store, "write", slow_write)
-    log = TrialLog(remote, remote.trials[0])
+    log = TrialRecord(remote, remote.trials[0])
     for step in range(1, 1001):
         log.report({"step": float(step)})
         now_s[0] += 0.1
@@ -155,7 +155,7 @@ def test_without_append_a_long_log_is_not_written_again_for_every_line(
 def test_whatever_is_recorded_of_a_trial_its_lines_are_there_before(
     status: Status, remote: Sweep
 ) -> None:
-    log = TrialLog(remote, remote.trials[0])
+    log = TrialRecord(remote, remote.trials[0])
     for step in range(1, 4):
         log.report({"step": float(step)})
     assert lines_in(remote) == 1
@@ -164,7 +164,7 @@ def test_whatever_is_recorded_of_a_trial_its_lines_are_there_before(
 
 
 def test_a_log_that_goes_on_from_a_checkpoint_has_its_lines_at_once(remote: Sweep) -> None:
-    log = TrialLog(remote, remote.trials[0])
+    log = TrialRecord(remote, remote.trials[0])
     for step in range(1, 4):
         log.report({"step": float(step)})
     log.restart(2, log.metrics, 9.0)

@@ -11,7 +11,7 @@ from prefsweep.orchestrator.execution import tuning
 from prefsweep.orchestrator.execution.membership import Members
 from prefsweep.orchestrator.state.stop import request_stop
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
-from prefsweep.orchestrator.state.trial_record import TrialLog, read_document, trial_status
+from prefsweep.orchestrator.state.trial_record import TrialRecord, read_document, trial_status
 from prefsweep.orchestrator.store.scratch import is_in_use, scratch_home
 from prefsweep.sweeps.records import Failure, Status
 from tests.integration.small import small_sweep
@@ -50,7 +50,7 @@ def play(monkeypatch: pytest.MonkeyPatch, launched: list[list[str]], *steps: Ste
 
 def begun(sweep: Sweep, trial: Trial, pid: int, node: str = NODE) -> None:
     """The trial as a worker leaves it that dies in its first attempt."""
-    TrialLog(sweep, trial).begin(0)
+    TrialRecord(sweep, trial).begin(0)
     path = sweep.store.trial(trial.trial_id, "status.json")
     document = read_document(sweep, trial) | {"worker": {"host": "h", "pid": pid, "node": node}}
     sweep.store.write_json(path, document)
@@ -64,7 +64,7 @@ def all_killed(sweep: Sweep, trials: list[Trial]) -> str:
 
 def all_succeed(sweep: Sweep, trials: list[Trial]) -> str:
     for trial in trials:
-        TrialLog(sweep, trial).write(Status.SUCCEEDED)
+        TrialRecord(sweep, trial).write(Status.SUCCEEDED)
     return ""
 
 
@@ -176,7 +176,7 @@ def test_a_launch_that_gets_further_does_not_count(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
 ) -> None:
     def one_more_halving(sweep: Sweep, trials: list[Trial]) -> str:
-        state = TrialLog(sweep, trials[-1])
+        state = TrialRecord(sweep, trials[-1])
         state.halvings += 1
         state.write(Status.PENDING)
         return "gave up"
@@ -205,7 +205,7 @@ def test_only_what_is_unfinished_is_launched_again(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
 ) -> None:
     def first_fails(sweep: Sweep, trials: list[Trial]) -> str:
-        TrialLog(sweep, trials[0]).write(Status.FAILED, Failure("deterministic", "nan"))
+        TrialRecord(sweep, trials[0]).write(Status.FAILED, Failure("deterministic", "nan"))
         return ""
 
     play(monkeypatch, launched, first_fails, all_succeed)
@@ -218,7 +218,7 @@ def test_after_a_stop_request_nothing_is_launched_any_more(
 ) -> None:
     def stopped(sweep: Sweep, trials: list[Trial]) -> str:
         request_stop(sweep.store, sweep.spec.name)
-        TrialLog(sweep, trials[0]).write(Status.SUCCEEDED)
+        TrialRecord(sweep, trials[0]).write(Status.SUCCEEDED)
         return ""
 
     monkeypatch.setattr(
@@ -232,7 +232,7 @@ def test_after_a_stop_request_nothing_is_launched_any_more(
 
 def test_a_share_is_doubled_up_to_a_whole_gpu(sweep: Sweep) -> None:
     first, second = sweep.trials
-    state = TrialLog(sweep, first)
+    state = TrialRecord(sweep, first)
     state.larger_shares = 3
     state.write(Status.PENDING)
     assert tuning.shares(sweep, sweep.trials, 0.25) == {first.trial_id: 1.0, second.trial_id: 0.25}

@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_blames_no_field_that_was_not_set(
 def test_a_policy_that_has_not_moved_has_log_ratios_of_0_in_bfloat16_too(
     source: ModelSource, tmp_path: Path, lora: LoraSpec | None, held: str
 ) -> None:
-    """The reference is computed as the policy is trained; one in fp32 is off by bfloat16's steps."""
+    """The reference is computed as the policy is trained; in fp32 it is off by rounding."""
     spec = STEPS.model_copy(update={"bf16": True, "lora": lora, "per_device_train_batch_size": 8})
     gaps = []
     for half in (spec.autocast(held), None):

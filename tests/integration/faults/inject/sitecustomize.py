@@ -5,7 +5,8 @@ a point (a function of the product, wrapped when its module is imported) and doe
 the first processes that come there. A point or an action that does not exist ends the process.
 PREFSWEEP_TEST_CLOCK_S sets this process's wall clock forward, PREFSWEEP_TEST_STORAGE makes
 `fsspec+flaky://` a file system (flaky_storage.py). A process that is forked with everything
-imported calls `apply` itself (warm.py).
+imported calls `apply` itself (warm.py). PREFSWEEP_TEST_WARM is the socket of a process that forks
+itself in place of every worker that Ray starts.
 """
 
 import functools
@@ -14,6 +15,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -121,8 +123,9 @@ class Faults:
     # --- what a fault does -----------------------------------------------------------------------
 
     def hold(self, fault, args):
-        """Wait here, to be killed from outside or let go."""
-        (self.folder / f"held-{fault['at']}-{os.getpid()}").touch()
+        """Wait here, to be killed from outside or let go; the file names node and process."""
+        node = os.environ.get("RAY_RAYLET_PID", "")
+        (self.folder / f"held-{fault['at']}-{node}-{os.getpid()}").touch()
         while not (self.folder / "go").exists():
             time.sleep(0.02)
 
@@ -152,6 +155,21 @@ class Faults:
         args[1].get_input_embeddings().weight.data[::10] = float("nan")
 
 
+def is_ray_worker():
+    """Whether Ray has started this process to be a worker."""
+    return len(sys.orig_argv) > 1 and sys.orig_argv[1].endswith("/workers/default_worker.py")
+
+
+def be_forked():
+    """Have the worker forked in place of this process, which ends with it."""
+    request = json.dumps([sys.orig_argv[1:], sys.path, dict(os.environ), os.getcwd()]).encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(os.environ["PREFSWEEP_TEST_WARM"])
+        socket.send_fds(connection, [request], [0, 1, 2])
+        connection.recv(1)
+    os._exit(0)
+
+
 def apply():
     """Do to this process what its environment says."""
     if os.environ.get("PREFSWEEP_TEST_FAULTS"):
@@ -166,4 +184,6 @@ def apply():
         time.time = lambda: plain() + ahead_s
 
 
+if os.environ.get("PREFSWEEP_TEST_WARM") and is_ray_worker():
+    be_forked()
 apply()

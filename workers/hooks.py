@@ -41,6 +41,8 @@ class Hooks:
     reads_model: Callable[[int], bool] | None = None
     """Whether `on_step` of a step reads the model; None: always. A trial in a group is given its
     own model only then."""
+    on_end: Callable[[Exception], None] | None = None
+    """Called in a group with what has ended this trial, at once; the others go on."""
     halvings: int = 0
     """How often to halve the tokens of a forward pass, because they did not fit the memory. The
     batch stays what it is: it is cut, and its parts weigh their share of the pairs."""

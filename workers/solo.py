@@ -87,6 +87,8 @@ class Solo:
         self._stack.clear(self._index)
         for moment_KP in self._optimizer.state:
             moment_KP[self._index] = 0
+        if self._hooks.on_end is not None:
+            self._hooks.on_end(error)
 
     def take(
         self,

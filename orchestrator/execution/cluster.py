@@ -7,13 +7,17 @@ and tests. Both give the same results: no result depends on who computed it.
 import logging
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefsweep.orchestrator.execution.grouping import ALONE, Grouping, make_groups
+from prefsweep.orchestrator.execution.grouping import (
+    Grouping,
+    largest_set,
+    make_groups,
+    size_that_pays,
+)
 from prefsweep.orchestrator.execution.hosts import Hosts
 from prefsweep.orchestrator.execution.membership import Members, members_of
 from prefsweep.orchestrator.execution.node_watch import LOCAL_S
@@ -29,7 +33,6 @@ from prefsweep.orchestrator.execution.ray_session import attach_ray, start_ray
 from prefsweep.orchestrator.execution.scheduler import run_shards, run_tasks, stage_pool
 from prefsweep.orchestrator.execution.sizing import (
     cpu_memory,
-    group_size,
     policy_size,
     reserved_memory,
     trial_share,
@@ -44,8 +47,6 @@ from prefsweep.orchestrator.tasks.shards import ShardStage, is_missing, run_shar
 from prefsweep.orchestrator.tasks.stages import Task
 from prefsweep.orchestrator.tasks.trial_group import run_group
 from prefsweep.orchestrator.tasks.worker import set_up_worker
-from prefsweep.sweeps.fusing import fusing_key, why_not_fused
-from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.runtime import RetriesSpec
 from prefsweep.sweeps.spec import ResourcesSpec
 
@@ -150,8 +151,7 @@ class InlineCluster:
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         set_up_worker(self._threads)
-        cache, fuse = WorkerCache(sweep), sweep.spec.training.fuse
-        grouping = Grouping(fuse) if isinstance(fuse, int) else ALONE
+        cache, grouping = WorkerCache(sweep), Grouping(self._largest(sweep, trials))
         for group in make_groups(sweep, trials, grouping):
             if stop_requested(sweep.store, sweep.spec.name):
                 return
@@ -159,6 +159,18 @@ class InlineCluster:
 
     def close(self) -> None:
         pass
+
+    def _largest(self, sweep: Sweep, trials: Sequence[Trial]) -> int:
+        from prefsweep.workers.models import device
+
+        fuse, alike = sweep.spec.training.fuse, largest_set(sweep, trials)
+        if isinstance(fuse, int):
+            return fuse
+        if fuse == "off" or len(alike) < 2 or device().type != "cuda":
+            return 1
+        probe = ProbeGroups(sweep, alike, str(device()))
+        probe.run()
+        return size_that_pays(probe, 1.0)
 
 
 class RayCluster:
@@ -248,24 +260,14 @@ class RayCluster:
         return self._gpus_per_trial(sweep, trials[0]), 1
 
     def _probed_size(self, sweep: Sweep, trials: Sequence[Trial], gpus: float) -> int:
-        """The size of group that a probe on a GPU says pays; 1 without GPUs."""
-        spec, alike = sweep.spec, defaultdict[object, list[TrialSpec]](list)
-        for trial in trials:
-            alike[fusing_key(trial.spec)].append(trial.spec)
-        most = max(alike.values(), key=len)
-        why_not = why_not_fused(spec.training, spec.policy.dtype)
-        if not gpus or why_not is not None or len(most) < 2 or len(kinds := gpu_types()) > 1:
+        """The size of group that a probe on a GPU finds to pay; 1 without GPUs."""
+        alike = largest_set(sweep, trials)
+        if not gpus or len(alike) < 2 or len(kinds := gpu_types()) > 1:
             return 1
-        probe = self._group_probe(sweep, tuple(most), "+".join(kinds))
-        should_stop = polled_stop(sweep.store, spec.name)
+        probe = self._group_probe(sweep, alike, "+".join(kinds))
+        should_stop = polled_stop(sweep.store, sweep.spec.name)
         run_tasks([probe], self._hosts, {probe.name: gpus}, should_stop)
-        if should_stop():
-            return 1
-        found, free = probe.found()
-        size = group_size(found, free * min(1.0, gpus))
-        paces = ", ".join(f"{step.size}: {step.pace:.3g}" for step in found)
-        log.info("training.fuse: groups of up to %d (trial-steps a second of %s)", size, paces)
-        return size
+        return 1 if should_stop() else size_that_pays(probe, gpus)
 
     def _gpus_per_trial(self, sweep: Sweep, trial: Trial) -> float:
         """The spec's share of a GPU, or for `auto` what a probe on one says."""

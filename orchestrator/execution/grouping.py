@@ -1,13 +1,19 @@
 """Which trials are run as one: a group for every place first, then groups as large as asked."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from prefsweep.orchestrator.execution.sizing import group_size
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
 from prefsweep.orchestrator.state.trial_record import TrialRecord, has_weights
 from prefsweep.orchestrator.tasks.checkpoints import begun_in_group, newest_step
-from prefsweep.sweeps.fusing import cut, fusing_key
+from prefsweep.orchestrator.tasks.probe import ProbeGroups
+from prefsweep.sweeps.fusing import cut, fusing_key, why_not_fused
+from prefsweep.sweeps.grid import TrialSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,25 @@ class Grouping:
 
 ALONE = Grouping()
 """Every trial is a group of its own."""
+
+
+def largest_set(sweep: Sweep, trials: Sequence[Trial]) -> tuple[TrialSpec, ...]:
+    """The most of these trials that could be one group; empty where none can."""
+    if not trials or why_not_fused(sweep.spec.training, sweep.spec.policy.dtype) is not None:
+        return ()
+    alike: dict[object, list[TrialSpec]] = {}
+    for trial in trials:
+        alike.setdefault(fusing_key(trial.spec), []).append(trial.spec)
+    return tuple(max(alike.values(), key=len))
+
+
+def size_that_pays(probe: ProbeGroups, gpus: float) -> int:
+    """The size of group that trains fastest by a probe that has run, in a share of a GPU."""
+    found, free = probe.found()
+    size = group_size(found, free * min(1.0, gpus))
+    paces = ", ".join(f"{step.size}: {step.pace:.3g}" for step in found)
+    log.info("training.fuse: groups of up to %d (trial-steps a second by size: %s)", size, paces)
+    return size
 
 
 def make_groups(sweep: Sweep, trials: Sequence[Trial], grouping: Grouping) -> list[list[Trial]]:

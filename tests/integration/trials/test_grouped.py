@@ -135,18 +135,20 @@ def test_fused_trials_have_the_losses_adapters_and_evaluations_of_trials_alone(
 def test_a_trial_that_is_not_finite_fails_and_the_others_numbers_do_not_change(
     sweep: Sweep, together: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = GroupLoss.__call__
+    plain, seen = GroupLoss.__call__, list[Status]()
 
     def poisoned(self: Any, *args: Any) -> Any:
         losses, numbers = plain(self, *args)
         spoilt = torch.ones_like(losses)
         spoilt[1] = float("nan")
+        seen.append(trial_status(sweep, sweep.trials[1]).status)
         return losses * spoilt, numbers
 
     monkeypatch.setattr(GroupLoss, "__call__", poisoned)
     run_inline(sweep)
     good, bad = Status.SUCCEEDED, Status.FAILED
     assert statuses(sweep) == [good, bad, good, good]
+    assert seen == [Status.RUNNING] * 2 + [bad] * 7, "recorded at the next log step"
     failure = trial_status(sweep, sweep.trials[1]).failure
     assert failure is not None and failure.kind == "deterministic"
     assert "the loss is nan at step 1" in failure.message

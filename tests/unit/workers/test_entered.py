@@ -68,7 +68,7 @@ def test_prompts_of_the_test_split_are_those_that_no_training_pair_has() -> None
     expected = [key for key in prompts if in_test_split(key, 5, 0.3)]
     assert [p.prompt_id for p in prompts_of_test_split(prompts, spec, 1000)] == expected
     assert [p.prompt_id for p in prompts_of_test_split(prompts, spec, 7)] == expected[:7]
-    with pytest.raises(DataError, match=r"raise pairs\.test_fraction=0 or give a prompts section"):
+    with pytest.raises(DataError, match=r"raise pairs\.test_fraction=0 or add a prompts section"):
         prompts_of_test_split(prompts, PairsSpec(test_fraction=0), 5)
 
 

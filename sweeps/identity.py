@@ -26,8 +26,8 @@ from prefsweep.sweeps.spec import (
 STAGE_VERSIONS: Mapping[str, int] = {
     "policy": 2,
     "reward": 1,
-    "prompts": 2,
-    "eval_prompts": 2,
+    "prompts": 3,
+    "eval_prompts": 3,
     "completions": 4,
     "scores": 2,
     "pairs": 2,
@@ -113,6 +113,9 @@ class Fingerprints:
             "max_prompt_length": training.max_prompt_length,
             "eos": training.eos,
         }
+        half = training.autocast(spec.policy.dtype)
+        if half is not None:
+            tokenization["autocast"] = half
         self.reference = self._stage(
             "reference", section=tokenization, pairs=self.pairs, policy=self.policy
         )

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from prefsweep.sweeps.entry import EntrySpec as EntrySpec
 from prefsweep.sweeps.fusing import why_not_fused
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, as_tuple, expand
+from prefsweep.sweeps.runtime import MlflowSpec as MlflowSpec
 from prefsweep.sweeps.runtime import ResourcesSpec as ResourcesSpec
 from prefsweep.sweeps.runtime import RetriesSpec as RetriesSpec
 from prefsweep.sweeps.runtime import TrackingSpec as TrackingSpec

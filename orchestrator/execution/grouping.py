@@ -1,4 +1,4 @@
-"""Which trials are run as one: a group for every place first, then groups as large as asked."""
+"""Makes groups of trials: first one group per worker that can run at once, then larger groups."""
 
 import logging
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Grouping:
-    """How large groups are."""
+    """The sizes of groups."""
 
     largest: int = 1
-    """Most trials in one."""
+    """Maximum number of trials per group."""
     places: int = 1
-    """Groups that run at once; each place gets one before any gets larger."""
+    """Number of groups that run at once; there are at least as many groups, if possible."""
 
 
 ALONE = Grouping()
-"""Every trial is a group of its own."""
+"""Every trial is a separate group."""
 
 
 def largest_set(sweep: Sweep, trials: Sequence[Trial]) -> tuple[TrialSpec, ...]:
@@ -51,10 +51,10 @@ def size_that_pays(probe: ProbeGroups, gpus: float) -> int:
 
 
 def make_groups(sweep: Sweep, trials: Sequence[Trial], grouping: Grouping) -> list[list[Trial]]:
-    """The trials in groups, in the order of their first ones.
+    """The trials in groups, in the order of their first trials.
 
-    Trials share a group if they can be trained as one from where they stand; what is only to be
-    evaluated, or was begun alone, is alone.
+    Trials can share a group if they can be trained together from their checkpoints. A trial that
+    only has to be evaluated, or was started alone, is alone.
     """
     largest, places = grouping.largest, grouping.places
     if largest == 1:
@@ -75,7 +75,8 @@ def make_groups(sweep: Sweep, trials: Sequence[Trial], grouping: Grouping) -> li
 
 
 def _shared(sweep: Sweep, trial: Trial) -> tuple[object, int]:
-    """Equal for trials that can share a group (None: with no other), and how many may at most."""
+    """A key that is equal for trials that can share a group (None: with no other trial), and the
+    maximum size of the group."""
     state = TrialRecord(sweep, trial)
     if state.largest_group == 1 or has_weights(sweep.store, trial):
         return None, 1
@@ -86,7 +87,7 @@ def _shared(sweep: Sweep, trial: Trial) -> tuple[object, int]:
 
 
 def _even(items: Sequence[int], num: int) -> list[Sequence[int]]:
-    """In `num` parts whose sizes differ by one at most, the larger ones first."""
+    """Split into `num` parts whose sizes differ by at most one, larger ones first."""
     size, larger = divmod(len(items), num)
     bounds = [i * size + min(i, larger) for i in range(num + 1)]
     return [items[begin:end] for begin, end in pairwise(bounds)]

@@ -73,7 +73,7 @@ def _detectable(num_seeds: int, variance: float, seed_std: float, num_policies: 
 def _pair_variance(pooled: Pooled, of_gain: float) -> float:
     """Variance over prompts of the difference between two grid points' means.
 
-    That of a gain where seeds vary too, or where there are no samples.
+    Where seeds vary too, or there are no samples, that of a gain, which is larger as a rule.
     """
     if pooled.resamples is None or pooled.num_seeds > 1:
         return of_gain

@@ -80,6 +80,17 @@ class TrainingSpec(Section):
     None only saves one after a stop request. The newest two are kept until the trial has its
     weights."""
 
+    def autocast(self, policy_dtype: str) -> Literal["bfloat16", "float16"] | None:
+        """Data type of the autocast that a policy held in `policy_dtype` is trained under, if any.
+
+        float16 is for CUDA only. Weights that are trained are float32, whatever they are held in.
+        """
+        if self.bf16 or self.fp16:
+            return "bfloat16" if self.bf16 else "float16"
+        if policy_dtype == "float16" or (policy_dtype == "bfloat16" and self.lora is None):
+            return policy_dtype
+        return None
+
     @model_validator(mode="after")
     def precision_is_one(self) -> Self:
         if self.bf16 and self.fp16:

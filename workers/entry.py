@@ -20,13 +20,18 @@ from prefsweep.sweeps.records import (
     ScoredCompletion,
     prompt_id,
 )
-from prefsweep.sweeps.spec import DatasetText, FileText, PairsSpec, Prompts
+from prefsweep.sweeps.spec import DatasetText, FileText, PairsSpec, Prompts, UnconditionalPrompts
 from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers.corpus import chosen, load_records, source_identity
 from prefsweep.workers.formats import near_column
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.pairs import split_of
-from prefsweep.workers.prompts import make_prompts
+from prefsweep.workers.prompts import (
+    distinct_prompts,
+    evaluation_order,
+    make_prompts,
+    prompt_texts,
+)
 from prefsweep.workers.rows import ALSO_READ, Row
 
 log = logging.getLogger(__name__)
@@ -254,17 +259,17 @@ def held_out_prompts(
 ) -> tuple[list[Prompt], Notes]:
     """The held-out prompts of a prompts section, without prompts that occur in the data.
 
-    With num_train, that many prompts come before them; otherwise they are the last prompts.
+    It is that of a sweep which trains on its prompts; without num_train, no prompt has to be left
+    to train on.
     """
-    if spec.num_train is None:  # no prompts are needed for training
-        one = spec.model_copy(update={"num_eval": 1})
-        prompts = [prompt for part in make_prompts(one, source) for prompt in part]
+    if not isinstance(spec, UnconditionalPrompts) and spec.num_train is None:
+        prompts = distinct_prompts(prompt_texts(spec, source), spec)
         if len(prompts) < spec.num_eval:
             raise DataError(
                 f"prompts: {len(prompts)} distinct prompts were found, but num_eval="
                 f"{spec.num_eval} are needed; lower it or use more texts"
             )
-        held_out = prompts[-spec.num_eval :]
+        held_out = evaluation_order(prompts, spec)[: spec.num_eval]
     else:
         held_out = make_prompts(spec, source)[1]
     kept = [prompt for prompt in held_out if prompt.prompt_id not in entered]

@@ -37,7 +37,7 @@ def write_figure(results: SweepResults, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError(
-            f"{path.suffix.removeprefix('.')} needs matplotlib: pip install 'prefsweep[figures]'"
+            f"{path.suffix.removeprefix('.')} needs matplotlib: pip install matplotlib"
         ) from None
     comparison = compare(results)
     points = {

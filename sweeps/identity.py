@@ -33,7 +33,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "pairs": 2,
     "reference": 5,
     "trial": 5,
-    "evaluation": 6,
+    "evaluation": 7,
     "entry": 2,
 }
 """Versions of the stages' code, and of the reader of entered data. Bump one when its output for the
@@ -150,7 +150,7 @@ class Fingerprints:
         """The parts of every evaluation's fingerprint, except the trial ID."""
         left_out = self._inputs.quarantined.get("untrained")  # the first evaluation finds them
         return ({"quarantined": sorted(left_out)} if left_out else {}) | {
-            "section": _fields(self._spec.evaluation, {"eval_steps", "max_prompts"}),
+            "section": _fields(self._spec.evaluation, _NOT_SAMPLES),
             "eval_prompts": self.eval_prompts,
             "reward": self.reward,
             "scoring": self._scoring,
@@ -206,6 +206,7 @@ class Fingerprints:
         return fingerprint(name, parts)
 
 
+_NOT_SAMPLES = {"eval_steps", "max_prompts", "confirm_best"}
 _NOT_WEIGHTS = {
     "per_device_train_batch_size",
     "prompts_per_batch",

@@ -211,6 +211,9 @@ class EvaluationSpec(Sampling):
     max_prompts: int = Field(default=50, ge=1)
     """Maximum number of prompts of the test split to evaluate; only used if the sweep has an entry
     section and no prompts section."""
+    confirm_best: bool = False
+    """Choose the best grid point by one half of the held-out prompts, and report its reward on the
+    other half."""
 
 
 # --- the sweep -----------------------------------------------------------------------------------

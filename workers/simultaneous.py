@@ -30,11 +30,15 @@ _BLOCK = 256
 """Policies that are resampled at a time."""
 
 
-def gain_intervals(gains: Sequence[Floats]) -> list[Interval] | None:
+def gain_intervals(gains: Sequence[Floats], *, binary: bool = False) -> list[Interval] | None:
     """Simultaneous 95% intervals of mean gains; None for fewer than two prompts.
 
-    A gain is an array (seeds, prompts), of the same prompts in the same order for all policies.
+    A gain is an array (seeds, prompts), of the same prompts in the same order for all policies. Of
+    `binary` rewards, which are 0 or 1, few prompts may differ: one more is counted as won and one
+    as lost, with Student's quantiles.
     """
+    if binary:
+        gains = [np.column_stack([x, np.ones(len(x)), -np.ones(len(x))]) for x in gains]
     x_KP = np.stack([x_SP.mean(0) for x_SP in gains])
     num_prompts = x_KP.shape[1]
     if num_prompts < 2:
@@ -43,8 +47,9 @@ def gain_intervals(gains: Sequence[Floats]) -> list[Interval] | None:
     prompts_K, seeds_K = _variances(x_KP, spreads)
     se_K, level = np.sqrt(prompts_K + seeds_K), _joint_level(x_KP, seeds_K)
     student = float(stats.t.isf(level / 2, num_prompts - 1))
-    low, high = _largest_t(x_KP) if num_prompts >= MIN_PROMPTS else (-student, student)
-    low, high = (low, high) if low < high else (-student, student)
+    resampled = num_prompts >= MIN_PROMPTS and not binary
+    low, high = _largest_t(x_KP) if resampled else (0.0, 0.0)
+    low, high = min(low, -student), max(high, student)
     wider_K = _t_quantiles(prompts_K, spreads, level, num_prompts) / student
     return [
         (float(mean - high * se), float(mean - low * se))

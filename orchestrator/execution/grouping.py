@@ -31,13 +31,14 @@ ALONE = Grouping()
 
 
 def largest_set(sweep: Sweep, trials: Sequence[Trial]) -> tuple[TrialSpec, ...]:
-    """The most of these trials that could be one group; empty where none can."""
-    if not trials or why_not_fused(sweep.spec.training, sweep.spec.policy.dtype) is not None:
+    """The most trials to train that could be one group; empty where none can."""
+    if why_not_fused(sweep.spec.training, sweep.spec.policy.dtype) is not None:
         return ()
     alike: dict[object, list[TrialSpec]] = {}
     for trial in trials:
-        alike.setdefault(fusing_key(trial.spec), []).append(trial.spec)
-    return tuple(max(alike.values(), key=len))
+        if not has_weights(sweep.store, trial):
+            alike.setdefault(fusing_key(trial.spec), []).append(trial.spec)
+    return tuple(max(alike.values(), key=len, default=()))
 
 
 def size_that_pays(probe: ProbeGroups, gpus: float) -> int:

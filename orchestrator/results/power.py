@@ -17,7 +17,7 @@ from prefsweep.workers.statistics import NORMAL_QUANTILE
 
 MAX_SEEDS = 10
 POWER = 0.8
-ASSUMED_SHARE = 0.2
+ASSUMED_SHARE = 0.1
 """Standard deviation of a mean from seed to seed, of that of the gain from prompt to prompt;
 assumed where every grid point has one seed."""
 
@@ -46,11 +46,11 @@ def seed_advice(pooled: Pooled, num_seeds: int = 0) -> SeedAdvice | None:
     others = [v for v in others if v is not best]
     if best is None or best.reward is None or not others:
         return None
-    variance = float(np.median([_prompt_variance(v) for v in (best, *others)]))
-    seed_std = _seed_std([best, *others])
+    of_gain = float(np.median([_gain_variance(v) for v in (best, *others)]))
+    variance, seed_std = _pair_variance(pooled, of_gain), _seed_std([best, *others])
     assumed = seed_std is None
     if seed_std is None:
-        seed_std = ASSUMED_SHARE * math.sqrt(variance * max(_num_prompts(best), 1.0))
+        seed_std = ASSUMED_SHARE * math.sqrt(of_gain * max(_num_prompts(best), 1.0))
     gaps = [best.reward - (v.reward or 0.0) for v in others]
     told = {
         num: sum(gap >= _detectable(num, variance, seed_std, len(others) + 2) for gap in gaps)
@@ -70,7 +70,19 @@ def _detectable(num_seeds: int, variance: float, seed_std: float, num_policies: 
     return float(quantiles) * math.sqrt(variance + 2 * seed_std**2 / num_seeds)
 
 
-def _prompt_variance(variant: Variant) -> float:
+def _pair_variance(pooled: Pooled, of_gain: float) -> float:
+    """Variance over prompts of the difference between two grid points' means.
+
+    That of a gain where seeds vary too, or where there are no samples.
+    """
+    if pooled.resamples is None or pooled.num_seeds > 1:
+        return of_gain
+    rewards_RK = pooled.resamples.rewards_RK
+    differences = rewards_RK - rewards_RK[:, [int(rewards_RK.mean(0).argmax())]]
+    return float(np.median(differences.var(0)))
+
+
+def _gain_variance(variant: Variant) -> float:
     """Variance over prompts of the mean gain, from its interval."""
     ends = [interval(result, "reward_gain") for result in variant.finished]
     widths = [high - low for low, high in filter(None, ends)]

@@ -173,11 +173,8 @@ class _GroupTraining:
                 return
             share_s = (time.monotonic() - started) / len(group)
             for (member, training), output, outcome in zip(group, outputs, outcomes, strict=True):
-                if member.trial.trial_id in self._left:
-                    continue
-                self._own(member, partial(self._take, training, outcome, output, share_s))
-                if self._is_trained(member):
-                    self._own(member, partial(member.attempts.write, Status.PENDING))
+                if member.trial.trial_id not in self._left:
+                    self._own(member, partial(self._take, training, outcome, output, share_s))
 
     def _outcomes(self, group: _Group, outputs: Sequence[Path]) -> "list[Outcome]":
         from prefsweep.workers.fused import train_group
@@ -251,9 +248,6 @@ class _GroupTraining:
             self._delay_s = max(self._delay_s, member.attempts.delay_after(failure))
             self._again.append(member)
         return None
-
-    def _is_trained(self, member: _Member) -> bool:
-        return member.trial.trial_id not in self._ended and member not in self._again
 
 
 class _StopOfStep:

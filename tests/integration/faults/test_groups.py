@@ -112,7 +112,7 @@ def test_out_of_memory_halves_the_group_and_no_batch(
     fault = Fault("group", OUT_OF_MEMORY, after=2)
     run = start(storage, *words("--inline", *FUSED), faults=[fault])
     assert run.wait() == 0, run.output
-    assert "4 trials cannot be trained as one" in " ".join(run.output.split())
+    assert "4 trials cannot be trained together" in " ".join(run.output.split())
     assert_whole(storage)
     trials = statuses(storage)
     assert {(t["status"], t["largest_group"], t["halvings"]) for t in trials} == {

@@ -93,6 +93,7 @@ SCORED = {"scores", "pairs", "reference"}
         {"training.fuse": "off"},
         {"training.gradient_checkpointing": True},
         {"evaluation.eval_steps": 10},
+        {"evaluation.confirm_best": True},
         {"seeds": [0, 1]},
         {"grid": [{"beta": [0.1, 1], "loss_type": ["sigmoid"]}]},
         {"prompts.path": "elsewhere/prompts.txt"},

@@ -35,7 +35,7 @@ def test_what_has_no_effect_is_named_with_what_to_change(
 
 
 def test_adapter_dropout_that_is_turned_off_is_refused() -> None:
-    with pytest.raises(SpecError, match="lora_dropout=0.1 has no effect.*disable_dropout=false"):
+    with pytest.raises(SpecError, match=r"lora_dropout=0.1 has no effect.*disable_dropout=false"):
         load_spec("quickstart", ["training.lora={lora_dropout: 0.1}"])
     load_spec("quickstart", ["training.lora={lora_dropout: 0.1}", "training.disable_dropout=false"])
 

@@ -55,7 +55,7 @@ def test_a_disk_that_is_full_for_trials_fails_them_with_advice_and_room_lets_the
     assert {status["status"] for status in statuses} == {"failed"}
     for status in statuses:
         assert status["failure"]["kind"] == "transient"
-        assert "room" in status["failure"]["advice"]
+        assert "free space" in status["failure"]["advice"]
     again = start(storage, *words("--inline"))
     assert again.wait() == 0, again.output
     assert_nothing_is_redone(before)

@@ -1,10 +1,10 @@
-"""Rewards by prompt in, means with 95% intervals out: what an evaluation says, and how surely.
+"""Means of rewards with 95% intervals, from rewards by prompt.
 
-The prompt is the unit: several samples of one belong together and count as their mean. Two policies
-are compared prompt by prompt. Intervals of a mean are studentized bootstrap intervals over prompts
-(bootstrap-t: Efron 1982; Hall 1988), which follow skewed rewards where Student's t and the
-percentile bootstrap miss on one side, and are widened to Student's where those are wider. Seeds of
-a trial are a second sample, whose variance is each grid point's own. Everything is seeded: equal
+The unit is the prompt: several samples of a prompt count as their mean. Two policies are compared
+prompt by prompt. Intervals of a mean are studentized bootstrap intervals over prompts (bootstrap-t:
+Efron 1982; Hall 1988). They follow skewed rewards, where Student's t and the percentile bootstrap
+miss on one side, and are widened to Student's interval where that is wider. Seeds of a trial are a
+second sample; each grid point has its own variance over seeds. Everything is seeded, so equal
 rewards give equal numbers.
 """
 
@@ -25,14 +25,15 @@ NORMAL_QUANTILE = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 INTERVAL_METHOD = "studentized bootstrap over prompts"
 NUM_RESAMPLES = 4000
 MIN_PROMPTS = 10
-"""With fewer, resamples are too alike for the bootstrap, and Student's t stands in."""
+"""With fewer prompts, resamples are too similar for the bootstrap, and Student's t is used."""
 MAX_FLAT = (1 - CONFIDENCE) / 4
-"""Largest share of resamples without any spread; with more (nearly all rewards equal), the same."""
+"""Maximum share of resamples without spread; above it (nearly all rewards equal), Student's t is
+used."""
 _MAX_CELLS = 8_000_000
-"""Largest resampling matrix (resamples x prompts) that is made at once."""
+"""Maximum size of a resampling matrix (resamples x prompts)."""
 
 Kind = Literal["number", "share", "difference"]
-"""What the values of prompts are: any numbers, means of 0/1 rewards, or differences of those."""
+"""The values of prompts: any numbers, means of 0/1 rewards, or differences of such means."""
 Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
@@ -52,7 +53,7 @@ def reward_metrics(samples: Sequence[EvaluationSample]) -> Metrics:
 def paired_metrics(
     samples: Sequence[EvaluationSample], untrained: Sequence[EvaluationSample]
 ) -> Metrics:
-    """The policy against the untrained one on the same prompts: gain in reward and win rate.
+    """Compare the policy with the untrained one on the same prompts: gain in reward and win rate.
 
     `reward_gain` is the mean over prompts of the difference of the prompts' mean rewards;
     `win_rate` the share of prompts whose mean reward is higher, a tie counting half, which depends
@@ -83,7 +84,7 @@ def paired_metrics(
 
 
 def sample_wins(samples: Sequence[EvaluationSample], others: Sequence[EvaluationSample]) -> Floats:
-    """By prompt, the share of all pairs of a sample and another's that the sample wins."""
+    """By prompt, the share of pairs (a sample, one of the other policy) that the sample wins."""
     ours, theirs = rewards_by_prompt(samples), rewards_by_prompt(others)
     return np.array(
         [
@@ -122,12 +123,12 @@ def rewards_by_prompt(samples: Iterable[EvaluationSample]) -> dict[str, list[flo
 
 
 def paired_differences(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Floats:
-    """Ours - theirs for every prompt that both have, in our order."""
+    """Ours minus theirs for every prompt that both have, in the order of ours."""
     return np.array([ours[prompt] - theirs[prompt] for prompt in ours if prompt in theirs])
 
 
 def bounds(interval: Interval | None) -> tuple[float | None, float | None]:
-    """An interval as two metrics, both None where there is none."""
+    """An interval as two metrics, both None without an interval."""
     return (None, None) if interval is None else interval
 
 
@@ -138,9 +139,9 @@ def mean_interval(values: Sequence[float] | Floats, kind: Kind = "number") -> In
     """95% interval of the mean of independent values; None for fewer than two.
 
     Studentized bootstrap: the mean minus the quantiles of (mean* - mean) / se*, times se; on each
-    side no nearer than Student's, which covers heavy tails. Equal numbers give an interval without
-    width. Shares and their differences have intervals of their own, because equal ones do not say
-    that the next will be equal.
+    side at least as wide as Student's interval, which covers heavy tails. Equal numbers give an
+    interval of width 0. Shares and their differences have other intervals, because equal observed
+    shares do not imply that further ones are equal.
     """
     x = np.asarray(values, float)
     if len(x) < 2:
@@ -161,7 +162,7 @@ def mean_interval(values: Sequence[float] | Floats, kind: Kind = "number") -> In
 def share_interval(x: Floats) -> Interval:
     """Wilson's interval of a mean of values in [0, 1], by the effective number of prompts.
 
-    That is how many 0/1 values would have the variance of the mean; for 0/1 values it is theirs.
+    This is the number of 0/1 values whose mean has the same variance; for 0/1 values, their number.
     """
     share, variance = float(x.mean()), float(x.var())
     num = share * (1 - share) / variance * len(x) if variance else len(x)
@@ -171,7 +172,7 @@ def share_interval(x: Floats) -> Interval:
 def difference_interval(x: Floats) -> Interval:
     """Interval of a mean of paired differences of 0/1 rewards (Bonett and Price 2012).
 
-    One more prompt is counted as won and one as lost; for 0/1 values this is their interval.
+    One extra prompt is counted as won and one as lost; for 0/1 values this is their interval.
     """
     more = np.concatenate([x, [1.0, -1.0]])
     half = NORMAL_QUANTILE * math.sqrt(float(more.var()) / len(more))
@@ -201,7 +202,7 @@ def _resampled(deviations: Floats) -> tuple[Floats, Floats]:
 
 
 def resampling_weights(num: int) -> Iterable[Floats]:
-    """The shares of `num` values in the resamples, NUM_RESAMPLES rows in all, in blocks."""
+    """The shares of `num` values in the resamples, in blocks of rows; NUM_RESAMPLES in total."""
     if NUM_RESAMPLES * num <= _MAX_CELLS:
         yield _kept_weights(num)
         return
@@ -225,7 +226,7 @@ def _student(num: int) -> Interval:
 def wilson_interval(wins: float, num: float, z: float = NORMAL_QUANTILE) -> Interval:
     """Wilson score interval (Wilson 1927), of 95% by default.
 
-    `wins` may hold halves, which scipy refuses; `num` is the effective number of prompts.
+    `wins` may contain halves, which scipy refuses; `num` is the effective number of prompts.
     """
     share = wins / num
     centre = (share + z * z / (2 * num)) / (1 + z * z / num)
@@ -238,31 +239,31 @@ def wilson_interval(wins: float, num: float, z: float = NORMAL_QUANTILE) -> Inte
 
 @dataclass(frozen=True, slots=True)
 class SeedSpread:
-    """What one policy's seeds say of its mean over them; all zero for a single seed."""
+    """The variance of one policy's mean over its seeds; all zero for a single seed."""
 
     variance: float = 0.0
-    """Variance of the mean: how much the seeds' means differ, divided by their number."""
+    """Variance of the mean: the variance of the seeds' means, divided by their number."""
     noise: float = 0.0
-    """The part of it that is due to the completions, which more prompts would remove."""
+    """The part of it that is due to completions, which more prompts would reduce."""
     degrees: float = math.inf
     """Degrees of freedom of `variance`."""
 
     @property
     def off_prompts(self) -> float:
-        """The part of `noise` that is taken off the variance over prompts, which has it as well.
+        """The part of `noise` that is subtracted from the variance over prompts, which contains it.
 
-        The variance of two seeds is small by chance too often to be made smaller.
+        The variance of two seeds is too often small by chance to be reduced.
         """
         return self.noise if self.degrees == 1 else 0.0
 
     @property
     def off_seeds(self) -> float:
-        """The part of `noise` that is taken off `variance`: with three seeds or more."""
+        """The part of `noise` that is subtracted from `variance`; only with three or more seeds."""
         return 0.0 if self.degrees == 1 else min(self.noise, self.variance)
 
 
 def seed_spread(x_SP: Floats) -> SeedSpread:
-    """The spread of one policy, an array (seeds, prompts); never pooled with that of others.
+    """The spread of one policy, an array (seeds, prompts); it is not pooled with other policies.
 
     Two-way analysis of variance without replication: the mean squares of seeds and of residuals.
     """
@@ -280,8 +281,8 @@ def seed_spread(x_SP: Floats) -> SeedSpread:
 def seed_spreads(policies: Sequence[Floats], untrained: int | None = None) -> list[SeedSpread]:
     """The spread of every policy.
 
-    A trial whose other seeds are missing may vary as much as the grid point that varies most. The
-    policy at `untrained` was not trained and does not vary.
+    For a policy with only one seed, the largest spread of the others is assumed. The policy at
+    `untrained` was not trained and does not vary.
     """
     found = [seed_spread(x_SP) for x_SP in policies]
     per_seed = [
@@ -298,9 +299,9 @@ def seed_spreads(policies: Sequence[Floats], untrained: int | None = None) -> li
 def pooled_interval(
     x_SP: Floats, spread: SeedSpread | None = None, kind: Kind = "number"
 ) -> Interval | None:
-    """95% interval of the mean over prompts and seeds, both taken as samples.
+    """95% interval of the mean over prompts and seeds, both regarded as samples.
 
-    `spread` stands in where the policy's own seeds tell nothing, because there is one.
+    `spread` is used if the policy has only one seed.
     """
     return over_seeds(x_SP.mean(0), [spread or seed_spread(x_SP)], kind)
 
@@ -308,7 +309,7 @@ def pooled_interval(
 def over_seeds(
     x_P: Floats, spreads: Sequence[SeedSpread], kind: Kind = "number"
 ) -> Interval | None:
-    """95% interval of the mean of `x_P`, which are means over the seeds of `spreads`.
+    """95% interval of the mean of `x_P`, whose values are means over the seeds of `spreads`.
 
     The interval over prompts and Student's interval over seeds add in quadrature, which covers at
     least 95% whatever the two variances are (Banerjee 1961).

@@ -58,23 +58,23 @@ log = logging.getLogger(__name__)
 GPU_TASKS = frozenset({"policy", "reward", "untrained"})
 """Tasks that train or run a model."""
 STAGES_ON_WORKERS = ("completions", "scores", "reference", "trials")
-"""Stages for whose workers there has to be room."""
+"""Stages whose workers must fit on the cluster."""
 
 
 class Cluster(Protocol):
-    """What the pipeline asks of the place where work runs."""
+    """The interface that the pipeline uses to run work."""
 
     def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
-        """Run tasks side by side; raises what the first of them raised.
+        """Run tasks in parallel; raises the error of the first one that fails.
 
-        Returns prompts that end whoever takes them, by task; such a task is not done.
+        Returns prompts that kill every worker, by task; such a task is not finished.
         """
         ...
 
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
-        """Send every shard through the stages in order, each as soon as the one before is done.
+        """Run every shard through the stages, each stage as soon as the previous one is finished.
 
-        Returns prompts that end whoever takes them, by stage; their shards are not made.
+        Returns prompts that kill every worker, by stage; their shards are not finished.
         """
         ...
 
@@ -83,12 +83,12 @@ class Cluster(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what was taken."""
+        """Release all resources."""
         ...
 
 
 def open_cluster(sweep: Sweep, *, address: str | None, inline: bool) -> Cluster:
-    """This process; or the Ray cluster at `address` (by default RAY_ADDRESS), or a Ray of our own.
+    """This process (`inline`), the Ray cluster at `address` or RAY_ADDRESS, or else a local Ray.
 
     Raises ClusterError.
     """
@@ -102,7 +102,7 @@ def open_cluster(sweep: Sweep, *, address: str | None, inline: bool) -> Cluster:
 
 
 def attach(sweep: Sweep, address: str) -> "RayCluster":
-    """The cluster at `address`, its nodes looked at and this disk's files put where they reach.
+    """Attach to the cluster at `address`: check its nodes, and store local inputs for its workers.
 
     Raises ClusterError.
     """
@@ -110,7 +110,7 @@ def attach(sweep: Sweep, address: str) -> "RayCluster":
     try:
         check_cluster(sweep.store)
         for field in store_inputs(sweep.store, sweep.spec, sweep.inputs):
-            log.info("%s: in the store, for workers on other machines", field)
+            log.info("%s: read from the store by the workers", field)
         return RayCluster(
             resources_of(sweep.spec),
             attached=ray,
@@ -124,7 +124,7 @@ def attach(sweep: Sweep, address: str) -> "RayCluster":
 
 
 class InlineCluster:
-    """Everything in this process, one after the other. No Ray."""
+    """Runs everything in this process, one step after another, without Ray."""
 
     def __init__(self, resources: ResourcesSpec) -> None:
         self._threads = resources.threads_per_worker
@@ -192,7 +192,7 @@ class RayCluster:
         self._resources, self._members = resources, members
         self._probe, self._group_probe = probe, group_probe
         self._ray = attached or start_ray(resources.threads_per_worker, num_cpus, num_gpus)
-        # by the time there are trials, Tune (seconds to import) is there
+        # Tune takes seconds to import; it is loaded before the trials start
         threading.Thread(target=import_module, args=["ray.tune"], daemon=True).start()
         kept_off = frozenset[str]() if members is None else members.kept_off
         self._placement = Placement(resources, lambda: ray_nodes(kept_off))
@@ -200,7 +200,7 @@ class RayCluster:
         try:
             with self._demand.of(list(STAGES_ON_WORKERS), 1):
                 self._placement.require(STAGES_ON_WORKERS, should_stop)
-        except BaseException:  # who is refused has no cluster to close
+        except BaseException:  # the caller gets no cluster to close
             self.close()
             raise
         self._hosts = Hosts(
@@ -221,7 +221,7 @@ class RayCluster:
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
         names = [stage.name for stage in stages]
 
-        def size(position: int) -> int:  # asked again and again: nodes may join
+        def size(position: int) -> int:  # called repeatedly, because nodes may join
             return self._placement.pool_sizes(names, num_shards)[position]
 
         pools = [
@@ -270,13 +270,13 @@ class RayCluster:
         return 1 if should_stop() else size_that_pays(probe, gpus)
 
     def _gpus_per_trial(self, sweep: Sweep, trial: Trial) -> float:
-        """The spec's share of a GPU, or for `auto` what a probe on one says."""
+        """The spec's share of a GPU, or for `auto` the share that a probe finds."""
         whole = self._placement.share("trials")
         if self._resources.gpus_per_trial != "auto" or not whole:
             return whole
-        if len(kinds := gpu_types()) > 1:  # a probe would tell of one of them
-            told = "gpus_per_trial: %g, for there are several kinds of GPU (%s); set it to share"
-            log.info(told, whole, ", ".join(kinds))
+        if len(kinds := gpu_types()) > 1:  # a probe would only measure one of them
+            note = "gpus_per_trial: %g, because the GPUs differ (%s); set it to share a GPU"
+            log.info(note, whole, ", ".join(kinds))
             return whole
         probe = self._probe(sweep, trial.spec, "+".join(kinds))
         should_stop = polled_stop(sweep.store, sweep.spec.name)

@@ -254,8 +254,8 @@ def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
 def _killed(error: str) -> set[tuple[str | None, int]]:
     """Node (None if unknown) and process ID of each worker that Ray killed for memory."""
     node = _NODE.search(error)
-    told = "\n".join(_KILLED.findall(error)) or error
-    return {(node and node.group(1), int(pid)) for pid in _PID.findall(told)}
+    lines = "\n".join(_KILLED.findall(error)) or error
+    return {(node and node.group(1), int(pid)) for pid in _PID.findall(lines)}
 
 
 def _is_among(killed: set[tuple[str | None, int]], document: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
-"""What a sweep shows and how surely, in sentences that name what varies.
+"""The findings of a sweep with their significance, in sentences that name what varies.
 
-With one seed per grid point a statement is about these weights, over prompts; with several it is
-about these settings, over prompts and seeds.
+With one seed per grid point, a statement applies to these weights, over prompts. With several
+seeds, it applies to these settings, over prompts and seeds.
 """
 
 from prefsweep.orchestrator.results.analysis import INTERVAL_METHOD, METHOD, Pooled
@@ -10,7 +10,7 @@ from prefsweep.orchestrator.text import counted, show, with_interval
 
 
 def scope(pooled: Pooled) -> str:
-    """What the statements are about and what varies in them."""
+    """What the statements apply to, and what varies."""
     if pooled.num_seeds > 1:
         return f"For these settings, over prompts and {pooled.num_seeds} seeds"
     return "For these weights (one training seed), over prompts"
@@ -71,7 +71,7 @@ def _versus_others(pooled: Pooled, about_peers: str) -> list[str]:
 
 
 def limits(pooled: Pooled) -> list[str]:
-    """What the numbers do not show: other seeds, other prompts, and what would."""
+    """What the results do not show about other seeds and prompts, and what would show it."""
     if pooled.best is None or pooled.best.standing is None:
         return []
     lines = [*_about_seeds(pooled), *_about_few(pooled)]
@@ -102,8 +102,8 @@ def _about_few(pooled: Pooled) -> list[str]:
 
 
 MIN_TELLING = 20
-"""Fewest prompts, beside those with the most common reward, for which the simulated coverage of
-all intervals is 93 to 98%."""
+"""Minimum number of prompts, besides those with the most common reward, for which the simulated
+coverage of all intervals is 93 to 98%."""
 
 
 def _about_seeds(pooled: Pooled) -> list[str]:

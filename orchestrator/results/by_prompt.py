@@ -1,4 +1,4 @@
-"""Rewards and KLs of all policies on the prompts that all of them have answered, as arrays."""
+"""Arrays of the rewards and KLs of all policies, on the prompts that all of them have in common."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from prefsweep.workers.statistics import Floats, are_binary, prompt_kls, prompt_
 
 @dataclass(frozen=True, slots=True)
 class ByPrompt:
-    """Arrays of the same prompts in the same order; empty without rewards."""
+    """Arrays with the same prompts in the same order; empty without rewards."""
 
     rewards: dict[str, Floats] = field(default_factory=dict[str, Floats])
     """Name of a grid point -> (finished seeds, prompts)."""
     kls: dict[str, Floats] = field(default_factory=dict[str, Floats])
-    """The same of the KL, nats."""
+    """Name of a grid point -> KL in nats, (finished seeds, prompts)."""
     start: Floats | None = None
     """Rewards of the untrained policy, (prompts,)."""
     prompts: tuple[str, ...] = ()
@@ -26,9 +26,9 @@ class ByPrompt:
 
     @property
     def num_telling(self) -> int | None:
-        """Fewest prompts of a policy whose reward is not its most common one.
+        """Minimum over policies of the number of prompts whose reward is not the most common one.
 
-        0/1 rewards, whose intervals do not need it, count in full.
+        For 0/1 rewards, whose intervals do not need this, all prompts count.
         """
         if self.binary or not self.rewards:
             return len(self.prompts) or None

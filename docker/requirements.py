@@ -1,4 +1,4 @@
-"""pyproject.toml in, what prefsweep needs at run time out, a requirement a line: for the image."""
+"""Prints the run-time requirements in pyproject.toml, one per line, for the image."""
 
 import sys
 import tomllib

@@ -26,14 +26,14 @@ from prefsweep.sweeps.spec import (
 STAGE_VERSIONS: Mapping[str, int] = {
     "policy": 2,
     "reward": 1,
-    "prompts": 2,
-    "eval_prompts": 2,
+    "prompts": 3,
+    "eval_prompts": 3,
     "completions": 4,
     "scores": 2,
     "pairs": 2,
     "reference": 5,
     "trial": 5,
-    "evaluation": 6,
+    "evaluation": 7,
     "entry": 2,
 }
 """Versions of the stages' code, and of the reader of entered data. Bump one when its output for the
@@ -113,6 +113,9 @@ class Fingerprints:
             "max_prompt_length": training.max_prompt_length,
             "eos": training.eos,
         }
+        half = training.autocast(spec.policy.dtype)
+        if half is not None:
+            tokenization["autocast"] = half
         self.reference = self._stage(
             "reference", section=tokenization, pairs=self.pairs, policy=self.policy
         )
@@ -147,7 +150,7 @@ class Fingerprints:
         """The parts of every evaluation's fingerprint, except the trial ID."""
         left_out = self._inputs.quarantined.get("untrained")  # the first evaluation finds them
         return ({"quarantined": sorted(left_out)} if left_out else {}) | {
-            "section": _fields(self._spec.evaluation, {"eval_steps", "max_prompts"}),
+            "section": _fields(self._spec.evaluation, _NOT_SAMPLES),
             "eval_prompts": self.eval_prompts,
             "reward": self.reward,
             "scoring": self._scoring,
@@ -203,6 +206,7 @@ class Fingerprints:
         return fingerprint(name, parts)
 
 
+_NOT_SAMPLES = {"eval_steps", "max_prompts", "confirm_best"}
 _NOT_WEIGHTS = {
     "per_device_train_batch_size",
     "prompts_per_batch",

@@ -5,6 +5,7 @@ Every mistake is a SpecError with the place, the value and the remedy.
 
 import copy
 import difflib
+import logging
 import os.path
 import re
 from collections.abc import Sequence
@@ -17,8 +18,11 @@ from pydantic import ValidationError
 
 from prefsweep.sweeps.errors import SpecError
 from prefsweep.sweeps.functions import with_found_function
+from prefsweep.sweeps.inert import require_dropout_that_is_on, without_effect
 from prefsweep.sweeps.spec import SweepSpec
 from prefsweep.sweeps.validation_messages import mistakes, short
+
+log = logging.getLogger(__name__)
 
 
 class _Loader(yaml.SafeLoader):
@@ -98,7 +102,11 @@ def parse_spec(text: str, where: str, overrides: Sequence[str] = ()) -> SweepSpe
     for override in overrides:
         _apply(cast("dict[str, Any]", data), override)
     given = f" with {', '.join(short(override) for override in overrides)}" if overrides else ""
-    return with_found_function(validate_spec(cast("Any", data), where + given), Path(where).parent)
+    spec = validate_spec(cast("Any", data), where + given)
+    require_dropout_that_is_on(spec.training)
+    for line in without_effect(spec):
+        log.warning("%s: %s", where, line)
+    return with_found_function(spec, Path(where).parent)
 
 
 def validate_spec(data: Any, where: str) -> SweepSpec:

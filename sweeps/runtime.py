@@ -73,8 +73,19 @@ class WandbSpec(Section):
     preference dataset)."""
 
 
+class MlflowSpec(Section):
+    """MLflow. The environment variable MLFLOW_TRACKING_URI names the server."""
+
+    experiment: str = Field(default="prefsweep", min_length=1)
+    """Experiment of the runs."""
+
+
 class TrackingSpec(Section):
-    """Services that metrics are sent to, besides the store."""
+    """Services that metrics are sent to, besides the store. None of them can fail a trial."""
 
     wandb: WandbSpec = WandbSpec()
     """Weights & Biases."""
+    tensorboard: bool = False
+    """Write TensorBoard event files to `tensorboard` in the sweep's folder, a folder per trial."""
+    mlflow: MlflowSpec | None = None
+    """MLflow; None sends nothing. {} sends to the experiment prefsweep."""

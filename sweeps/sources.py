@@ -125,11 +125,15 @@ class PromptSelection(Section):
     max_chars: int | None = Field(default=None, ge=1)
     """Maximum length of a text, before `take`, characters; None has no limit."""
     num_train: int | None = Field(default=None, ge=1)
-    """Number of prompts to make pairs from; None uses all that are not held out."""
+    """Prompts to make pairs from; None takes all but the share of `eval_fraction`."""
     num_eval: int = Field(default=50, ge=1)
-    """Number of held-out prompts for the evaluation; never among the training prompts."""
+    """Held-out prompts for the evaluation; never among the training prompts."""
+    eval_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of all prompts that is kept for the evaluation, by a hash of the prompt: appended texts
+    or a larger num_train never turn one of them into a training prompt. Where one side has too few
+    for num_eval or num_train, the other gives what it does not need, with a line in the log."""
     shuffle_seed: Seed | None = None
-    """Seed for shuffling the texts first; None keeps the order of the source."""
+    """Seed of a shuffle before prompts are taken; None keeps the order of the source."""
 
     @model_validator(mode="after")
     def lengths_leave_texts(self) -> Self:

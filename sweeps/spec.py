@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from prefsweep.sweeps.entry import EntrySpec as EntrySpec
 from prefsweep.sweeps.fusing import why_not_fused
 from prefsweep.sweeps.grid import GridBlock, TrialSpec, as_tuple, expand
+from prefsweep.sweeps.runtime import MlflowSpec as MlflowSpec
 from prefsweep.sweeps.runtime import ResourcesSpec as ResourcesSpec
 from prefsweep.sweeps.runtime import RetriesSpec as RetriesSpec
 from prefsweep.sweeps.runtime import TrackingSpec as TrackingSpec
@@ -210,6 +211,9 @@ class EvaluationSpec(Sampling):
     max_prompts: int = Field(default=50, ge=1)
     """Maximum number of prompts of the test split to evaluate; only used if the sweep has an entry
     section and no prompts section."""
+    confirm_best: bool = False
+    """Choose the best grid point by one half of the held-out prompts, and report its reward on the
+    other half."""
 
 
 # --- the sweep -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from prefsweep.sweeps.errors import ModelError, SpecError
+from prefsweep.sweeps.inert import require_dropout_that_is_on
 from prefsweep.sweeps.spec import LoraSpec, TrainingSpec
 from prefsweep.workers.locations import ModelSource
 
@@ -49,12 +50,7 @@ def check_adapters_of(
 ) -> None:
     """As `check_adapters`, for a model with this config."""
     assert spec.lora is not None
-    if spec.lora.lora_dropout and spec.disable_dropout:
-        raise SpecError(
-            f"training.lora.lora_dropout={spec.lora.lora_dropout:g} has no effect while "
-            "training.disable_dropout is true: as in TRL, it also turns off the dropout of "
-            "adapters. Set training.disable_dropout=false or training.lora.lora_dropout=0"
-        )
+    require_dropout_that_is_on(spec)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     if not isinstance(spec.lora.target_modules, str):

@@ -1,8 +1,8 @@
-"""Tokenized pairs in, batches out: which pairs, in which order, in how many forward passes.
+"""Makes batches from tokenized pairs: which pairs, in which order, in how many forward passes.
 
-A batch is what one optimizer step reads, accumulation included: a fixed number of pairs, or whole
-prompts. It is planned as one, with the pairs of a prompt side by side, and cut into micro-batches
-only where it has more tokens than one forward pass may hold.
+A batch is the data of one optimizer step, including accumulation: a fixed number of pairs, or
+complete prompts. It is planned as a unit, with the pairs of a prompt next to each other, and only
+split into micro-batches if it has more tokens than one forward pass may have.
 """
 
 import math
@@ -24,13 +24,13 @@ from prefsweep.workers.reference import reference_sums
 Example = Mapping[str, Any]
 """A row of `preference_dataset`: one pair."""
 PAIRS = "pairs"
-"""Column that holds a prompt's pairs where batches are counted in prompts."""
+"""Column with a prompt's pairs, if batches are counted in prompts."""
 MICRO_BATCHES = "micro_batches"
-"""Item of a collated batch that holds its parts, where it was cut."""
+"""Item of a collated batch with its parts, if it was split."""
 REFERENCE_SUMS = ("ref_chosen_logps", "ref_rejected_logps")
-"""Items of a collated batch, a number a pair: the reference's log-probabilities."""
+"""Items of a collated batch with the reference's log-probabilities, one number per pair."""
 EPOCHS_LOOKED_AT = 3
-"""Epochs among whose batches the largest is looked for; later ones reshuffle the same."""
+"""Number of epochs in which the largest batch is searched; later ones only reshuffle the pairs."""
 
 
 def preference_dataset(
@@ -43,7 +43,7 @@ def preference_dataset(
 def preference_rows(
     pairs: Sequence[TokenizedPair], ld_alpha: float | None, *, by_prompt: bool = False
 ) -> list[dict[str, Any]]:
-    """The train split for collator and sampler: a row a pair, or `by_prompt` a row a prompt.
+    """The train split for collator and sampler: one row per pair, or per prompt if `by_prompt`.
 
     Raises DataError if it is empty.
     """
@@ -68,13 +68,13 @@ def flat(rows: Sequence[Example]) -> list[Example]:
 
 
 def together(pairs: Sequence[Example]) -> list[Example]:
-    """The pairs of each prompt in a row; prompts, and pairs within one, in order."""
+    """The pairs sorted so that those of a prompt are consecutive; otherwise in their order."""
     first: dict[str, int] = {}
     return sorted(pairs, key=lambda pair: first.setdefault(pair["prompt_id"], len(first)))
 
 
 def some_sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[Ids, Ids]]:
-    """(prompt_ids, completion_ids) of the first training pairs and of the longest, each once."""
+    """Distinct (prompt_ids, completion_ids) of the first training pairs and of the longest."""
     train = [pair for pair in pairs if pair.split == "train"]
     train = [*train[:4], max(train, key=_longest)]
     return list(
@@ -87,14 +87,14 @@ def some_sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[Ids, Ids]]:
 
 
 def batch_size(spec: TrainingSpec) -> int:
-    """Rows of `preference_dataset` to an optimizer step."""
+    """Number of rows of `preference_dataset` per optimizer step."""
     return (spec.prompts_per_batch or spec.per_device_train_batch_size) * (
         spec.gradient_accumulation_steps
     )
 
 
 def max_steps(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
-    """Optimizer steps of a trial, as transformers' Trainer counts them."""
+    """Number of optimizer steps of a trial, as counted by transformers' Trainer."""
     if spec.max_steps is not None:
         return spec.max_steps
     train = [pair.prompt_id for pair in pairs if pair.split == "train"]
@@ -103,8 +103,8 @@ def max_steps(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
 
 
 def max_tokens(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
-    """Tokens that a forward pass may hold: those of one batch without accumulation, padded (or the
-    largest prompts', packed)."""
+    """Maximum tokens of a forward pass: those of one padded batch without accumulation (or of the
+    largest prompts, packed)."""
     rows = _pairs_of_rows(spec, pairs)
     if spec.prompts_per_batch is None:
         longest = max((_num_tokens(row, packed=False) for row in rows), default=1)
@@ -121,10 +121,10 @@ def halved_tokens(
     seed: int,
     packed: bool,
 ) -> tuple[int, bool]:
-    """Tokens of a forward pass after `halvings`, and whether halving once more would help.
+    """Maximum tokens of a forward pass after `halvings`, and whether halving again would help.
 
-    Halved is what the largest forward pass of the trial really holds, so that the first halving
-    cuts it. It does not get smaller than its largest pair.
+    The size of the trial's largest forward pass is halved, so that the first halving has an effect.
+    The result is never smaller than the largest pair.
     """
     largest = min(max_tokens(spec, pairs), _largest_batch(spec, pairs, seed, packed=packed))
     one_pair = max(
@@ -163,14 +163,15 @@ def _pairs_of_rows(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> list[l
 
 
 def row_sampler(prompt_ids: Sequence[str], spec: TrainingSpec, seed: int) -> "RowSampler":
-    """The order of rows, given as the prompt of each, that `training.order` asks for."""
+    """The sampler for `training.order`; `prompt_ids` has the prompt of each row."""
     return RowSampler(prompt_ids if spec.order == "by_prompt" else range(len(prompt_ids)), seed)
 
 
 class RowSampler(Sampler[int]):
-    """Row numbers in a seeded shuffle of the groups, each group's rows together, in order.
+    """Row numbers in a seeded shuffle of groups; the rows of a group are consecutive, in order.
 
-    Every epoch has its own shuffle; seed and epoch alone decide it, so a resumed trial has it too.
+    Each epoch is shuffled differently. The shuffle only depends on seed and epoch, so a resumed
+    trial has the same order.
     """
 
     def __init__(self, groups: Sequence[str] | range, seed: int) -> None:
@@ -194,11 +195,11 @@ class RowSampler(Sampler[int]):
 
 
 class BatchCollator:
-    """Rows of the dataset -> TRL's collated batch, with the plan to run it packed.
+    """Rows of the dataset -> TRL's collated batch, with the layout to run it packed.
 
-    The pairs of a prompt are put side by side, so that few passes run its tokens. With more than
-    `max_tokens` tokens (None: no limit) the batch is cut: then it holds its parts under
-    MICRO_BATCHES, each collated on its own. `packed` says how the tokens are counted.
+    The pairs of a prompt are made consecutive, so that few passes compute its tokens. If the batch
+    has more than `max_tokens` tokens (None: no limit), it is split: MICRO_BATCHES has its parts,
+    each collated separately. `packed` determines how tokens are counted.
     """
 
     def __init__(self, pad_token_id: int, max_tokens: int | None, *, packed: bool) -> None:
@@ -226,7 +227,7 @@ class BatchCollator:
 
 
 def padded(sequences: Sequence[tuple[Ids, Ids]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """TRL's batch of (prompt_ids, completion_ids): ids, attention and completion mask (B, T)."""
+    """TRL's batch of (prompt_ids, completion_ids): IDs, attention and completion mask (B, T)."""
     shape = (len(sequences), max(len(prompt) + len(ids) for prompt, ids in sequences))
     input_ids = np.full(shape, pad_token_id)
     attention_mask, completion_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -243,7 +244,7 @@ def padded(sequences: Sequence[tuple[Ids, Ids]], pad_token_id: int) -> dict[str,
 
 
 def cut(pairs: Sequence[Example], max_tokens: int | None, *, packed: bool) -> list[list[Example]]:
-    """Pairs in order, in parts of at most `max_tokens` tokens, or of one pair."""
+    """Split pairs, in order, into parts of at most `max_tokens` tokens, or of one pair."""
     if max_tokens is None or _num_tokens(pairs, packed=packed) <= max_tokens:
         return [list(pairs)]
     parts: list[list[Example]] = [[]]
@@ -255,7 +256,7 @@ def cut(pairs: Sequence[Example], max_tokens: int | None, *, packed: bool) -> li
 
 
 def _num_tokens(pairs: Sequence[Example], *, packed: bool) -> int:
-    """Tokens of a forward pass over pairs: the distinct ones, or those of padded rows."""
+    """Number of tokens in a forward pass over pairs: distinct ones, or those of padded rows."""
     if not packed:
         longest = max(
             len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
@@ -272,7 +273,7 @@ def _num_tokens(pairs: Sequence[Example], *, packed: bool) -> int:
 
 
 def _longest(pair: TokenizedPair) -> int:
-    """Tokens of the longer sequence of a pair."""
+    """Number of tokens of the longer sequence of a pair."""
     return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 

@@ -1,8 +1,8 @@
-"""Rewards of all policies by prompt in; out which of them are not distinguishable from the best.
+"""Determines which policies are not significantly different from the best, from rewards by prompt.
 
-All pairs of policies are compared at once by their paired differences, so it does not matter that
-the best one was picked because it came out best. The familywise error rate is 5%: in at most one
-sweep in twenty is any policy, that is in truth as good as the one called best, marked as worse.
+All pairs of policies are compared simultaneously by their paired differences, so that the selection
+of the best by its result does not bias the test. The familywise error rate is 5%: in at most one of
+twenty sweeps, any policy that is truly as good as the best one is marked as worse.
 
 Method: single-step max-t over all pairs (Tukey's all-pairs comparison, in the form of Hothorn,
 Bretz and Westfall 2008). The joint distribution of the paired differences is simulated by a
@@ -20,40 +20,40 @@ from scipy import stats
 from prefsweep.workers.statistics import Floats, SeedSpread, seed_spreads
 
 ERROR_RATE = 0.05
-"""Chance that any policy is wrongly marked as worse than the best."""
+"""Probability that any policy is wrongly marked as worse than the best."""
 METHOD = "max-t over all pairs of policies, the untrained one included, familywise error rate 5%"
 NUM_DRAWS = 2000
 MANY_POLICIES = 250
-"""Beyond it half as many draws: the work grows with the square of the policies."""
+"""With more policies, half as many draws are made, because the work grows with their square."""
 MOST_OF_TWO = 4.0
-"""Most degrees of freedom where a policy has two seeds, whose variance is small by chance too
-often; measured to keep the error rate (tests/benchmarks/statistics.py)."""
+"""Maximum degrees of freedom if a policy has two seeds, whose variance is too often small by
+chance; measured to keep the error rate (tests/benchmarks/statistics.py)."""
 _TINY = 1e-12
-"""Share of two policies' variances below which that of their difference is rounding."""
+"""Share of two policies' variances below which the variance of their difference is rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One policy against the best."""
+    """The comparison of one policy with the best."""
 
     distance: float
     """Mean reward of the best minus this one's, over the same prompts."""
     p_value: float
-    """Adjusted for all comparisons; 1 for the best itself."""
+    """p-value adjusted for all comparisons; 1 for the best itself."""
 
     @property
     def distinguishable(self) -> bool:
-        """Whether it is worse than the best, at the familywise error rate."""
+        """Whether it is significantly worse than the best, at the familywise error rate."""
         return self.p_value < ERROR_RATE
 
 
 def standings(
     policies: Sequence[Floats], best: int, untrained: int | None = None
 ) -> list[Standing] | None:
-    """Every policy against `policies[best]`; None for fewer than two prompts.
+    """Compare every policy with `policies[best]`; None for fewer than two prompts.
 
-    A policy is an array (seeds, prompts); prompts are the same, in the same order, for all.
-    `untrained` is the policy that has no seeds because it was not trained.
+    A policy is an array (seeds, prompts), with the same prompts in the same order for all.
+    `untrained` is the policy that was not trained and so has no seeds.
     """
     x_EP = np.stack([x_SP.mean(0) for x_SP in policies])
     num_prompts = x_EP.shape[1]
@@ -105,14 +105,14 @@ def _maxima(deviations_EP: Floats, prompts_EE: Floats, seeds_E: Floats) -> Float
 
 
 def _inverse_roots(variances: Floats) -> Floats:
-    """1 / sqrt(variance), and 0 for two policies that answer alike."""
+    """1 / sqrt(variance), or 0 for two policies with equal rewards."""
     return np.divide(1.0, np.sqrt(variances), out=np.zeros_like(variances), where=variances > 0)
 
 
 def _normal_scores(distance_E: Floats, variance_E: Floats, degrees_E: Floats) -> Floats:
-    """The studentized distances, brought from their t distributions to the normal one.
+    """The studentized distances, transformed from their t distributions to the normal one.
 
-    Without any variance a distance is beyond doubt.
+    A distance without variance is infinite.
     """
     t_E = distance_E * _inverse_roots(variance_E)
     z_E = stats.norm.isf(stats.t.sf(t_E, degrees_E))
@@ -122,10 +122,10 @@ def _normal_scores(distance_E: Floats, variance_E: Floats, degrees_E: Floats) ->
 def welch_degrees(
     prompts_E: Floats, num_prompts: int, seeds: Sequence[Sequence[SeedSpread]]
 ) -> Floats:
-    """Degrees of freedom of variances over prompts plus those over the seeds of some policies.
+    """Degrees of freedom of the sum of variances over prompts and over the seeds of some policies.
 
-    Satterthwaite's, on the safe side: the noise of completions, which prompts and seeds both count,
-    is taken off the sum, and MOST_OF_TWO is the most where a policy has two seeds.
+    Satterthwaite's formula, made conservative: the noise of completions, which is in both
+    variances, is subtracted from the sum, and MOST_OF_TWO is the maximum if a policy has two seeds.
     """
     squares = [sum(s.variance**2 / s.degrees for s in spreads) for spreads in seeds]
     sums = [sum(s.variance - s.off_seeds for s in spreads) for spreads in seeds]

@@ -1,7 +1,7 @@
-"""Numbers on the device that are read later, all at once.
+"""Numbers on the device that are read later, in one transfer.
 
-A read waits for the device. Metrics of a step stay there as `Deferred` numbers, which `read` turns
-into floats at a log step, in one transfer.
+Each read waits for the device. Metrics of a step therefore stay there as `Deferred` numbers, and
+`read` converts them to floats at a log step.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ import torch
 
 
 class Deferred:
-    """A float that is computed from values on the device, as Python would compute it."""
+    """A float that is computed later from values on the device, with Python's arithmetic."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], of: Callable[..., float]) -> None:
         self.tensors, self.of = list(tensors), of
@@ -19,7 +19,7 @@ class Deferred:
         return Deferred(self.tensors, lambda *values: self.of(*values) * factor)
 
     def __add__(self, other: "Deferred | float") -> "Deferred":
-        if not isinstance(other, Deferred):  # where `sum` starts
+        if not isinstance(other, Deferred):  # `sum` starts with 0
             return Deferred(self.tensors, lambda *values: other + self.of(*values))
         split = len(self.tensors)
         return Deferred(
@@ -31,17 +31,17 @@ class Deferred:
 
 
 def deferred(tensor: torch.Tensor) -> Deferred:
-    """The number in a tensor of one element."""
+    """The number in a one-element tensor."""
     return Deferred([tensor.detach()], lambda value: value)
 
 
 def ratio(total: torch.Tensor, count: torch.Tensor) -> Deferred:
-    """total / count, and 0 where there is nothing to count."""
+    """total / count, or 0 if count is 0."""
     return Deferred([total.detach(), count], lambda total, count: total / count if count else 0.0)
 
 
 def transferred(tensors: Sequence[torch.Tensor]) -> list[float]:
-    """The numbers in tensors of one element, in one transfer; each is exact in float64."""
+    """The numbers in one-element tensors, in one transfer; each is exact in float64."""
     return torch.stack([tensor.double() for tensor in tensors]).tolist() if tensors else []
 
 

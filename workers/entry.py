@@ -1,8 +1,8 @@
-"""Your own data in, records of the stage that it enters at out.
+"""Reads the user's data (an `entry` section) as records of the stage that it replaces.
 
-Every row is checked; what cannot be used is refused with its row number, and what is left out is
-counted. It ranks and pairs nothing. Completions are taken as finished ones: the end-of-text token
-may follow them. `rows.py` reads the cells of a row.
+Every row is checked. Rows that cannot be used are refused with their number; rows that are left out
+are counted. Nothing is ranked or paired. Completions count as finished, so an end-of-text token may
+follow them. `rows.py` reads the cells of a row.
 """
 
 import logging
@@ -20,13 +20,18 @@ from prefsweep.sweeps.records import (
     ScoredCompletion,
     prompt_id,
 )
-from prefsweep.sweeps.spec import DatasetText, FileText, PairsSpec, Prompts
+from prefsweep.sweeps.spec import DatasetText, FileText, PairsSpec, Prompts, UnconditionalPrompts
 from prefsweep.sweeps.validation_messages import listed
 from prefsweep.workers.corpus import chosen, load_records, source_identity
 from prefsweep.workers.formats import near_column
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.pairs import split_of
-from prefsweep.workers.prompts import make_prompts
+from prefsweep.workers.prompts import (
+    distinct_prompts,
+    evaluation_order,
+    make_prompts,
+    prompt_texts,
+)
 from prefsweep.workers.rows import ALSO_READ, Row
 
 log = logging.getLogger(__name__)
@@ -38,14 +43,14 @@ _Item = TypeVar("_Item")
 
 
 def entry_identity(entry: EntrySpec) -> str:
-    """What stands for the data's content: SHA-256, or hub id and commit. Raises DataError."""
+    """The identity of the data's content: SHA-256, or hub ID and commit. Raises DataError."""
     return source_identity(_source(entry))
 
 
 def read_prompts(entry: EntrySpec, *, chat: bool = False) -> tuple[list[Prompt], Notes]:
     """The distinct prompts, in order. With `chat`, prompts and completions may be chat messages.
 
-    Raises DataError, as all readers here.
+    Raises DataError, like all readers in this module.
     """
     prompts: dict[str, Prompt] = {}
     repeated = 0
@@ -90,22 +95,23 @@ def read_scored_completions(
 
 @dataclass
 class _Group(Generic[_Item]):
-    """What the rows of one prompt hold."""
+    """The items of one prompt's rows."""
 
     row: Row
     is_single: bool
-    """Whether its first row holds one completion, as a text and not as a list."""
+    """Whether its first row has one completion, as a text instead of a list."""
     items: list[tuple[str, _Item]] = field(default_factory=list[tuple[str, _Item]])
-    """Each with the prompt as its row spells it."""
+    """Each item with the prompt as written in its row."""
     rows: set[tuple[_Item, ...]] = field(default_factory=set[tuple[_Item, ...]])
 
 
 def _gathered(
     rows: Iterable[tuple[Row, str, list[_Item], bool]],
 ) -> tuple[dict[str, _Group[_Item]], Notes]:
-    """The items of every prompt (by id), from all its rows. A row that is there twice counts once.
+    """The items of every prompt (by ID), from all its rows. Repeated items count once.
 
-    A prompt whose only completion is a text is left out; raises DataError for one in a list of one.
+    A prompt with only one completion is left out if the completion is a text, and raises DataError
+    if it is a list of one.
     """
     groups: dict[str, _Group[_Item]] = {}
     repeated = 0
@@ -136,9 +142,9 @@ _Scores = tuple[float | None, float | None]
 def read_pairs(
     entry: EntrySpec, spec: PairsSpec, *, chat: bool = False
 ) -> tuple[list[PreferencePair], Notes]:
-    """The pairs, those of a prompt together; a pair that occurs twice is taken once.
+    """The pairs, grouped by prompt; repeated pairs count once.
 
-    A pair with both scores is kept only if the chosen one's is higher, by pairs.min_margin.
+    A pair with both scores is only kept if the chosen score is higher by pairs.min_margin.
     """
     by_prompt: dict[str, dict[tuple[str, str], tuple[str, _Scores]]] = {}
     dropped = Counter[str](dict.fromkeys(_REASONS, 0))
@@ -153,7 +159,7 @@ def read_pairs(
         pairs = by_prompt.setdefault(prompt_id(prompt), {})
         reason = "repeated pair" if texts in pairs else _reason(texts, scores, spec)
         if reason is None:
-            pairs[texts] = prompt, scores  # the prompt as this row spells it
+            pairs[texts] = prompt, scores  # the prompt as written in this row
         else:
             dropped[reason] += 1
     pairs = [
@@ -186,7 +192,7 @@ _REASONS = (
 
 
 def _reason(texts: tuple[str, str], scores: _Scores, spec: PairsSpec) -> str | None:
-    """Why a pair is left out; None for one that is kept, as those without both scores are."""
+    """Why a pair is left out; None if it is kept. Pairs without both scores are kept."""
     if texts[0] == texts[1]:
         return "same text"
     chosen, rejected = scores
@@ -200,14 +206,14 @@ def _reason(texts: tuple[str, str], scores: _Scores, spec: PairsSpec) -> str | N
 
 
 def _pair_notes(pairs: list[PreferencePair], dropped: Counter[str], spec: PairsSpec) -> Notes:
-    """Counts of what was read. Raises DataError where nothing is left to train on."""
+    """Counts for the report. Raises DataError if no pair is left to train on."""
     reasons = {f"dropped: {reason}": float(count) for reason, count in dropped.items()}
     num_test = sum(pair.split == "test" for pair in pairs)
     if num_test == len(pairs):
         why = ", ".join(f"{name} {count:g}" for name, count in reasons.items() if count)
         raise DataError(
             f"entry: there is no pair to train on (in the test split {num_test}"
-            f"{', ' if why else ''}{why}); give more prompts, or lower pairs.test_fraction"
+            f"{', ' if why else ''}{why}); use more prompts, or lower pairs.test_fraction"
             f"{' or pairs.min_margin' if spec.min_margin else ''}"
         )
     known = sum(None not in (pair.chosen_score, pair.rejected_score) for pair in pairs)
@@ -219,10 +225,10 @@ def _pair_notes(pairs: list[PreferencePair], dropped: Counter[str], spec: PairsS
         )
     if spec.min_margin and known < len(pairs):
         log.warning(
-            "entry: %d pairs without both scores are kept, whatever pairs.min_margin is",
+            "entry: %d pairs without both scores are kept; pairs.min_margin does not apply to them",
             len(pairs) - known,
         )
-    _tell_oddities(pairs)
+    _report_oddities(pairs)
     return {
         "prompts with pairs": len({pair.prompt_id for pair in pairs}),
         "pairs with both scores": known,
@@ -231,8 +237,8 @@ def _pair_notes(pairs: list[PreferencePair], dropped: Counter[str], spec: PairsS
     }
 
 
-def _tell_oddities(pairs: list[PreferencePair]) -> None:
-    """Say what is read as it is, but may be a mistake."""
+def _report_oddities(pairs: list[PreferencePair]) -> None:
+    """Log what is read unchanged but may be a mistake."""
     doubled = sum(
         bool(p.prompt) and p.chosen.startswith(p.prompt) and p.rejected.startswith(p.prompt)
         for p in pairs
@@ -242,7 +248,7 @@ def _tell_oddities(pairs: list[PreferencePair]) -> None:
     both = {(pair.prompt_id, pair.chosen, pair.rejected) for pair in pairs}
     reversed_too = sum((key, bad, good) in both for key, good, bad in both)
     if reversed_too:
-        log.warning("entry: %d pairs are there with chosen and rejected swapped", reversed_too)
+        log.warning("entry: %d pairs also occur with chosen and rejected swapped", reversed_too)
 
 
 # --- prompts to evaluate with --------------------------------------------------------------------
@@ -251,26 +257,26 @@ def _tell_oddities(pairs: list[PreferencePair]) -> None:
 def held_out_prompts(
     spec: Prompts, source: ModelSource, entered: Collection[str]
 ) -> tuple[list[Prompt], Notes]:
-    """The held-out part of a prompts section, without the prompt ids that the data has.
+    """The held-out prompts of a prompts section, without prompts that occur in the data.
 
-    Where num_train is given, that many prompts come before it; else it is the end of all prompts.
+    It is that of a sweep which trains on its prompts; without num_train, no prompt has to be left
+    to train on.
     """
-    if spec.num_train is None:  # nothing has to be left to train on
-        one = spec.model_copy(update={"num_eval": 1})
-        prompts = [prompt for part in make_prompts(one, source) for prompt in part]
+    if not isinstance(spec, UnconditionalPrompts) and spec.num_train is None:
+        prompts = distinct_prompts(prompt_texts(spec, source), spec)
         if len(prompts) < spec.num_eval:
             raise DataError(
                 f"prompts: {len(prompts)} distinct prompts were found, but num_eval="
-                f"{spec.num_eval} are wanted; lower it or give more texts"
+                f"{spec.num_eval} are needed; lower it or use more texts"
             )
-        held_out = prompts[-spec.num_eval :]
+        held_out = evaluation_order(prompts, spec)[: spec.num_eval]
     else:
         held_out = make_prompts(spec, source)[1]
     kept = [prompt for prompt in held_out if prompt.prompt_id not in entered]
     if not kept:
         raise DataError(
             f"prompts: all {len(held_out)} held-out prompts occur in the data of entry; "
-            "give other ones, or no prompts section to evaluate with the test split"
+            "use other prompts, or remove the prompts section to evaluate with the test split"
         )
     return kept, {"dropped: prompt of the training data": len(held_out) - len(kept)}
 
@@ -278,13 +284,13 @@ def held_out_prompts(
 def prompts_of_test_split(
     prompts: Mapping[str, str], spec: PairsSpec, max_prompts: int
 ) -> list[Prompt]:
-    """The first `max_prompts` prompts (id -> text) whose pairs are kept out of training."""
+    """The first `max_prompts` prompts (ID -> text) of the test split."""
     found = [Prompt(key, text) for key, text in prompts.items() if split_of(key, spec) == "test"]
     if not found:
         raise DataError(
-            f"entry: none of its {len(prompts)} prompts is in the test split, so that there is "
-            f"nothing to evaluate with; raise pairs.test_fraction={spec.test_fraction:g} or give a "
-            "prompts section"
+            f"entry: none of its {len(prompts)} prompts is in the test split, so there is nothing "
+            f"to evaluate with; raise pairs.test_fraction={spec.test_fraction:g} or add a prompts "
+            "section"
         )
     return found[:max_prompts]
 
@@ -293,9 +299,9 @@ def prompts_of_test_split(
 
 
 def _source(entry: EntrySpec) -> FileText | DatasetText:
-    """The data as the readers of corpus.py take it."""
+    """The data as a source for the readers in corpus.py."""
     if entry.dataset is None:
-        assert entry.path is not None, "the spec has one of both"
+        assert entry.path is not None, "the spec has either path or dataset"
         return FileText(type="file", path=entry.path)
     return DatasetText(
         type="dataset",
@@ -307,7 +313,7 @@ def _source(entry: EntrySpec) -> FileText | DatasetText:
 
 
 def _rows(entry: EntrySpec, chat: bool) -> Iterator[Row]:
-    """The rows, each with the columns that it must have. Those that are not read are said."""
+    """The rows. Raises if a required column is missing; logs columns that are not read."""
     columns, there, used = entry.column_names, dict[str, None](), set[str]()
     mapped = [name for name in OPTIONAL[entry.stage] if name in entry.columns]
     needed = [columns[name] for name in (*REQUIRED[entry.stage], *mapped)]
@@ -326,11 +332,11 @@ def _rows(entry: EntrySpec, chat: bool) -> Iterator[Row]:
             there.update(dict.fromkeys(map(str, record)))
     if not number:
         raise DataError(f"{source}: there are no rows; an entry needs at least one")
-    _tell_unread(entry, source, [name for name in there if name not in used])
+    _report_unread(entry, source, [name for name in there if name not in used])
 
 
-def _tell_unread(entry: EntrySpec, source: str, unread: list[str]) -> None:
-    """Say which columns are not read, and how to read those that look like ours."""
+def _report_unread(entry: EntrySpec, source: str, unread: list[str]) -> None:
+    """Log the columns that are not read, and how to read those with a known other name."""
     if not unread:
         return
     optional = [name for name in OPTIONAL[entry.stage] if name not in entry.columns]

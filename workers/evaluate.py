@@ -1,10 +1,13 @@
 """Evaluates a policy on held-out prompts: samples and metrics, equally for all policies of a sweep.
 
 Definitions (arrays are over completions unless said otherwise):
-  kl                  sum over positions of KL(policy || reference) over the full vocabulary, nats
+  kl                  sum over positions of KL(policy || reference) over the full vocabulary, nats,
+                      of the distributions at temperature 1; where sampling is warped (temperature,
+                      top_k, top_p, n-gram bans) this is not the KL of the sampled distribution
   predictive_entropy  the policy's entropy over the full vocabulary, mean over all positions, nats
   entropy             Shannon entropy of the pooled unigram distribution of completion tokens, nats
   entropy_full        the same for prompt + completion, with the reward model's tokenizer
+  distinct_n_per_200  unique n-grams over 200 consecutive n-grams, mean over such blocks
   ref_perplexity      exp of the reference's mean negative log-likelihood per completion token
 Positions are those of the completion's tokens, the sampled end-of-text token included.
 """
@@ -84,6 +87,8 @@ def evaluate(
         "entropy_full": unigram_entropy(full),
         "distinct_1": distinct(words, 1),
         "distinct_2": distinct(words, 2),
+        "distinct_1_per_200": distinct_per_block(words, 1),
+        "distinct_2_per_200": distinct_per_block(words, 2),
     }
     return metrics, samples
 
@@ -199,6 +204,24 @@ def distinct(token_lists: Iterable[Sequence[int]], n: int) -> float:
         tuple(tokens[i : i + n]) for tokens in token_lists for i in range(len(tokens) - n + 1)
     ]
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+BLOCK = 200
+"""n-grams of a block, over which distinct-n does not depend on how much was sampled."""
+
+
+def distinct_per_block(token_lists: Iterable[Sequence[int]], n: int) -> float | None:
+    """Mean share of unique n-grams over consecutive blocks of BLOCK n-grams; None for less.
+
+    The share falls with the number of n-grams; of blocks of one size it is comparable between
+    policies, prompts and numbers of samples (the mean segmental type-token ratio of Johnson 1944).
+    """
+    ngrams = [
+        tuple(tokens[i : i + n]) for tokens in token_lists for i in range(len(tokens) - n + 1)
+    ]
+    starts = range(0, len(ngrams) - BLOCK + 1, BLOCK)
+    shares = [len(set(ngrams[start : start + BLOCK])) / BLOCK for start in starts]
+    return float(np.mean(shares)) if shares else None
 
 
 def _sample(

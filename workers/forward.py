@@ -20,6 +20,7 @@ from prefsweep.workers.attention import UnpackableError, announce, segmented
 from prefsweep.workers.head import CHUNK_VALUES, is_plain_head
 from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.packing import Ids, pack
+from prefsweep.workers.precision import autocast
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Batching:
     """Called before each pass; an exception from it ends the evaluation."""
     packs: bool = True
     """Whether to run sequences packed if that gives the same values (training.packing)."""
+    half: str | None = None
+    """Data type of the autocast that log-probabilities are computed under; None: under none."""
 
 
 WHOLE = Batching()
@@ -78,7 +81,9 @@ def token_logps(
     packed = batching.packs and packs_exactly(model, sequences, batching.halvings)
     for batch in batches(sequences, batching.halvings):
         batching.before_each()
-        parts = _batch_logps(model, batch, packed=packed).split([len(c) for _, c in batch])
+        with autocast(batching.half, model.device):
+            logps_N = _batch_logps(model, batch, packed=packed)
+        parts = logps_N.split([len(c) for _, c in batch])
         logps |= dict(zip(batch, (part.tolist() for part in parts), strict=True))
     return logps
 

@@ -1,12 +1,11 @@
-"""Trials that share model, pairs and order, trained as one: K LoRA trials in one set of launches.
+"""Trains K LoRA trials with the same model, pairs and order together, with few kernel launches.
 
-Each trial keeps what is its own: loss (TRL's code on its rows), beta, learning rate and schedule,
-clipping, optimizer, metrics, checkpoints and failure. A trial whose loss or gradient is not finite
-leaves; its row goes on as the bare model, so the others' numbers stay what they were to the last
-bit. Nothing is read from the device between two log steps. A group of one is a single trial with as
-few launches as that needs.
+Each trial has its own loss, beta, learning rate and schedule, clipping, optimizer, metrics,
+checkpoints and failure. A trial whose loss or gradient is not finite leaves the group. Its row is
+then computed with the bare model, so that the other trials' numbers do not change by a bit. Nothing
+is read from the device between two log steps. A group of one is a single trial with few launches.
 
-Shapes: K trials, N positions that predict something, E values of a hidden state.
+Shapes: K trials, N positions that predict a token, E values per hidden state.
 """
 
 import time
@@ -54,11 +53,11 @@ from prefsweep.workers.solo import Solo
 from prefsweep.workers.train import lora_config, training_arguments
 
 Outcome = dict[str, float] | Exception
-"""A trial's metrics, or what ended it: TrialError, StopRequested, or what its hooks raised."""
+"""A trial's metrics, or the error that ended it: TrialError, StopRequested, or one of its hooks."""
 
 
 class UnfusableError(Exception):
-    """The model cannot be run in this way."""
+    """The model cannot be trained in groups."""
 
 
 def train_group(
@@ -70,12 +69,12 @@ def train_group(
     output_dirs: Sequence[Path],
     hooks: Sequence[Hooks],
 ) -> list[Outcome]:
-    """Train LoRA trials of one seed as one; each adapter is saved in its folder, as `train` does.
+    """Train LoRA trials of one seed together; each adapter is saved in its folder, as by `train`.
 
-    All resume from checkpoints of one step, or none does. The metrics are those of `train`, and
-    "group": the trials of the largest group that a step was trained in, if that is more than one.
-    Raises OutOfMemory for all of them, and UnfusableError before anything is trained where the
-    model's attention cannot be packed.
+    Either all trials resume from checkpoints of the same step, or none does. The metrics are those
+    of `train`, and "group": the size of the largest group in which a step was trained, if above
+    one. Raises OutOfMemory for all trials, and UnfusableError before training if the model's
+    attention cannot be packed.
     """
     if has_auxiliary_loss(model):
         raise UnfusableError(f"{type(model).__name__} has an auxiliary loss over padded rows")
@@ -132,7 +131,7 @@ class _Group:
         begun = [solo.own(solo.resume) for solo in self._solos]
         steps = {step for step in begun if step is not None}
         assert len(steps) <= 1, "a group resumes at one step"
-        self.step = next(iter(steps), self.total)  # none: no trial can go on
+        self.step = next(iter(steps), self.total)  # none: no trial can continue
         self._rows = {
             trial.ld_alpha: preference_rows(
                 pairs, trial.ld_alpha, by_prompt=spec.prompts_per_batch is not None
@@ -150,7 +149,7 @@ class _Group:
         self._collator = BatchCollator(pad, self._limit, packed=True)
 
     def run(self) -> None:
-        """All steps that are left, and what each trial ends with."""
+        """Run all remaining steps, and finish each trial."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._model.train()
@@ -168,7 +167,7 @@ class _Group:
         self.outcomes = [solo.finish(self.total) for solo in self._solos]
 
     def can_halve(self) -> bool:
-        """Whether half the tokens in a forward pass would be less."""
+        """Whether a forward pass can have fewer tokens."""
         return self._limit is not None and self._halved(self._halvings)[1]
 
     def _train_step(self, batch: dict[str, Any]) -> None:
@@ -176,7 +175,7 @@ class _Group:
         sizes = [len(part[REFERENCE_SUMS[0]]) for part in parts]
         self._stack.grads_KP.zero_()
         losses_K, numbers = torch.zeros(len(self._trials), device=self._device), []
-        with self._stack.applied():  # in the backward pass too: it may recompute
+        with self._stack.applied():  # also for the backward pass, which may recompute
             for part, size in zip(parts, sizes, strict=True):
                 share = size / sum(sizes)
                 part_losses_K, part_numbers = self._losses(self._moved(part))
@@ -195,7 +194,7 @@ class _Group:
         references = {
             a: {name: part[f"{name}{_suffix(a)}"] for name in REFERENCE_SUMS} for a in self._rows
         }
-        if plan is None:  # all completions are empty: a loss, and no gradient
+        if plan is None:  # all completions are empty: there is a loss, but no gradient
             rows, length = part["input_ids"].shape
             shape = (len(self._trials), rows, length - 1)
             none = torch.zeros(shape, device=self._device, requires_grad=True)
@@ -224,7 +223,7 @@ class _Group:
         return torch.autocast(self._device.type, dtype=self._half)
 
     def _clip(self) -> torch.Tensor:
-        """Clip each trial's gradient to its own norm; the norms (K,) before."""
+        """Clip each trial's gradient by its norm; returns the norms (K,) before clipping."""
         grads_KP, limit = self._stack.grads_KP, self._spec.max_grad_norm
         norms_K = torch.linalg.vector_norm(grads_KP, dim=1)
         if limit > 0:
@@ -261,7 +260,7 @@ class _Group:
         return -(-num_rows // batch_size(self._spec))
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        """The batches of the steps that are left, on the CPU."""
+        """The batches of the remaining steps, on the CPU."""
         rows, size = next(iter(self._rows.values())), batch_size(self._spec)
         sampler = row_sampler([row["prompt_id"] for row in rows], self._spec, self._trials[0].seed)
         per_epoch, order = self._steps_per_epoch(), list[int]()
@@ -273,7 +272,7 @@ class _Group:
             yield self._collated(order[begin : begin + size])
 
     def _collated(self, indices: Sequence[int]) -> dict[str, Any]:
-        """A batch with each ld_alpha's reference sums beside."""
+        """A batch with the reference sums for each ld_alpha."""
         own = {a: together(flat([rows[i] for i in indices])) for a, rows in self._rows.items()}
         first = next(iter(self._rows.values()))
         batch = self._collator([first[i] for i in indices])

@@ -1,7 +1,7 @@
-"""The losses of several trials on one batch (objective.py), without reading the device.
+"""Computes the losses of several trials on one batch (objective.py), without reading the device.
 
-Trials whose losses differ in beta alone are run as one, batched by `torch.vmap`; every other
-difference (loss, divergence, alpha, smoothing, ...) is a call of its own.
+Trials whose losses differ only in beta are computed in one call, batched by `torch.vmap`. Any other
+difference (loss, divergence, alpha, smoothing, ...) needs a separate call.
 
 Shapes: K trials; B rows of TRL's batch (chosen, then rejected), T its length.
 """
@@ -18,18 +18,18 @@ from prefsweep.workers.packing import OUTPUTS
 
 @dataclass(frozen=True)
 class Numbers:
-    """The metrics of one call: of some of the trials, still on the device."""
+    """The metrics of one call for some of the trials, still on the device."""
 
     positions: tuple[int, ...]
-    """Which of the K trials."""
+    """Indices of these trials among the K."""
     of: Mapping[str, Callable[..., float]]
-    """Name of a metric to what makes it of its tensors."""
+    """Name of a metric -> the function that computes it from its tensors."""
     tensors: Mapping[str, Sequence[torch.Tensor]]
-    """Name to tensors, (trials of the call,) each."""
+    """Name of a metric -> its tensors, (trials of the call,) each."""
 
 
 class GroupLoss:
-    """The loss of each of some trials, whose per-token outputs are given."""
+    """Computes the loss of each trial from its per-token outputs."""
 
     def __init__(self, trials: Sequence[TrialSpec], device: torch.device) -> None:
         alike: dict[TrialSpec, list[int]] = {}

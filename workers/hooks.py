@@ -1,6 +1,6 @@
-"""How a training talks to whoever runs it: metrics out, checkpoints out, a request to stop in.
+"""The interface between a training and its caller: metrics, checkpoints and stop requests.
 
-Nothing here knows who that is.
+The functions are passed in, so that training does not depend on the caller.
 """
 
 import math
@@ -20,16 +20,16 @@ from transformers import (
 )
 
 Report = Callable[[dict[str, float]], None]
-"""Takes one line of metrics, with its "step"."""
+"""Receives one line of metrics, with its "step"."""
 Publish = Callable[[int, Path], None]
-"""Takes a step and the folder of a complete checkpoint, to keep it."""
+"""Receives a step and the folder of a complete checkpoint, which it may move."""
 SAVE_INTERVAL_S, SAVE_SHARE = 600.0, 0.05
-"""save_steps: auto saves at this interval, or less often where saving would take a larger share."""
+"""save_steps: auto saves at this interval, or less often if saving took a larger share of time."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a trial talks to whoever runs it. All are called in the training process."""
+    """A trial's callbacks and inputs from its caller. All run in the training process."""
 
     report: Report
     publish: Publish | None = None
@@ -37,29 +37,31 @@ class Hooks:
     resume_from: Path | None = None
     """Folder of a checkpoint to continue from."""
     should_stop: Callable[[], bool] | None = None
-    """Asked after every step; then a checkpoint is published and training ends early."""
+    """Called after every step; if true, a checkpoint is published and training ends early."""
     reads_model: Callable[[int], bool] | None = None
     """Whether `on_step` of a step reads the model; None: always. A trial in a group is given its
     own model only then."""
+    on_end: Callable[[Exception], None] | None = None
+    """Called in a group with the error that ended this trial; the other trials continue."""
     halvings: int = 0
     """How often to halve the tokens of a forward pass, because they did not fit the memory. The
-    batch stays what it is: it is cut, and its parts weigh their share of the pairs."""
+    batch is unchanged: it is split, and each part is weighted by its share of the pairs."""
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the trainer writes the checkpoint of the step it is at."""
+    """The folder in which the trainer writes the checkpoint of its current step."""
     assert args.output_dir is not None
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 class SaveClock:
-    """When a checkpoint is due: every `save_steps` steps, never (None), or by time (auto)."""
+    """Decides when a checkpoint is due: every `save_steps`, never (None), or by time (auto)."""
 
     def __init__(self, save_steps: int | Literal["auto"] | None) -> None:
         self._save_steps = save_steps
         self._began_s = self._saved_s = time.monotonic()
         self._saving_s = 0.0
-        """When the last checkpoint was begun, when it was done, and what it took."""
+        """Start, end and duration of the last checkpoint."""
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is due after this step."""
@@ -69,17 +71,17 @@ class SaveClock:
         return self._save_steps == "auto" and time.monotonic() - self._saved_s >= interval_s
 
     def begin(self) -> None:
-        """Called where saving would begin."""
+        """Called before a checkpoint is saved."""
         self._began_s = time.monotonic()
 
     def saved(self) -> None:
-        """Called once a checkpoint is published."""
+        """Called after a checkpoint is published."""
         self._saved_s = time.monotonic()
         self._saving_s = self._saved_s - self._began_s
 
 
 class HooksCallback(TrainerCallback):
-    """Passes the trainer's events on to the trial's hooks, and says when to save."""
+    """Forwards the trainer's events to the trial's hooks, and decides when to save."""
 
     def __init__(self, hooks: Hooks, save_steps: int | Literal["auto"] | None) -> None:
         self._hooks, self._clock = hooks, SaveClock(save_steps)
@@ -109,7 +111,7 @@ class HooksCallback(TrainerCallback):
         if hooks.on_step is not None:
             hooks.on_step(state.global_step, kwargs["model"])
         if state.global_step >= state.max_steps:
-            return  # the weights themselves are saved next
+            return  # the final weights are saved next
         if hooks.should_stop is not None and hooks.should_stop():
             control.should_training_stop = True
         if hooks.publish is not None:

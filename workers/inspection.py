@@ -1,7 +1,7 @@
-"""Your own data in; what it is, out: the stage that it can enter at, and its sizes.
+"""Inspects the user's data for `init`: the stage that it can replace, and its sizes.
 
-Tries the readers that a run uses (rows.py, entry.py) on the first rows, the stage that saves most
-work first, and then reads all of it with the one that fits.
+The readers of a run (rows.py, entry.py) are tried on the first rows, for the stage that saves the
+most work first. The reader that fits then reads all rows.
 """
 
 import itertools
@@ -37,50 +37,51 @@ from prefsweep.workers.rows import SYSTEM, Row
 from prefsweep.workers.sizes import model_folder
 
 SAMPLE_ROWS = 200
-"""Rows on which readers are tried."""
+"""Number of rows on which readers are tried."""
 STAGES: Sequence[EntryStage] = ("pairs", "scored_completions", "completions", "prompts")
 TEST_FRACTIONS = (0.2, 0.3, 0.5)
-"""Shares of prompts to hold out: the first that leaves prompts on both sides."""
+"""Shares of prompts to hold out; the first one that leaves prompts in both splits is used."""
 _QUANTILE = 0.95
 _ANSWERS = re.compile(r"(?i)instruct|[-_]chat|[-_]it$")
-"""Names of hub models that are trained to answer messages."""
+"""Pattern in the names of chat models on the hub."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the data is."""
+    """The result of an inspection."""
 
     stage: EntryStage
     source: Mapping[str, str]
     """Fields that name it: path, or dataset, config and split."""
     columns: Mapping[str, str]
-    """Our column names -> the data's, where they differ."""
+    """prefsweep's column names -> the data's, where they differ."""
     prompt_column: str | None
-    """The column that alone holds the prompt; None where a section of prompts cannot read it."""
+    """The column with the prompt; None if a `prompts` section cannot read it."""
     chat: bool
-    """It holds chat messages, which only a policy with a chat template reads."""
+    """Whether it has chat messages, which only a policy with a chat template can read."""
     num_rows: int
-    """Prompts, completions or pairs."""
+    """Number of prompts, completions or pairs."""
     num_prompts: int
     prompt_chars: int
-    """Characters of a long prompt: 95% are not longer."""
+    """95% quantile of the lengths of prompts, characters."""
     answer_chars: int
-    """The same of completions; 0 where there are none."""
+    """95% quantile of the lengths of completions, characters; 0 without completions."""
     with_scores: int
-    """Completions or pairs that have their scores."""
+    """Number of completions or pairs that have scores."""
     test_fraction: float
-    """Share of the prompts to hold out, so that there are some on both sides."""
+    """Share of the prompts to hold out, such that both splits have prompts."""
     said: tuple[str, ...]
-    """What the readers have warned of."""
+    """Warnings of the readers."""
 
 
 def inspect(
     source: Mapping[str, str], columns: Mapping[str, str], *, chat: bool | None = None
 ) -> Found:
-    """What data is; `source` has the fields of `entry` that name it, `columns` maps ours to its.
+    """Inspect data. `source` has the fields of `entry` that name it; `columns` maps prefsweep's
+    column names to the data's.
 
-    With `chat`, rows are read for a chat policy, or (False) for one that reads plain text; None
-    finds out which of both it takes. Raises DataError where nothing fits.
+    With `chat`, rows are read for a chat policy; if False, for a policy that reads plain text; if
+    None, whichever fits. Raises DataError if no reader fits.
     """
     if "path" in source and file_kind(local_path(source["path"])) == ".txt":
         return _prompts(source, "text", {}, chat=bool(chat))
@@ -101,7 +102,7 @@ def inspect(
                     continue
                 return _read(source, stage, mapped, rows, is_chat)
         own = [ours for ours in REQUIRED[stage] if ours != "prompt"]
-        if own and all(ours in names for ours in own):  # meant for this stage, and no other
+        if own and all(ours in names for ours in own):  # it has the columns of this stage only
             raise DataError(f"{_named(source)}, {why[stage]}")
     raise DataError(
         f"{_named(source)}: its columns are {listed(names)}, and no reader takes them. As pairs: "
@@ -111,8 +112,7 @@ def inspect(
 
 
 def has_chat_template(policy: str) -> bool | None:
-    """Whether a policy's tokenizer has a chat template; None where neither its files nor its name
-    tell."""
+    """Whether a policy's tokenizer has a chat template; None if unknown from its files and name."""
     if policy.startswith(BUILTIN):
         return False
     folder = None if policy.startswith(PACKAGE) else model_folder(ModelSource(policy))
@@ -130,7 +130,7 @@ def has_chat_template(policy: str) -> bool | None:
 def _mappings(
     stage: EntryStage, names: Sequence[str], given: Mapping[str, str]
 ) -> Iterator[dict[str, str]]:
-    """Mappings of our columns to try, those that read most first."""
+    """Column mappings to try, beginning with those that read the most columns."""
     known = (*REQUIRED[stage], *OPTIONAL[stage])
     own = {ours: column for ours, column in given.items() if ours in known}
     near = {
@@ -138,7 +138,10 @@ def _mappings(
         for ours in known
         if ours not in names and ours not in own and (column := near_column(ours, names))
     }
-    if near.get("prompt") in ("instruction", "conversations"):  # which rows read by themselves
+    if near.get("prompt") in (
+        "instruction",
+        "conversations",
+    ):  # read without a mapping
         del near["prompt"]
     needed = {ours: column for ours, column in near.items() if ours in REQUIRED[stage]}
     in_answers = {ours: column for ours, column in needed.items() if ours != "prompt"}
@@ -154,7 +157,7 @@ def _mappings(
 def _try(
     stage: EntryStage, rows: Sequence[tuple[int, Record]], mapped: dict[str, str], chat: bool
 ) -> None:
-    """Raises DataError if a row cannot be read so, ValidationError for such a mapping."""
+    """Raises DataError if a row cannot be read, ValidationError if the mapping is invalid."""
     columns = EntrySpec(stage=stage, path="-", columns=mapped).column_names
     optional = [name for name in OPTIONAL[stage] if name in mapped]
     counts = Counter[str]()
@@ -183,7 +186,7 @@ def _read(
     rows: Sequence[tuple[int, Record]],
     chat: bool,
 ) -> Found:
-    """All of the data, read as a run does. Raises DataError for a row that cannot be."""
+    """Read all data as a run does. Raises DataError for a row that cannot be read."""
     column = _prompt_column(mapped, rows, chat)
     if stage == "prompts" and column is not None:
         return _prompts(source, column, mapped, chat=chat)
@@ -223,7 +226,7 @@ def _read(
 def _prompts(
     source: Mapping[str, str], column: str, mapped: dict[str, str], *, chat: bool
 ) -> Found:
-    """Prompts that a `prompts` section reads: the texts of one column, or lines of a file."""
+    """Inspect prompts for a `prompts` section: the texts of one column, or lines of a file."""
     with _warnings() as said:
         texts = [row.text for row in load_texts(_text_source(source, column), messages=True)]
     prompts = [Prompt(prompt_id(text), text) for text in texts if text.strip()]
@@ -252,7 +255,7 @@ def _prompts(
 def _prompt_column(
     mapped: Mapping[str, str], rows: Sequence[tuple[int, Record]], chat: bool
 ) -> str | None:
-    """The column that alone holds the prompt of a row."""
+    """The column with the prompt; None if no single column has it."""
     names = rows[0][1].keys()
     if chat and any(name in names for name in SYSTEM):
         return None
@@ -288,7 +291,7 @@ def _named(source: Mapping[str, str]) -> str:
 
 
 def _long(lengths: Sequence[int]) -> int:
-    """The 95% quantile; 0 of nothing."""
+    """The 95% quantile; 0 without values."""
     ordered = sorted(lengths)
     return ordered[min(len(ordered) - 1, int(_QUANTILE * len(ordered)))] if ordered else 0
 
@@ -304,7 +307,7 @@ class _Keep(logging.Handler):
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What the readers warn of meanwhile, kept and not printed."""
+    """Collect the warnings of readers inside the block instead of printing them."""
     logger, keep = logging.getLogger("prefsweep.workers"), _Keep()
     was = logger.propagate
     logger.addHandler(keep)

@@ -1,4 +1,4 @@
-"""The loss catalogue: how a grid point maps onto the arguments of TRL, which computes the losses.
+"""The loss catalogue, and the arguments of TRL's DPOConfig for a grid point.
 
 x and y are the log-ratios log(policy/reference) of the chosen and the rejected completion, summed
 over tokens; d = f'(e^x) - f'(e^y) is their difference after the divergence; s is the sigmoid, b is
@@ -45,7 +45,7 @@ class _Given(TypedDict, total=False):
 
 
 class TrlArguments(_Given):
-    """DPOConfig's keyword arguments for a loss; `_Given`'s only where the trial sets them."""
+    """DPOConfig's keyword arguments for a loss; those of `_Given` only if the trial sets them."""
 
     loss_type: list[str]
     beta: float
@@ -76,5 +76,5 @@ def trl_arguments(trial: TrialSpec) -> TrlArguments:
 
 
 def mixes_rows(trial: TrialSpec) -> bool:
-    """Whether the trial's loss of a batch is not the mean of its pairs' losses."""
+    """Whether the trial's loss of a batch is not the mean of the losses of its pairs."""
     return not ROW_MIXING_LOSSES.isdisjoint(split_loss(trial.loss_type))

@@ -1,9 +1,9 @@
-"""A trial's loss of a batch and its metrics, from per-token log-probabilities.
+"""Computes a trial's loss of a batch and its metrics from per-token log-probabilities.
 
-The formulas are those of the catalogue in losses.py, and of TRL, in forms that hold for every
-log-ratio. TRL's overflow: forward KL gives a loss of 0 with a gradient that is not a number where a
-log-ratio is below -88, discopop a loss that is not a number, and alpha-divergences with a small
-alpha lose their digits. Nothing here reads the device; all of it runs under `torch.vmap`.
+The formulas are those of the catalogue in losses.py, and of TRL, in forms that are valid for every
+log-ratio. TRL's formulas overflow: forward KL has a loss of 0 with a NaN gradient for log-ratios
+below -88, discopop has a NaN loss, and alpha-divergences with a small alpha lose precision. Nothing
+here reads the device, and everything runs under `torch.vmap`.
 
 Shapes: P pairs; B = 2P rows of TRL's batch (chosen, then rejected), T its length.
 """
@@ -20,13 +20,13 @@ from prefsweep.workers.batches import REFERENCE_SUMS
 from prefsweep.workers.deferred import Deferred, deferred, ratio
 
 DISCOPOP_TAU = 0.05
-"""discopop's temperature where a trial sets none; it is TRL's."""
+"""discopop's temperature if a trial sets none; as in TRL."""
 LARGEST_EXPONENT = 80.0
-"""Beyond it exp goes on as its tangent, so that losses and gradients stay numbers in fp32. A pair
-that is wrong by so much then has a gradient whose norm is infinite, which ends the trial; one that
-is right by so much has none."""
+"""Above this, exp is continued by its tangent, so that losses and gradients are numbers in fp32. A
+pair that is so wrong then has a gradient with infinite norm, which ends the trial; a pair that is
+so right has no gradient."""
 SATURATED = 200.0
-"""Beyond it a sigmoid is 0 or 1 in fp32, and exo_pair constant."""
+"""Above this, a sigmoid is 0 or 1 in fp32, and exo_pair is constant."""
 
 Strength = float | torch.Tensor
 """A trial's beta; under vmap a tensor."""
@@ -34,18 +34,18 @@ Strength = float | torch.Tensor
 
 @dataclass(frozen=True)
 class Ratios:
-    """What losses are made of."""
+    """The inputs of the losses."""
 
     policy_2P: torch.Tensor
-    """Log-probabilities of the sequences, chosen and rejected."""
+    """The policy's log-probabilities of the sequences, chosen and rejected."""
     reference_2P: torch.Tensor
-    """The reference's."""
+    """The reference's log-probabilities."""
     x_P: torch.Tensor
-    """Log-ratios to the reference: chosen."""
+    """Log-ratios to the reference, chosen."""
     y_P: torch.Tensor
-    """The same: rejected."""
+    """Log-ratios to the reference, rejected."""
     lengths_2P: torch.Tensor
-    """Tokens of the completions, chosen and rejected, at least 1."""
+    """Number of tokens of the completions, chosen and rejected, at least 1."""
     sft: torch.Tensor
     """Mean negative log-probability of the chosen completions' tokens."""
 
@@ -56,11 +56,11 @@ def batch_loss(
     outputs: Mapping[str, torch.Tensor],
     batch: Mapping[str, torch.Tensor],
 ) -> tuple[torch.Tensor, dict[str, Deferred]]:
-    """The mean loss of a batch's pairs, and TRL's metrics of it.
+    """The mean loss of a batch's pairs, and TRL's metrics.
 
-    `outputs` are packing.OUTPUTS, (B, T - 1), which may hold anything outside completions but for
-    log_probs, which is 0 there; `batch` has completion_mask (B, T) and the reference's sums (P,).
-    `beta` stands in for that of the trial.
+    `outputs` are packing.OUTPUTS, (B, T - 1); outside completions, log_probs must be 0, and other
+    values are ignored. `batch` has completion_mask (B, T) and the reference's sums (P,). `beta`
+    replaces the trial's.
     """
     mask_BT = batch["completion_mask"][:, 1:].bool()
     ratios = _ratios(trial, outputs["log_probs"], mask_BT, batch)
@@ -73,7 +73,7 @@ def batch_loss(
 
 
 def pair_losses(name: str, trial: TrialSpec, beta: Strength, ratios: Ratios) -> torch.Tensor:
-    """The losses (P,) of one loss of the catalogue; () where it is one of the whole batch."""
+    """The losses (P,) of one loss of the catalogue; () if it is a loss of the complete batch."""
     b, e, (x, y) = beta, trial.label_smoothing, (ratios.x_P, ratios.y_P)
     f_x, f_y = (f_prime(each, trial) for each in (x, y))
 
@@ -133,14 +133,14 @@ def f_prime(log_u: torch.Tensor, trial: TrialSpec) -> torch.Tensor:
 
 
 def _expm1(exponent: torch.Tensor) -> torch.Tensor:
-    """exp - 1. torch's own is exact, but its gradient, 1 + expm1, is not where that is near 0."""
+    """exp - 1. torch's expm1 is exact, but its gradient, 1 + expm1, is inexact if it is near 0."""
     return torch.where(exponent > -0.5, exponent.expm1(), exponent.exp() - 1)
 
 
 def _tangent_beyond(
     exp: Callable[[torch.Tensor], torch.Tensor], exponent: torch.Tensor, factor: float = 1.0
 ) -> torch.Tensor:
-    """factor x exp (or expm1), beyond LARGEST_EXPONENT its tangent there."""
+    """factor x exp (or expm1), continued by its tangent above LARGEST_EXPONENT."""
     inside = exponent.clamp(max=LARGEST_EXPONENT)
     beyond = (exponent - LARGEST_EXPONENT).clamp(min=0)  # not `- inside`: its gradient would cancel
     return exp(inside) * factor + beyond * factor * math.exp(LARGEST_EXPONENT)
@@ -168,7 +168,7 @@ def _ratios(
 def _metrics(
     beta: Strength, ratios: Ratios, outputs: Mapping[str, torch.Tensor], mask_BT: torch.Tensor
 ) -> dict[str, Deferred]:
-    """By TRL's names and definitions: means over tokens of completions, or over pairs."""
+    """Metrics with TRL's names and definitions: means over tokens of completions, or over pairs."""
     masks = mask_BT.chunk(2)
     num_chosen, num_rejected = (mask.sum() for mask in masks)
 

@@ -6,7 +6,9 @@ therefore float32, and autocast computes in `policy.dtype`. LoRA needs no copy: 
 float32.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -32,16 +34,23 @@ def precision(spec: TrainingSpec, model: PreTrainedModel) -> Precision:
     Call this before `hold_master_weights`. float16 needs loss scaling, which torch only supports
     on CUDA.
     """
-    by_field, trains_all = spec.bf16 or spec.fp16, spec.lora is None
-    loaded = {parameter.dtype for parameter in model.parameters()}
-    bf16 = not by_field and trains_all and torch.bfloat16 in loaded
-    fp16 = not by_field and torch.float16 in loaded and torch.cuda.is_available()
+    loaded = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    held = next((name for name in ("float16", "bfloat16") if name in loaded), "float32")
+    half = spec.autocast(held)
+    fp16 = half == "float16" and (spec.fp16 or torch.cuda.is_available())
     remedy = "lower the learning rate or raise beta"
     if spec.fp16:
         remedy += ", or set training.bf16 instead of training.fp16"
-    elif torch.float16 in loaded:
+    elif held == "float16":
         remedy += ", or set policy.dtype=bfloat16 instead of float16"
-    return Precision(spec.bf16 or bf16, spec.fp16 or fp16, remedy)
+    return Precision(half == "bfloat16", fp16, remedy)
+
+
+def autocast(half: str | None, device: torch.device) -> AbstractContextManager[Any]:
+    """The arithmetic of a training under that autocast (`TrainingSpec.autocast`) on a device."""
+    if half is None or (half == "float16" and device.type != "cuda"):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, half))
 
 
 def hold_master_weights(spec: TrainingSpec, model: PreTrainedModel) -> None:

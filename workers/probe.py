@@ -1,8 +1,7 @@
-"""How much memory a trial takes, and how fast groups of trials are: a few steps on the largest
-batches in, peaks in bytes and seconds a step out.
+"""Measures the memory of a trial and the speed of groups of trials, in a few steps on the largest
+batches.
 
-Knows nothing of clusters; shares of a GPU and sizes of groups are made of it in
-`orchestrator/execution/sizing.py`.
+`orchestrator/execution/sizing.py` computes shares of a GPU and sizes of groups from the results.
 """
 
 import itertools
@@ -21,22 +20,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STEPS = 2
-"""Of a trial: an optimizer has its state only after the first."""
+"""Steps of a trial; the optimizer only has its state after the first one."""
 GROUP_STEPS, TIMED_STEPS = 6, 3
-"""Of a group, and the last of them that are timed: in the first ones memory is taken and kernels
-are chosen."""
+"""Steps of a group, and how many of the last ones are timed: the first steps allocate memory and
+select kernels."""
 WORTH = 1.1
-"""A larger group has to train this much more trial-steps a second."""
+"""Minimum speed-up, in trial-steps per second, to choose a larger group."""
 
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """What a probe found on its GPU, in bytes."""
+    """The memory that a probe measured on its GPU, in bytes."""
 
     peak: int
-    """Most that the trial held at once, with what CUDA itself needs in its process."""
+    """Peak memory of the trial's process, including CUDA's own."""
     free: int
-    """Free before the probe: less than the card has where others are on it."""
+    """Free memory before the probe; other processes may use the GPU."""
     total: int
 
 
@@ -48,10 +47,10 @@ def probe_gpu(
     pairs: Sequence[TokenizedPair],
     folder: Path,
 ) -> GpuMemory:
-    """Train what `load` puts on this process's GPU for two steps on the longest pairs.
+    """Train the model from `load` on this process's GPU for two steps on the longest pairs.
 
-    `folder` is for what the trainer writes. Where the model or its training does not fit at all,
-    the peak is the whole card.
+    The trainer writes to `folder`. If the model or its training does not fit, the peak is the total
+    memory of the GPU.
     """
     import torch
 
@@ -65,7 +64,7 @@ def probe_gpu(
     hooks = Hooks(lambda record: None)
     try:
         train(trial, short, load(), tokenizer, largest, folder / "weights", hooks)
-    except TrialError:  # the numbers diverge; what its steps took is the same
+    except TrialError:  # the loss is not finite; the memory of the steps is the same
         pass
     except (OutOfMemory, RuntimeError, MemoryError) as error:
         if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
@@ -78,17 +77,17 @@ def probe_gpu(
 
 @dataclass(frozen=True)
 class GroupStep:
-    """What a probe found for a group of `size` trials on its GPU."""
+    """The measurement of a group of `size` trials on a GPU."""
 
     size: int
     seconds: float
-    """Of a step, with its largest batch."""
+    """Seconds per step with the largest batch."""
     peak: int
-    """Most bytes that its process held at once."""
+    """Peak memory of the process, bytes."""
 
     @property
     def pace(self) -> float:
-        """Trial-steps a second."""
+        """Trial-steps per second."""
         return self.size / self.seconds
 
 
@@ -100,10 +99,10 @@ def probe_groups(
     pairs: Sequence[TokenizedPair],
     folder: Path,
 ) -> list[GroupStep]:
-    """Train 1, 2, 4, ... and all of the trials as one, each for a few steps on the longest pairs.
+    """Train groups of 1, 2, 4, ... and all trials, each for a few steps on the longest pairs.
 
-    Ends with the first size that does not fit, or does not pay (WORTH) over the one before. Empty
-    where the model cannot be trained so at all.
+    Ends at the first size that does not fit, or is not faster than the previous one (WORTH). Empty
+    if the model cannot be trained in groups.
     """
     from prefsweep.workers.fused import UnfusableError
     from prefsweep.workers.memory import is_out_of_memory, release_memory
@@ -163,7 +162,7 @@ def _group_step(
 
 
 def gpu_room() -> tuple[int, int]:
-    """Bytes free on the GPU of this process, and all it has; what others hold is not free."""
+    """Free and total memory of this process's GPU, bytes; memory of other processes is not free."""
     import torch
 
     torch.cuda.empty_cache()
@@ -175,7 +174,7 @@ def largest_batches(
 ) -> list[TokenizedPair]:
     """The training pairs of the prompts with the longest pairs, enough for `num` batches.
 
-    Where pairs are shuffled, one of each prompt comes before another of any: they share nothing.
+    If pairs are shuffled, one pair of each prompt comes first, because these share no tokens.
     """
     from prefsweep.workers.batches import batch_size
 

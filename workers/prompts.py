@@ -1,12 +1,15 @@
 """Makes prompts from texts: training prompts and held-out ones, no prompt in both."""
 
+import hashlib
 import logging
-import random
 from collections.abc import Sequence
 
 from prefsweep.sweeps.errors import DataError
 from prefsweep.sweeps.records import Prompt, prompt_id
 from prefsweep.sweeps.spec import (
+    BuiltinPrompts,
+    DatasetPrompts,
+    FilePrompts,
     FirstTokens,
     FirstWords,
     Prompts,
@@ -27,6 +30,13 @@ def make_prompts(spec: Prompts, tokenizer_source: ModelSource) -> tuple[list[Pro
     """
     if isinstance(spec, UnconditionalPrompts):
         return unconditional_prompts(spec)
+    return select_prompts(prompt_texts(spec, tokenizer_source), spec)
+
+
+def prompt_texts(
+    spec: BuiltinPrompts | FilePrompts | DatasetPrompts, tokenizer_source: ModelSource
+) -> list[str]:
+    """What `spec` takes of its texts; repetitions are among them."""
     rows = load_texts(spec, messages=True)
     texts = [row.text for row in rows if is_wanted(row.text, spec)]
     taken = _take(texts, spec, tokenizer_source)
@@ -38,7 +48,7 @@ def make_prompts(spec: Prompts, tokenizer_source: ModelSource) -> tuple[list[Pro
     }.items():
         if count:
             log.info("prompts: dropped %d: %s", count, reason)
-    return select_prompts(taken, spec)
+    return taken
 
 
 def unconditional_prompts(spec: UnconditionalPrompts) -> tuple[list[Prompt], list[Prompt]]:
@@ -56,27 +66,61 @@ def is_wanted(text: str, spec: PromptSelection) -> bool:
 def select_prompts(
     texts: Sequence[str], spec: PromptSelection
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Distinct prompts, shuffled if requested: first the training prompts, then the held-out ones.
+    """Distinct prompts: those to train on and the held-out ones, each side in order.
 
-    If num_train is given, a larger num_eval does not change the training prompts.
+    Where num_train is given, a larger num_eval leaves the training prompts as they are.
     """
-    by_id = dict[str, str]()
-    for text in texts:
-        if text.strip():
-            by_id.setdefault(prompt_id(text), text)
-    distinct = list(by_id.values())
-    if spec.shuffle_seed is not None:
-        random.Random(spec.shuffle_seed).shuffle(distinct)
-    num_train = len(distinct) - spec.num_eval if spec.num_train is None else spec.num_train
-    if num_train < 1 or num_train + spec.num_eval > len(distinct):
+    distinct = distinct_prompts(texts, spec)
+    held_out = [prompt for prompt in distinct if is_held_out(prompt.prompt_id, spec)]
+    others = [prompt for prompt in distinct if not is_held_out(prompt.prompt_id, spec)]
+    most = len(distinct) - spec.num_eval
+    num_train = min(len(others), most) if spec.num_train is None else spec.num_train
+    if not 1 <= num_train <= most:
         wanted = "at least 1" if spec.num_train is None else str(spec.num_train)
         raise DataError(
             f"prompts: {len(distinct)} distinct prompts were found in {len(texts)} texts, but "
-            f"num_train={wanted} and num_eval={spec.num_eval} are needed; "
-            "lower them or use more texts"
+            f"num_train={wanted} and num_eval={spec.num_eval} are wanted; "
+            "lower them or give more texts"
         )
-    prompts = [Prompt(prompt_id(text), text) for text in distinct[: num_train + spec.num_eval]]
-    return prompts[:num_train], prompts[num_train:]
+    train = [*others, *reversed(held_out)][:num_train]  # what a side lacks, the other's end gives
+    trained = {prompt.prompt_id for prompt in train}
+    free = [p for p in evaluation_order(distinct, spec) if p.prompt_id not in trained]
+    evaluated = free[: spec.num_eval]
+    moved = sum(is_held_out(p.prompt_id, spec) for p in train)
+    moved += sum(not is_held_out(p.prompt_id, spec) for p in evaluated)
+    if moved:
+        log.info(
+            "prompts: eval_fraction=%g keeps %d of %d prompts for the evaluation; %d are on the "
+            "other side, and would move if texts were appended or num_train was raised",
+            *(spec.eval_fraction, len(held_out), len(distinct), moved),
+        )
+    return train, evaluated
+
+
+def evaluation_order(prompts: Sequence[Prompt], spec: PromptSelection) -> list[Prompt]:
+    """The prompts as an evaluation takes them: its own share, then the others from the end."""
+    return [
+        *(prompt for prompt in prompts if is_held_out(prompt.prompt_id, spec)),
+        *(prompt for prompt in reversed(prompts) if not is_held_out(prompt.prompt_id, spec)),
+    ]
+
+
+def distinct_prompts(texts: Sequence[str], spec: PromptSelection) -> list[Prompt]:
+    """Each prompt once, in the order of the texts or, with a seed, of a hash."""
+    by_id: dict[str, str] = {}
+    for text in texts:
+        if text.strip():
+            by_id.setdefault(prompt_id(text), text)
+    ids, seed = list(by_id), spec.shuffle_seed
+    if seed is not None:
+        ids.sort(key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    return [Prompt(name, by_id[name]) for name in ids]
+
+
+def is_held_out(name: str, spec: PromptSelection) -> bool:
+    """Whether the prompt of that id is of the share that is kept for the evaluation."""
+    digest = hashlib.sha256(f"eval:{name}".encode()).hexdigest()
+    return int(digest[:8], 16) / 2**32 < spec.eval_fraction
 
 
 def _take(texts: list[str], spec: PromptSelection, source: ModelSource) -> list[str]:

@@ -87,10 +87,14 @@ def reference_pairs(
     tokenizer: PreTrainedTokenizerBase,
     spec: TrainingSpec,
     chat: ChatSpec | None = None,
+    half: str | None = None,
 ) -> list[TokenizedPair]:
     """All pairs that fit and whose tokens differ, with log pi_ref of every completion token.
 
     Each distinct sequence is run once.
+
+    They are computed as the policy is trained, under autocast to `half` (`TrainingSpec.autocast`):
+    a policy that has not moved then has log-ratios of 0 but for rounding.
     """
     tokens = [tokenize_pair(pair, tokenizer, spec, chat) for pair in pairs]
     kept = [
@@ -104,7 +108,7 @@ def reference_pairs(
     rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
     check_ids((i for part in sequences for ids in part for i in ids), rows, tokenizer)
     _check_context(model, max((len(p) + len(c) for p, c in sequences), default=0))
-    batching = Batching(packs=spec.packing == "auto")
+    batching = Batching(packs=spec.packing == "auto", half=half)
     logps = token_logps(model, list(sequences), batching)
     return [
         TokenizedPair(

@@ -1,7 +1,8 @@
-"""Who would be on the frontier, the best, or the best within a KL budget, with other prompts.
+"""Estimates which policies would be on the frontier, or the best (within a KL budget), with other
+prompts.
 
-A paired bootstrap: every resample draws prompts, the same for all policies, and for each policy
-its seeds. A single seed is not resampled: the shares are then about these weights.
+This is a paired bootstrap: each resample draws the same prompts for all policies, and seeds for
+each policy. A single seed is not resampled: the shares then apply to these weights.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def resample(rewards: Sequence[Floats], kls: Sequence[Floats], start_P: Floats |
 def _over_seeds(means_2RS: Floats, rng: np.random.Generator) -> Floats:
     """Means of reward and KL over resampled seeds.
 
-    A resample of S seeds varies less than S seeds do, by (S - 1) / S, which the root makes good.
+    A resample of S seeds varies less than S seeds, by (S - 1) / S; the square root corrects this.
     """
     num = means_2RS.shape[2]
     mean_2R = means_2RS.mean(2)
@@ -77,10 +78,11 @@ def best_share(resamples: Resamples, chosen: int, eligible: npt.NDArray[np.bool_
 
 
 def expected_fall(rewards: Sequence[Floats]) -> float:
-    """How much lower the reward of the best is expected to be on new prompts (winner's bias).
+    """The expected decrease of the best policy's reward on new prompts (winner's bias).
 
-    The best by one half of the prompts loses, on the other half, what chance gave it; the mean
-    over random halves, divided by the root of 2 because all prompts leave less to chance.
+    The policy that is best on one half of the prompts has a lower reward on the other half. The
+    mean of this difference over random halves is divided by the square root of 2, because chance
+    is smaller with all prompts.
     """
     x_KP = np.stack([x_SP.mean(0) for x_SP in rewards])
     num_prompts, rng = x_KP.shape[1], np.random.default_rng(0)

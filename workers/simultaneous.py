@@ -1,9 +1,9 @@
-"""Intervals that hold for all policies at once: gains and win rates against the untrained policy.
+"""Simultaneous intervals for all policies: gains and win rates against the untrained policy.
 
-In at least 95% of sweeps every true value lies within its interval, so that the largest of many
-gains can be read as it stands (Dunnett 1955, many against one). Gains: studentized bootstrap over
-prompts of the largest and the smallest deviation (max-t), prompts resampled for all policies alike.
-Win rates: Wilson's interval at the joint level. Seeds widen both, each policy by its own variance.
+In at least 95% of sweeps, every true value is within its interval, so the largest of many gains
+needs no correction (Dunnett 1955, many against one). Gains: studentized bootstrap over prompts of
+the largest and the smallest deviation (max-t), with the same prompts for all policies. Win rates:
+Wilson's interval at the joint level. Seeds widen both, each policy by its own variance.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,18 @@ from prefsweep.workers.statistics import (
 
 NUM_DRAWS = 4000
 _BLOCK = 256
-"""Policies that are resampled at a time."""
+"""Number of policies that are resampled at a time."""
 
 
-def gain_intervals(gains: Sequence[Floats]) -> list[Interval] | None:
+def gain_intervals(gains: Sequence[Floats], *, binary: bool = False) -> list[Interval] | None:
     """Simultaneous 95% intervals of mean gains; None for fewer than two prompts.
 
-    A gain is an array (seeds, prompts), of the same prompts in the same order for all policies.
+    A gain is an array (seeds, prompts), with the same prompts in the same order for all policies.
+    With `binary` rewards (0 or 1), few prompts may differ: one extra prompt is counted as won and
+    one as lost, with Student's quantiles.
     """
+    if binary:
+        gains = [np.column_stack([x, np.ones(len(x)), -np.ones(len(x))]) for x in gains]
     x_KP = np.stack([x_SP.mean(0) for x_SP in gains])
     num_prompts = x_KP.shape[1]
     if num_prompts < 2:
@@ -43,8 +47,9 @@ def gain_intervals(gains: Sequence[Floats]) -> list[Interval] | None:
     prompts_K, seeds_K = _variances(x_KP, spreads)
     se_K, level = np.sqrt(prompts_K + seeds_K), _joint_level(x_KP, seeds_K)
     student = float(stats.t.isf(level / 2, num_prompts - 1))
-    low, high = _largest_t(x_KP) if num_prompts >= MIN_PROMPTS else (-student, student)
-    low, high = (low, high) if low < high else (-student, student)
+    resampled = num_prompts >= MIN_PROMPTS and not binary
+    low, high = _largest_t(x_KP) if resampled else (0.0, 0.0)
+    low, high = min(low, -student), max(high, student)
     wider_K = _t_quantiles(prompts_K, spreads, level, num_prompts) / student
     return [
         (float(mean - high * se), float(mean - low * se))
@@ -53,7 +58,7 @@ def gain_intervals(gains: Sequence[Floats]) -> list[Interval] | None:
 
 
 def share_intervals(wins: Sequence[Floats]) -> list[Interval]:
-    """Simultaneous 95% intervals of win rates: 1, 0.5 or 0 for a prompt, (seeds, prompts)."""
+    """Simultaneous 95% intervals of win rates, from 1, 0.5 or 0 per prompt, (seeds, prompts)."""
     x_KP = np.stack([x_SP.mean(0) for x_SP in wins])
     num_prompts, spreads = x_KP.shape[1], seed_spreads(wins)
     prompts_K, seeds_K = _variances(x_KP, spreads)
@@ -85,15 +90,16 @@ def _variances(x_KP: Floats, spreads: Sequence[SeedSpread]) -> tuple[Floats, Flo
 def _t_quantiles(
     prompts_K: Floats, spreads: Sequence[SeedSpread], level: float, num_prompts: int
 ) -> Floats:
-    """Student's quantiles at `level`, with the degrees of freedom of prompts and seeds together."""
+    """Student's quantiles at `level`, with the joint degrees of freedom of prompts and seeds."""
     degrees_K = welch_degrees(prompts_K, num_prompts, [[spread] for spread in spreads])
     return stats.t.isf(level / 2, degrees_K)
 
 
 def _joint_level(x_KP: Floats, seeds_K: Floats) -> float:
-    """The error rate of each interval at which all hold together in 95% of cases.
+    """The error rate of each interval at which all intervals hold in 95% of cases.
 
-    The means are taken as jointly normal, correlated as the prompts say; seeds are independent.
+    The means are assumed to be jointly normal, with the correlation over prompts; seeds are
+    independent.
     """
     num, num_prompts = x_KP.shape
     if num == 1:
@@ -111,7 +117,7 @@ def _joint_level(x_KP: Floats, seeds_K: Floats) -> float:
 def _largest_t(x_KP: Floats) -> Interval:
     """Quantiles of the smallest and of the largest studentized mean over resamples of prompts.
 
-    Policies with hardly any spread in many resamples are left out; (0, 0) where all are.
+    Policies with hardly any spread in many resamples are left out; (0, 0) if all are.
     """
     num_prompts = x_KP.shape[1]
     weights = np.concatenate(list(resampling_weights(num_prompts)))

@@ -1,7 +1,7 @@
-"""What is one trial's own in a group: optimizer, schedule, log lines, checkpoints, its end.
+"""The parts of a group that belong to one trial: optimizer, schedule, log lines, checkpoints, end.
 
-A checkpoint has the same files as that of a trial alone, but what is in them is for a group:
-window.py's `is_of_group` tells. A trial is resumed in the way in which it was begun.
+A checkpoint has the same files as that of a single trial, but its content is for a group;
+`is_of_group` in window.py distinguishes them. A trial is resumed in the way it was started.
 """
 
 import json
@@ -22,10 +22,10 @@ from prefsweep.workers.trial_end import end_metrics, not_finite_at_end, not_fini
 from prefsweep.workers.window import STATE_FILE, WINDOW_FILE
 
 OPTIMIZER = "optimizer.pt"
-"""File of a checkpoint that holds the optimizer's moments."""
+"""File of a checkpoint with the optimizer's moments."""
 UNUSED = ("scheduler.pt", "rng_state.pth")
-"""Files that a checkpoint must have, and that say nothing here: the step gives the learning rate,
-and nothing is drawn."""
+"""Files that a checkpoint must have but that are not used: the learning rate follows from the step,
+and nothing is random."""
 
 Step = tuple[int, torch.Tensor, torch.Tensor, list[tuple[float, Numbers]]]
 """A step, its losses (K,) and gradient norms (K,), its parts' shares of the pairs and metrics."""
@@ -34,7 +34,7 @@ _Value = TypeVar("_Value")
 
 
 class Solo:
-    """Trial number `index` of a group. What its hooks raise ends this trial alone."""
+    """Trial number `index` of a group. An error from its hooks only ends this trial."""
 
     def __init__(
         self,
@@ -45,30 +45,30 @@ class Solo:
         hooks: Hooks,
         remedy: str,
     ) -> None:
-        """`remedy` says what to change where values are not finite (precision.py)."""
+        """`remedy` says what to change if values are not finite (precision.py)."""
         self._stack, self._index, self._hooks, self._output_dir = stack, index, hooks, output_dir
         self._work_dir = output_dir.parent / f"{output_dir.name}-work"
         self._optimizer, self._remedy = optimizer, remedy
         self._window: list[Step] = []
         self._logged: dict[str, list[float]] = {}
-        """Metrics of the open window that were read already, a number a step; with "loss"."""
+        """Metrics of the open window that were already read, one number per step; with "loss"."""
         self._norm = 0.0
         self._total_loss = 0.0
         self._group = stack.num
-        """Trials in the largest group that any of its steps was trained in."""
+        """Size of the largest group in which any of its steps was trained."""
         self.seconds = 0.0
         """Its share of the group's seconds of training."""
         self._end: Exception | None = None
 
     @property
     def is_running(self) -> bool:
-        """Whether it is still trained."""
+        """Whether the trial is still being trained."""
         return self._end is None
 
     def own(self, act: Callable[[], _Value]) -> _Value | None:
-        """Do what concerns this trial alone, if it is still trained; an error ends it and no other.
+        """Run a step of this trial, if it is still being trained; an error only ends this trial.
 
-        A lack of memory is everybody's: it is raised.
+        An out-of-memory error concerns the whole group and is raised.
         """
         if not self.is_running:
             return None
@@ -77,16 +77,18 @@ class Solo:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            if self.check():  # else what was not finite before is why
+            if self.check():  # otherwise an earlier value that is not finite is the reason
                 self.end(error)
             return None
 
     def end(self, error: Exception) -> None:
-        """It leaves the group; its row goes on as an adapter that adds nothing."""
+        """End the trial; its row is then computed with a zero adapter."""
         self._end = error
         self._stack.clear(self._index)
         for moment_KP in self._optimizer.state:
             moment_KP[self._index] = 0
+        if self._hooks.on_end is not None:
+            self._hooks.on_end(error)
 
     def take(
         self,
@@ -95,13 +97,13 @@ class Solo:
         norms_K: torch.Tensor,
         numbers: Sequence[tuple[float, Numbers]],
     ) -> None:
-        """Keep the numbers of a step, to be read later."""
+        """Store the numbers of a step, which are read later."""
         if self.is_running:
             own = [(share, each) for share, each in numbers if self._index in each.positions]
             self._window.append((step, losses_K, norms_K, own))
 
     def check(self) -> bool:
-        """Read the steps since the last time; False if the trial has ended, by them or before."""
+        """Check the steps since the last check; returns False if the trial has ended."""
         window, self._window = self._window, []
         if not self.is_running or not window:
             return self.is_running
@@ -137,14 +139,14 @@ class Solo:
         self._hooks.report({"step": float(step), **line})
 
     def look(self, step: int) -> None:
-        """Let whoever runs the trial look at the model."""
+        """Call the trial's `on_step` hook."""
         hooks = self._hooks
         if hooks.on_step is not None:
             reads = hooks.reads_model is None or hooks.reads_model(step)
             hooks.on_step(step, self._stack.show(self._index) if reads else self._stack.shell)
 
     def wants_to_stop(self) -> bool:
-        """Whether it is to end early."""
+        """Whether a stop was requested."""
         return self._hooks.should_stop is not None and self._hooks.should_stop()
 
     def save(self, step: int) -> None:
@@ -168,7 +170,7 @@ class Solo:
         self._hooks.publish(step, folder)
 
     def resume(self) -> int:
-        """Go on from the checkpoint that the hooks name; the step it stands after."""
+        """Resume from the checkpoint in the hooks; returns its step."""
         folder = self._hooks.resume_from
         if folder is None:
             return 0
@@ -184,7 +186,7 @@ class Solo:
         return state["global_step"]
 
     def finish(self, num_steps: int) -> dict[str, float] | Exception:
-        """Save the adapter; the trial's metrics, or what ended it."""
+        """Save the adapter; returns the trial's metrics, or the error that ended it."""
         if self.is_running and self.check() and not self._is_finite():
             self.end(not_finite_at_end("the adapter", self._remedy))
         self.own(lambda: self._stack.save(self._index, self._output_dir))
@@ -198,7 +200,7 @@ class Solo:
         return bool(torch.isfinite(self._stack.values_KP[self._index]).all())
 
     def _transfer(self, window: Sequence[Step]) -> list[float]:
-        """Loss, norm and the metrics' tensors of each step, read at once."""
+        """Read the loss, norm and metrics of each step in one transfer."""
         values: list[torch.Tensor] = []
         for _, losses_K, norms_K, parts in window:
             values += (losses_K[self._index], norms_K[self._index])

@@ -1,7 +1,8 @@
-"""One trial: a grid point and tokenized pairs in, trained weights out (TRL's DPOTrainer).
+"""Trains one trial from a grid point and tokenized pairs (with TRL's DPOTrainer).
 
-The reference log-probabilities come with the pairs, so no reference model is in memory and no trial
-tokenizes anything. The trial is handed `report` and `publish`; it knows no Ray, W&B or store.
+The pairs contain token IDs and reference log-probabilities, so no reference model is loaded, and
+nothing is tokenized. The caller passes `report` and `publish`; this module does not use Ray, W&B
+or the store.
 """
 
 import logging
@@ -70,10 +71,10 @@ def train(
 ) -> dict[str, float]:
     """Train `model` on the pairs of the train split and save adapter or weights in `output_dir`.
 
-    `output_dir` gets only the final weights; checkpoints are handed to `hooks.publish`, which may
-    take their folder away. Returns train_seconds, steps, train_loss (mean over steps) and, on CUDA,
-    gpu_memory_gib (peak). Raises TrialError if a loss or gradient is not finite, at the next log
-    step (fp16 may skip steps, but not all), OutOfMemory, and StopRequested if it ended early.
+    `output_dir` only gets the final weights; checkpoints are passed to `hooks.publish`, which may
+    move their folder. Returns train_seconds, steps, train_loss (mean over steps) and, on CUDA,
+    gpu_memory_gib (peak). Raises TrialError at the next log step after a loss or gradient that is
+    not finite (fp16 may skip steps, but not all), OutOfMemory, and StopRequested if it ended early.
     """
     if _runs_as_group(spec, model, hooks.resume_from):
         from prefsweep.workers.fused import UnfusableError, train_group  # which imports this module
@@ -81,7 +82,7 @@ def train(
         try:
             (outcome,) = train_group([trial], spec, model, tokenizer, pairs, [output_dir], [hooks])
         except UnfusableError:
-            pass  # it has been logged; TRL's trainer runs it
+            pass  # the reason has been logged; TRL's trainer trains it
         else:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -133,10 +134,10 @@ def train(
 
 
 def _runs_as_group(spec: TrainingSpec, model: PreTrainedModel, resume_from: Path | None) -> bool:
-    """Whether a trial is run as a group of one, which takes half the launches.
+    """Whether a trial is run as a group of one, which needs half the launches.
 
-    On the CPU in fp32 it is not, so that its numbers stay what they are to the last bit; a resumed
-    one is run as its checkpoint was.
+    On the CPU in fp32 it is not, so that its numbers do not change by a bit. A resumed trial is run
+    in the same way as its checkpoint was.
     """
     if resume_from is not None:
         return is_of_group(resume_from)
@@ -145,7 +146,7 @@ def _runs_as_group(spec: TrainingSpec, model: PreTrainedModel, resume_from: Path
 
 
 class PreparedDPOTrainer(DPOTrainer):
-    """TRL's trainer on columns that are already tokenized and have their reference sums.
+    """TRL's trainer for columns that are already tokenized and have reference sums.
 
     Batches are run packed, in the order of `training.order`. It replaces private methods of TRL
     1.16 (tests compare with the stock trainer). Nothing is read from the device between two log
@@ -154,21 +155,21 @@ class PreparedDPOTrainer(DPOTrainer):
     """
 
     trial: TrialSpec
-    """Whose loss is computed."""
+    """The trial whose loss is computed."""
     spec: TrainingSpec
-    """Whose order is taken."""
+    """The training section, with the order of batches."""
     packing = False
     """Whether batches are run packed."""
     remedy = ""
-    """What to change where a loss or gradient is not finite."""
+    """What to change if a loss or gradient is not finite."""
     num_skipped = 0
-    """Steps that fp16's loss scaling has skipped."""
+    """Number of steps that fp16's loss scaling has skipped."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._share = 1.0
         self._unchecked: list[tuple[int, str, Any]] = []
-        """Step, what, value: losses and gradient norms that nobody has looked at."""
+        """(step, name, value) of losses and gradient norms that have not been checked yet."""
         self.window = LogWindow(self)
         self.add_callback(self.window)
         add_packed_head(base_model(self.model))
@@ -214,8 +215,8 @@ class PreparedDPOTrainer(DPOTrainer):
         )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """One batch, forward and backward; a cut one in parts, each weighted by its share of the
-        pairs, in the loss and in the metrics."""
+        """Forward and backward pass of one batch. A split batch runs in parts, each weighted by its
+        share of the pairs, in the loss and in the metrics."""
         parts = inputs.get(MICRO_BATCHES)
         if parts is None:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -250,7 +251,7 @@ class PreparedDPOTrainer(DPOTrainer):
                 raise not_finite_in_step(what, value, step, self.remedy)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Reads the metrics of the window from the device."""
+        """Read the window's metrics from the device, then log them."""
         metrics = self._metrics["train"]
         metrics.update(read_metrics(metrics))
         super().log(logs, start_time)
@@ -258,15 +259,15 @@ class PreparedDPOTrainer(DPOTrainer):
     def _scaler_skips(self) -> bool:
         """Whether fp16's loss scaling skips a step whose gradient is not finite.
 
-        It begins with a scale that is too large for many models, and halves it until the gradient
-        fits; without any scale left, the gradient itself is what is not finite.
+        The initial scale is too large for many models, and is halved until the gradient is finite.
+        At the smallest scale, the gradient itself is not finite.
         """
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         outcome = super()._init_training_state(max_steps, *args, **kwargs)
-        # a checkpoint brings the logging_steps it was made with; those of the spec hold
+        # a checkpoint contains the logging_steps it was made with; use the spec's instead
         self.state.compute_steps(self.args, max_steps)
         return outcome
 
@@ -280,7 +281,7 @@ def _packs(model: PreTrainedModel | PeftModel, pairs: Sequence[TokenizedPair]) -
     """Whether batches are run packed. If not, a line in the log says why."""
     if has_auxiliary_loss(base_model(model)):
         name = type(base_model(model)).__name__
-        log.info("%s: its auxiliary loss is over padded rows; it is trained unpacked", name)
+        log.info("%s: its auxiliary loss needs padded rows; it is trained unpacked", name)
         return False
     return packs_exactly(model, some_sequences(pairs))
 
@@ -293,7 +294,7 @@ def _fit(
             resume_from_checkpoint=None if resume_from is None else str(resume_from)
         )
     except TrialError:
-        trainer.check_finite()  # what was not finite before is why
+        trainer.check_finite()  # an earlier value that is not finite is the reason
         raise
     except Exception as error:
         if not is_out_of_memory(error):
@@ -316,13 +317,13 @@ def _check_finite(model: torch.nn.Module, remedy: str) -> None:
 def training_arguments(
     trial: TrialSpec, spec: TrainingSpec, computing: Precision, work_dir: Path
 ) -> DPOConfig:
-    """A trial as TRL's and transformers' arguments."""
+    """The arguments of TRL and transformers for a trial."""
     return DPOConfig(
         output_dir=str(work_dir),
         learning_rate=trial.learning_rate,
         num_train_epochs=spec.num_train_epochs,
         max_steps=spec.max_steps or -1,
-        per_device_train_batch_size=batch_size(spec),  # BatchCollator cuts it
+        per_device_train_batch_size=batch_size(spec),  # BatchCollator splits it
         optim=spec.optim,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
@@ -335,12 +336,12 @@ def training_arguments(
         seed=trial.seed,
         logging_steps=spec.logging_steps,
         logging_nan_inf_filter=False,
-        save_strategy="no",  # HooksCallback says when
+        save_strategy="no",  # HooksCallback decides when
         max_length=None,  # the columns are cut already
         precompute_ref_log_probs=True,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False,  # prompt_id and the pairs of a prompt are ours
+        remove_unused_columns=False,  # prompt_id and the pairs of a prompt are needed
         report_to="none",
         disable_tqdm=True,
         **trl_arguments(trial),

@@ -35,7 +35,9 @@ from prefsweep.orchestrator.commands.options import (
     errored_trials,
     exclusive,
 )
+from prefsweep.orchestrator.commands.report import report
 from prefsweep.orchestrator.commands.run import RunOptions, run_with_view
+from prefsweep.orchestrator.commands.show import logs, show
 from prefsweep.orchestrator.commands.submit import submit
 from prefsweep.orchestrator.display.terminal import Terminal, console, errors, escaped, guard, say
 from prefsweep.orchestrator.state.hints import DEFAULT_STORAGE
@@ -127,7 +129,7 @@ def resume(
     run_with_view(sweep, options)
 
 
-for command in (init, submit, explain, schema, gc):
+for command in (init, submit, report, show, logs, explain, schema, gc):
     app.command()(command)
 
 
@@ -194,17 +196,6 @@ def stop(
     say(f"stop requested: {holder}")
     if wait:
         say(wait_for_end(store, name, holder))
-
-
-@app.command()
-def report(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
-    """Write the report of a sweep, also of an unfinished one."""
-    from prefsweep.orchestrator.report.publish import publish_report, report_path
-    from prefsweep.orchestrator.state.sweep import open_sweep
-
-    sweep = open_sweep(name, storage)
-    publish_report(sweep)
-    say(sweep.store.display(report_path(sweep)))
 
 
 @app.command()

@@ -62,9 +62,9 @@ def init(
 ) -> None:
     """Write a first spec from your data: small, commented and valid.
 
-    On a terminal it asks for what no option gives. It never overwrites a file.
+    On a terminal, it asks for missing options. It never overwrites a file.
     """
-    from prefsweep.orchestrator.planning.first_spec import FirstSweep, told, write_spec
+    from prefsweep.orchestrator.planning.first_spec import FirstSweep, described, write_spec
     from prefsweep.sweeps.load import parse_spec
 
     _require_free(to)
@@ -75,7 +75,7 @@ def init(
     found = None
     if data:
         found = _inspected(_source(data, config, split), columns, policy, chat)
-        say(f"{data}: {told(found)}")
+        say(f"{data}: {described(found)}")
         for line in found.said:
             say(f"note: {line}")
     section = _reward(reward, found, label, is_chat=found is not None and found.chat)
@@ -132,8 +132,7 @@ _SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow",
 def _inspected(
     source: dict[str, str], columns: dict[str, str], policy: str, chat: bool | None
 ) -> "Found":
-    """What the data is, read for a chat policy where the policy has a chat template or the data
-    needs one."""
+    """Inspect the data, for a chat policy if the policy is one or the data needs one."""
     from prefsweep.workers.inspection import has_chat_template, inspect
 
     found = inspect(source, columns, chat=chat)
@@ -152,7 +151,7 @@ def _inspected(
 def _reward(
     reward: str | None, found: "Found | None", label: str, *, is_chat: bool
 ) -> dict[str, Any] | None:
-    """The reward section. Raises UsageError where one is needed and none given."""
+    """The reward section. Raises UsageError if one is needed and not given."""
     is_needed = found is None or found.stage in ("prompts", "completions")
     if reward is None:
         question = "Reward (rewards.py:function, vader, a classifier's hub id"
@@ -175,13 +174,13 @@ def _reward(
 
 
 def _name(data: str | None) -> str:
-    """A sweep's name from the data's."""
+    """A sweep name made from the data's name."""
     stem = Path(data.rstrip("/")).name.partition(".")[0] if data else "first"
     return _NOT_IN_NAMES.sub("-", stem).strip("-._")[:64] or "sweep"
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the spec, and beside it the schema that its first line names, where there is none."""
+    """Write the spec, and the schema in its first line into the same folder if missing."""
     from prefsweep.sweeps.schema import SCHEMA_FILE
 
     try:

@@ -7,13 +7,17 @@ and tests. Both give the same results: no result depends on who computed it.
 import logging
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefsweep.orchestrator.execution.grouping import ALONE, Grouping, make_groups
+from prefsweep.orchestrator.execution.grouping import (
+    Grouping,
+    largest_set,
+    make_groups,
+    size_that_pays,
+)
 from prefsweep.orchestrator.execution.hosts import Hosts
 from prefsweep.orchestrator.execution.membership import Members, members_of
 from prefsweep.orchestrator.execution.node_watch import LOCAL_S
@@ -29,7 +33,6 @@ from prefsweep.orchestrator.execution.ray_session import attach_ray, start_ray
 from prefsweep.orchestrator.execution.scheduler import run_shards, run_tasks, stage_pool
 from prefsweep.orchestrator.execution.sizing import (
     cpu_memory,
-    group_size,
     policy_size,
     reserved_memory,
     trial_share,
@@ -44,8 +47,6 @@ from prefsweep.orchestrator.tasks.shards import ShardStage, is_missing, run_shar
 from prefsweep.orchestrator.tasks.stages import Task
 from prefsweep.orchestrator.tasks.trial_group import run_group
 from prefsweep.orchestrator.tasks.worker import set_up_worker
-from prefsweep.sweeps.fusing import fusing_key, why_not_fused
-from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.runtime import RetriesSpec
 from prefsweep.sweeps.spec import ResourcesSpec
 
@@ -57,23 +58,23 @@ log = logging.getLogger(__name__)
 GPU_TASKS = frozenset({"policy", "reward", "untrained"})
 """Tasks that train or run a model."""
 STAGES_ON_WORKERS = ("completions", "scores", "reference", "trials")
-"""Stages for whose workers there has to be room."""
+"""Stages whose workers must fit on the cluster."""
 
 
 class Cluster(Protocol):
-    """What the pipeline asks of the place where work runs."""
+    """The interface that the pipeline uses to run work."""
 
     def run_tasks(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
-        """Run tasks side by side; raises what the first of them raised.
+        """Run tasks in parallel; raises the error of the first one that fails.
 
-        Returns prompts that end whoever takes them, by task; such a task is not done.
+        Returns prompts that kill every worker, by task; such a task is not finished.
         """
         ...
 
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
-        """Send every shard through the stages in order, each as soon as the one before is done.
+        """Run every shard through the stages, each stage as soon as the previous one is finished.
 
-        Returns prompts that end whoever takes them, by stage; their shards are not made.
+        Returns prompts that kill every worker, by stage; their shards are not finished.
         """
         ...
 
@@ -82,12 +83,12 @@ class Cluster(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what was taken."""
+        """Release all resources."""
         ...
 
 
 def open_cluster(sweep: Sweep, *, address: str | None, inline: bool) -> Cluster:
-    """This process; or the Ray cluster at `address` (by default RAY_ADDRESS), or a Ray of our own.
+    """This process (`inline`), the Ray cluster at `address` or RAY_ADDRESS, or else a local Ray.
 
     Raises ClusterError.
     """
@@ -101,7 +102,7 @@ def open_cluster(sweep: Sweep, *, address: str | None, inline: bool) -> Cluster:
 
 
 def attach(sweep: Sweep, address: str) -> "RayCluster":
-    """The cluster at `address`, its nodes looked at and this disk's files put where they reach.
+    """Attach to the cluster at `address`: check its nodes, and store local inputs for its workers.
 
     Raises ClusterError.
     """
@@ -109,7 +110,7 @@ def attach(sweep: Sweep, address: str) -> "RayCluster":
     try:
         check_cluster(sweep.store)
         for field in store_inputs(sweep.store, sweep.spec, sweep.inputs):
-            log.info("%s: in the store, for workers on other machines", field)
+            log.info("%s: read from the store by the workers", field)
         return RayCluster(
             resources_of(sweep.spec),
             attached=ray,
@@ -123,7 +124,7 @@ def attach(sweep: Sweep, address: str) -> "RayCluster":
 
 
 class InlineCluster:
-    """Everything in this process, one after the other. No Ray."""
+    """Runs everything in this process, one step after another, without Ray."""
 
     def __init__(self, resources: ResourcesSpec) -> None:
         self._threads = resources.threads_per_worker
@@ -150,8 +151,7 @@ class InlineCluster:
 
     def run_trials(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         set_up_worker(self._threads)
-        cache, fuse = WorkerCache(sweep), sweep.spec.training.fuse
-        grouping = Grouping(fuse) if isinstance(fuse, int) else ALONE
+        cache, grouping = WorkerCache(sweep), Grouping(self._largest(sweep, trials))
         for group in make_groups(sweep, trials, grouping):
             if stop_requested(sweep.store, sweep.spec.name):
                 return
@@ -159,6 +159,18 @@ class InlineCluster:
 
     def close(self) -> None:
         pass
+
+    def _largest(self, sweep: Sweep, trials: Sequence[Trial]) -> int:
+        from prefsweep.workers.models import device
+
+        fuse, alike = sweep.spec.training.fuse, largest_set(sweep, trials)
+        if isinstance(fuse, int):
+            return fuse
+        if fuse == "off" or len(alike) < 2 or device().type != "cuda":
+            return 1
+        probe = ProbeGroups(sweep, alike, str(device()))
+        probe.run()
+        return size_that_pays(probe, 1.0)
 
 
 class RayCluster:
@@ -180,7 +192,7 @@ class RayCluster:
         self._resources, self._members = resources, members
         self._probe, self._group_probe = probe, group_probe
         self._ray = attached or start_ray(resources.threads_per_worker, num_cpus, num_gpus)
-        # by the time there are trials, Tune (seconds to import) is there
+        # Tune takes seconds to import; it is loaded before the trials start
         threading.Thread(target=import_module, args=["ray.tune"], daemon=True).start()
         kept_off = frozenset[str]() if members is None else members.kept_off
         self._placement = Placement(resources, lambda: ray_nodes(kept_off))
@@ -188,7 +200,7 @@ class RayCluster:
         try:
             with self._demand.of(list(STAGES_ON_WORKERS), 1):
                 self._placement.require(STAGES_ON_WORKERS, should_stop)
-        except BaseException:  # who is refused has no cluster to close
+        except BaseException:  # the caller gets no cluster to close
             self.close()
             raise
         self._hosts = Hosts(
@@ -209,7 +221,7 @@ class RayCluster:
     def run_shards(self, stages: Sequence[ShardStage], num_shards: int) -> dict[str, list[str]]:
         names = [stage.name for stage in stages]
 
-        def size(position: int) -> int:  # asked again and again: nodes may join
+        def size(position: int) -> int:  # called repeatedly, because nodes may join
             return self._placement.pool_sizes(names, num_shards)[position]
 
         pools = [
@@ -248,33 +260,23 @@ class RayCluster:
         return self._gpus_per_trial(sweep, trials[0]), 1
 
     def _probed_size(self, sweep: Sweep, trials: Sequence[Trial], gpus: float) -> int:
-        """The size of group that a probe on a GPU says pays; 1 without GPUs."""
-        spec, alike = sweep.spec, defaultdict[object, list[TrialSpec]](list)
-        for trial in trials:
-            alike[fusing_key(trial.spec)].append(trial.spec)
-        most = max(alike.values(), key=len)
-        why_not = why_not_fused(spec.training, spec.policy.dtype)
-        if not gpus or why_not is not None or len(most) < 2 or len(kinds := gpu_types()) > 1:
+        """The size of group that a probe on a GPU finds to pay; 1 without GPUs."""
+        alike = largest_set(sweep, trials)
+        if not gpus or len(alike) < 2 or len(kinds := gpu_types()) > 1:
             return 1
-        probe = self._group_probe(sweep, tuple(most), "+".join(kinds))
-        should_stop = polled_stop(sweep.store, spec.name)
+        probe = self._group_probe(sweep, alike, "+".join(kinds))
+        should_stop = polled_stop(sweep.store, sweep.spec.name)
         run_tasks([probe], self._hosts, {probe.name: gpus}, should_stop)
-        if should_stop():
-            return 1
-        found, free = probe.found()
-        size = group_size(found, free * min(1.0, gpus))
-        paces = ", ".join(f"{step.size}: {step.pace:.3g}" for step in found)
-        log.info("training.fuse: groups of up to %d (trial-steps a second of %s)", size, paces)
-        return size
+        return 1 if should_stop() else size_that_pays(probe, gpus)
 
     def _gpus_per_trial(self, sweep: Sweep, trial: Trial) -> float:
-        """The spec's share of a GPU, or for `auto` what a probe on one says."""
+        """The spec's share of a GPU, or for `auto` the share that a probe finds."""
         whole = self._placement.share("trials")
         if self._resources.gpus_per_trial != "auto" or not whole:
             return whole
-        if len(kinds := gpu_types()) > 1:  # a probe would tell of one of them
-            told = "gpus_per_trial: %g, for there are several kinds of GPU (%s); set it to share"
-            log.info(told, whole, ", ".join(kinds))
+        if len(kinds := gpu_types()) > 1:  # a probe would only measure one of them
+            note = "gpus_per_trial: %g, because the GPUs differ (%s); set it to share a GPU"
+            log.info(note, whole, ", ".join(kinds))
             return whole
         probe = self._probe(sweep, trial.spec, "+".join(kinds))
         should_stop = polled_stop(sweep.store, sweep.spec.name)

@@ -1,7 +1,7 @@
-"""A job that was submitted: its log as it comes, and its end.
+"""A submitted job: follows its log and waits for its end.
 
-The connection to the dashboard may be lost, which the job does not notice: what is asked is asked
-again for a while, and a log goes on where it broke off.
+The connection to the dashboard may be lost, which does not affect the job. Requests are retried for
+a while, and the log continues after the last line that was printed.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 PATIENCE_S = 60.0
-"""How long a dashboard may be out of reach while a job is waited for."""
+"""How long the dashboard may be unreachable while waiting for a job."""
 FAILED = 1
-"""Exit code for a job that ended without one of its own."""
+"""Exit code for a job that ended without an exit code."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Job:
     job_id: str
 
     def exit_code(self) -> int:
-        """Wait for the end; the exit code of `prefsweep run` there. Raises ClusterError."""
+        """Wait until the job ends; returns the exit code of its `prefsweep run`. Raises
+        ClusterError."""
         from ray.job_submission import JobStatus
 
         info = self._info()
@@ -46,17 +47,17 @@ class Job:
             return INTERRUPTED
         if info.driver_exit_code is None:
             raise ClusterError(f"job {self.job_id}: {info.message}")
-        # a driver that a signal ended has a negative code
+        # a driver that was ended by a signal has a negative code
         return info.driver_exit_code if info.driver_exit_code > 0 else FAILED
 
     def follow(self, write: Callable[[str], Any]) -> None:
-        """Pass on what the job prints until it ends, each line once. Raises ClusterError."""
+        """Print the job's log until it ends, each line once. Raises ClusterError."""
         num_written, has_ended, lost_at = 0, False, -1
 
         async def pass_on() -> None:
             nonlocal num_written
             num_read = 0
-            async for lines in self.client.tail_job_logs(self.job_id):  # always from the beginning
+            async for lines in self.client.tail_job_logs(self.job_id):  # from the first line
                 new = lines[max(0, num_written - num_read) :]
                 num_read += len(lines)
                 if new:
@@ -67,17 +68,17 @@ class Job:
             try:
                 return asyncio.run(pass_on())
             except _lost_connection() as error:
-                if has_ended:  # its log cannot be had, its exit code can
+                if has_ended:  # only its log is lost, not its exit code
                     log.warning("the rest of the log of job %s is lost: %s", self.job_id, error)
                     return
-                if lost_at < num_written:  # told once, not at every try
-                    log.warning("the log of job %s breaks off (%s); trying on", self.job_id, error)
+                if lost_at < num_written:  # logged once, not at every retry
+                    log.warning("the log of job %s broke off (%s); retrying", self.job_id, error)
                     lost_at = num_written
                 has_ended = self._info().status.is_terminal()
                 time.sleep(POLL_S)
 
     def _info(self) -> "JobDetails":
-        """How the job stands; a dashboard that is out of reach is waited for, not for ever."""
+        """The job's status. If the dashboard is unreachable, this retries for PATIENCE_S."""
         deadline_s = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -86,13 +87,13 @@ class Job:
                 if time.monotonic() >= deadline_s:
                     raise ClusterError(
                         f"job {self.job_id}: for {PATIENCE_S:g} s its dashboard has not answered "
-                        f"({error}); it may go on, which `prefsweep status` tells"
+                        f"({error}); it may still be running, see `prefsweep status`"
                     ) from None
                 time.sleep(POLL_S)
 
 
 def _lost_connection() -> tuple[type[Exception], ...]:
-    """What Ray's client raises where the dashboard, or the way to it, is away."""
+    """The errors that Ray's client raises if the dashboard cannot be reached."""
     from aiohttp import ClientError
     from ray.exceptions import RayError
 

@@ -1,7 +1,8 @@
-"""`submit`: a sweep as a Ray job, with our code, the spec and its local files, from anywhere.
+"""`submit`: runs a sweep as a Ray job, with prefsweep's code, the spec and its local files.
 
-The job is `prefsweep run` on the cluster's head. Its working folder is what travels: nothing of
-ours has to be installed there. The store is named, never sent; secrets are the nodes' own.
+The job is `prefsweep run` on the cluster's head. Its working folder contains all that is sent, so
+prefsweep need not be installed there. The store is only named, not sent, and secrets come from the
+nodes' own environment.
 """
 
 import json
@@ -41,20 +42,20 @@ def submit(
 ) -> Job:
     """Send a sweep to the cluster whose dashboard is at `address`, to run with `arguments`.
 
-    What of the user's files goes with it is told, a line each.
+    Prints a line for each of the user's files and folders that is sent.
 
     Raises UsageError for a relative storage or one with credentials in it, and ClusterError.
     """
     refuse_credentials(storage)
     if "://" not in storage and not Path(storage).is_absolute():
         raise UsageError(
-            f"--storage {storage} is relative to a folder that the cluster does not know; give a "
+            f"--storage {storage} is a relative path, which the cluster cannot resolve; use a "
             "URI such as s3://bucket/prefix, or the full path of a folder that all nodes share"
         )
     if not address.startswith(("http://", "https://")):
         raise UsageError(
-            f"--address {address} is no URL; submit needs the address of the cluster's dashboard, "
-            "http://HEAD:8265"
+            f"--address {address} is not a URL; submit needs the address of the cluster's "
+            "dashboard, http://HEAD:8265"
         )
     _look_for_inputs(spec)
     command = ["python", "-m", "prefsweep.orchestrator.commands.cli", "run", SPEC_FILE]
@@ -64,7 +65,7 @@ def submit(
         document, files = _sent_spec(spec, folder)
         (folder / SPEC_FILE).write_text(document, encoding="utf-8")
         for line in (*sent, *files):
-            tell(f"sent along: {line}")
+            tell(f"sent with the job: {line}")
         settings = worker_environment(spec.resources.threads_per_worker, os.environ)
         settings[COMMAND_VARIABLE] = typed_command(sys.argv, os.environ)
         client = _client(address)
@@ -80,18 +81,18 @@ def submit(
         except (OSError, RuntimeError, ValueError, RayError) as error:
             remedy = ""
             if "exceeds" in str(error):
-                remedy = ". Large models do not travel with a job: name one of a hub or shared disk"
-            message = f"--address {address}: the job was not taken: {error}{remedy}"
+                remedy = ". Models this large cannot be sent: use one on the hub or a shared disk"
+            message = f"--address {address}: the job was not accepted: {error}{remedy}"
             raise ClusterError(message) from None
     return Job(client, job_id)
 
 
 def _look_for_inputs(spec: SweepSpec) -> None:
-    """Warn of paths that are not here; raise UsageError for those that can be nowhere else."""
+    """Warn of absolute paths that do not exist here; raise UsageError for relative ones."""
     for field, path in absent_inputs(spec).items():
         if not path.startswith(("/", "~")):
-            raise UsageError(f"{field}={path}: there is no such file or folder to send along")
-        log.warning("%s=%s is not on this machine: the cluster has to have it", field, path)
+            raise UsageError(f"{field}={path}: there is no such file or folder to send")
+        log.warning("%s=%s is not on this machine; it must exist on the cluster", field, path)
 
 
 def _client(address: str) -> "JobSubmissionClient":
@@ -100,7 +101,7 @@ def _client(address: str) -> "JobSubmissionClient":
         from ray.job_submission import JobSubmissionClient
     except ImportError:
         raise UsageError(_NO_CLIENT) from None
-    logging.getLogger("ray").setLevel(logging.WARNING)  # not every upload and closed connection
+    logging.getLogger("ray").setLevel(logging.WARNING)  # do not log uploads and closed connections
     try:
         try:
             return JobSubmissionClient(address)
@@ -116,20 +117,20 @@ def _client(address: str) -> "JobSubmissionClient":
         raise ClusterError(f"--address {address}: {error}") from None
     except (OSError, ValueError, RayError) as error:
         raise ClusterError(
-            f"--address {address}: no Ray dashboard answers there ({error}); it is the address of "
+            f"--address {address}: no Ray dashboard answers there ({error}); use the address of "
             "the dashboard, http://HEAD:8265"
         ) from None
 
 
 def _sent_spec(spec: SweepSpec, folder: Path) -> tuple[str, list[str]]:
-    """The spec as JSON, with its local files copied into `folder` and named by where they lie; and
-    what was copied, a line each."""
-    places, told = dict[str, str](), list[str]()
+    """Copy the spec's local files into `folder`. Returns the spec as JSON with their new paths, and
+    a line for each file or folder."""
+    places, copied = dict[str, str](), list[str]()
     for field, path in local_inputs(spec).items():
         place = f"files/{field}/{path.name}"
-        told.append(f"{field}: {copy(path, folder / place)}")
+        copied.append(f"{field}: {copy(path, folder / place)}")
         places[field] = f"./{place}"
-    return json.dumps(with_inputs(spec, places).model_dump(mode="json")), told
+    return json.dumps(with_inputs(spec, places).model_dump(mode="json")), copied
 
 
 def _shell(command: list[str]) -> str:

@@ -73,7 +73,7 @@ class Members:
             return f"node {name} has other versions than the driver: {different}. {REMEDY}"
         try:
             holder = read_holder(self.store, self.sweep)
-            unseen = "what the driver wrote there cannot be seen on it"
+            unseen = "it does not see a file that the driver wrote there"
             wrong = "" if holder is not None and holder.token == self.token else unseen
         except StoreError as error:
             wrong = str(error)

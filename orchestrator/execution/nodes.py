@@ -1,8 +1,8 @@
-"""The nodes of a cluster: their versions and GPUs, and whether the store is within their reach.
+"""The nodes of a cluster: their versions and GPUs, and whether they can reach the store.
 
-`check_cluster` looks before work starts, `prefsweep doctor` (survey.py) whenever it is asked, and
-every worker at the node it is on (membership.py), which may have joined later. What is wrong is
-told with the node's name and what to do; nothing is mended.
+`check_cluster` checks all nodes before work starts, `prefsweep doctor` (survey.py) on request, and
+each worker its own node (membership.py), which may have joined later. Problems are reported with
+the node's name and the remedy.
 """
 
 import platform
@@ -17,9 +17,9 @@ from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import ClusterError, SweepError
 
 PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "datasets", "pyarrow", "pydantic")
-"""Those on whose versions results, or what is sent between processes, depend."""
+"""Packages whose versions affect results, or objects that are sent between processes."""
 TIMEOUT_S = 180.0
-"""Longest that nodes may take to start a worker and answer."""
+"""Maximum time for nodes to start a worker and answer."""
 REMEDY = (
     "Install the same ones on every node (one image, or constraints.txt), or start the sweep in "
     "the cluster's own environment (prefsweep submit)"
@@ -28,36 +28,36 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Node:
-    """One node, as it was found; texts that are "" mean that nothing is wrong."""
+    """One node and what was found there; an empty text means no problem."""
 
     node_id: str
     name: str
-    """Its address, and its host name where that is another word."""
+    """Its address, and its host name if that differs."""
     cpus: float = 0.0
-    """Without any, nothing of ours runs there, and nothing else is known of it."""
+    """A node without CPUs runs no work of prefsweep and is not asked anything."""
     gpus: float = 0.0
     memory_gib: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Of Python and of PACKAGES, those it has."""
+    """Versions of Python and of those PACKAGES that it has."""
     gpu_names: Sequence[str] = ()
     storage_error: str = ""
     error: str = ""
-    """Why nothing can run there."""
+    """Why no work can run there."""
 
     @property
     def differences(self) -> str:
-        """Its versions that are not this process's, in words."""
+        """Describes its versions that differ from this process's."""
         return version_differences(own_versions(), self.versions) if self.versions else ""
 
 
 def check_cluster(store: Store) -> None:
-    """Raises ClusterError for nodes that differ from this process or do not reach the store."""
+    """Raises ClusterError for nodes that differ from this process or cannot reach the store."""
     nodes = look_at_nodes(store, TIMEOUT_S)
     lines = [f"  {node.name}: {node.differences}" for node in nodes if node.differences]
     if lines:
-        told = "\n".join(lines)
+        differing = "\n".join(lines)
         raise ClusterError(
-            f"nodes of the cluster have other versions than this driver:\n{told}\n{REMEDY}"
+            f"nodes of the cluster have other versions than this driver:\n{differing}\n{REMEDY}"
         )
     for node in nodes:
         if node.error:
@@ -67,7 +67,7 @@ def check_cluster(store: Store) -> None:
 
 
 def look_at_nodes(store: Store, timeout_s: float) -> list[Node]:
-    """All nodes of the cluster that this process is attached to, each asked once, by name."""
+    """Ask all nodes of the cluster that this process is attached to; returns them by name."""
     token = uuid.uuid4().hex
     folder = store.artifact("preflight", token)
     store.write(f"{folder}/driver", token.encode())
@@ -92,7 +92,7 @@ def own_versions() -> dict[str, str]:
 
 
 def version_differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
-    """What differs, in words; builds of one version (+cpu, +cu130) and patches of Python do not."""
+    """Describes differing versions, ignoring builds (+cpu, +cu130) and patch versions of Python."""
     found: list[str] = []
     for name, version in ours.items():
         other = theirs.get(name)
@@ -104,22 +104,23 @@ def version_differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> s
 
 
 def storage_refusal(store: Store, name: str, wrong: str) -> tuple[str, str]:
-    """What is said of a node that does not reach the store, and what to do."""
+    """The message for a node that cannot reach the store, and the remedy."""
     remedy = (
         "its credentials come from each node's own environment or role (AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY where Ray is started)"
     )
     if store.is_local:
-        remedy = "give a folder that all nodes share, or a store of its own such as s3://"
+        remedy = "use a folder that all nodes share, or an object store such as s3://"
     return f"--storage {store.uri} does not work on node {name}: {wrong}", remedy
 
 
 def answer_through(uri: str, folder: str, token: str, name: str) -> str:
-    """On a node: find what the driver wrote, and answer beside it. Returns what went wrong."""
+    """On a node: read the driver's file in the store and write an answer beside it. Returns the
+    problem, or ""."""
     try:
         store = Store(uri)
         if store.read(f"{folder}/driver") != token.encode():
-            return "what the driver wrote there cannot be seen on it"
+            return "it does not see a file that the driver wrote there"
         store.write(f"{folder}/{name}", token.encode())
     except SweepError as error:
         return str(error)
@@ -127,7 +128,7 @@ def answer_through(uri: str, folder: str, token: str, name: str) -> str:
 
 
 def node_name(address: str, host: str) -> str:
-    """What a node is called to the user."""
+    """The name of a node in messages."""
     return address if host in ("", address) else f"{address} ({host})"
 
 
@@ -145,7 +146,7 @@ def _nodes() -> list[Node]:
 
 
 def _ask(node: Node, *storage: str) -> Any:
-    """Have a node answer; gives a Ray reference, or None for one that takes no work."""
+    """Ask a node; returns a Ray reference to the answer, or None for a node without CPUs."""
     if not node.cpus:
         return None
     import ray
@@ -172,7 +173,7 @@ def _ask(node: Node, *storage: str) -> Any:
         try:
             from prefsweep.orchestrator.execution.nodes import answer_through
         except ImportError as error:
-            return found | {"error": f"it cannot run our code: {error}"}
+            return found | {"error": f"it cannot run prefsweep's code: {error}"}
         return found | {"storage_error": answer_through(*storage)}
 
     here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
@@ -191,18 +192,18 @@ def _answered(node: Node, reference: Any, timeout_s: float) -> Node:
         return replace(node, **answer)
     except GetTimeoutError:
         logs = "see its Ray logs (/tmp/ray/session_latest/logs there)"
-        return replace(node, error=f"it started no worker within the time it had; {logs}")
+        return replace(node, error=f"it started no worker within the time limit; {logs}")
     except RayError as error:
-        return replace(node, error=f"it cannot run our code: {str(error).strip()}")
+        return replace(node, error=f"it cannot run prefsweep's code: {str(error).strip()}")
 
 
 def _seen_from_here(node: Node, store: Store, folder: str, token: str) -> Node:
-    """The node, with an error if it has answered where this process does not see it."""
+    """The node, with an error if this process cannot see the answer that it wrote."""
     if not node.versions or node.error or node.storage_error:
         return node
     if store.read(f"{folder}/{node.node_id}") == token.encode():
         return node
-    return replace(node, storage_error="what it writes there cannot be seen here")
+    return replace(node, storage_error="the driver does not see a file that it wrote there")
 
 
 def _compared(name: str, version: str) -> str:

@@ -1,7 +1,7 @@
-"""What travels to a cluster: our packages and the user's module, as a folder to be imported from.
+"""Builds the folder of code that is sent to a cluster: prefsweep's packages and the user's module.
 
-Editable installs keep the packages outside `prefsweep/`; in the folder they lie as they are
-imported, so that workers need our dependencies but neither a checkout nor prefsweep itself.
+Editable installs have the packages outside `prefsweep/`. The folder has them as they are imported,
+so workers need prefsweep's dependencies, but neither a checkout nor prefsweep itself.
 """
 
 import shutil
@@ -21,37 +21,37 @@ DISTRIBUTION = "prefsweep"
 
 
 def build_package(folder: Path, spec: SweepSpec | None) -> list[str]:
-    """Fill `folder` with all that has to be importable where a sweep, or nothing (None), runs.
+    """Fill `folder` with prefsweep's code and, with a spec, the code that it needs.
 
-    Returns what of the user's own is in it, a line each.
+    Returns a line for each file or folder of the user that it contains.
     """
     for name in PACKAGES:
         source = Path(str(import_module(f"prefsweep.{name}").__file__)).parent
         ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
         shutil.copytree(source, folder / "prefsweep" / name, ignore=ignore)
-    top = import_module("prefsweep").__file__  # None before an editable install is renewed
+    top = import_module("prefsweep").__file__  # None if an editable install is outdated
     for file in Path(top).parent.glob("*.py") if top else ():
         shutil.copyfile(file, folder / "prefsweep" / file.name)
     installed = metadata.distribution(DISTRIBUTION)
-    info = folder / f"{DISTRIBUTION}-{installed.version}.dist-info"  # tells the version
+    info = folder / f"{DISTRIBUTION}-{installed.version}.dist-info"  # has the version
     info.mkdir()
-    told = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""  # of a checkout
-    (info / "METADATA").write_text(told, encoding="utf-8")
+    text = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""  # of a checkout
+    (info / "METADATA").write_text(text, encoding="utf-8")
     if spec is None or not isinstance(spec.reward, CallableReward):
         return []
-    if function_file(spec.reward):  # travels as the other files that a spec names
+    if function_file(spec.reward):  # sent like the other files of a spec
         return []
     return _add_module(folder, spec.reward.function)
 
 
 def _add_module(folder: Path, function: str) -> list[str]:
-    """The top-level module or package of a user's function, unless it is installed like ours.
+    """The top-level module or package of a user's function, unless it is an installed package.
 
     Raises UsageError if there is no such function.
     """
     load_function(function)
     name = function.partition(":")[0].partition(".")[0]
-    if name in (DISTRIBUTION, *sys.stdlib_module_names):  # ours travels whole
+    if name in (DISTRIBUTION, *sys.stdlib_module_names):  # prefsweep is added completely
         return []
     own = [source for source in _sources(import_module(name)) if not _is_installed(source)]
     return [f"reward.function: {copy(source, folder / source.name)}" for source in own]

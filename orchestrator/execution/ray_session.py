@@ -1,8 +1,8 @@
-"""How this process gets a Ray: one of its own on this machine, or a cluster that is running.
+"""Starts a local Ray, or attaches to a running cluster.
 
-What reaches the workers of a cluster is a folder (package.py) and settings by name. No secret does:
-what lies in a runtime_env ends in files and dashboards, so HF_TOKEN, AWS keys and the like are set
-where the nodes are started.
+The workers of a cluster get a folder with code (package.py) and some environment variables, but no
+secrets: a runtime_env is written to files and shown in dashboards. HF_TOKEN, AWS keys and the like
+must be set where the nodes are started.
 """
 
 import logging
@@ -38,29 +38,29 @@ WORKER_ENV = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the spec are the driver's
 }
 FORWARDED = ("HF_", "TRANSFORMERS_", "WANDB_")
-"""Beginnings of the names of settings that workers get from the driver."""
+"""Prefixes of environment variables that workers get from the driver."""
 MAX_SOCKET_BYTES = 107
-"""Bytes of the path of a Unix socket."""
+"""Maximum length of the path of a Unix socket, bytes."""
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""What Ray adds to the temporary folder for the longest of its sockets (of the largest pid)."""
+"""The path of Ray's longest socket (with the largest pid), relative to its temporary folder."""
 CONNECT_TIMEOUT_S = 5.0
-"""Longest wait for a cluster's head to take a connection."""
+"""Maximum wait for a connection to a cluster's head."""
 ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""The only switch by which Ray gives a node the loopback address: it is meant for these systems,
-where others would have the firewall ask, and works on Linux as well."""
+"""The only setting with which Ray gives a node the loopback address. It is meant for Windows and
+macOS, to avoid firewall dialogs, and also works on Linux."""
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH")
 _PLACE = re.compile(r"_(HOME|CACHE|DIR|PATH|FILE)$")
 
 
 def start_ray(threads: int, num_cpus: int | None, num_gpus: int | None = None) -> ModuleType:
-    """A Ray on this machine that ends with this process; its workers inherit our environment.
+    """Start a Ray on this machine that ends with this process. Its workers inherit the environment.
 
-    Nobody else reaches it: it asks for a token of its own, and listens on the loopback address
-    (where this process has not imported Ray before, which reads that setting once).
+    Other users cannot use it: it requires a random token, and listens on the loopback address
+    (unless Ray was imported before, because Ray reads this setting only once).
     """
     with suppress(ClusterError):
-        token_place()  # a file that earlier versions of Ray left open to others
-    # inherited, not in a runtime_env: workers start a second sooner
+        token_place()  # makes a token file private that earlier versions of Ray left readable
+    # inherited instead of in a runtime_env: workers start a second faster
     settings = worker_environment(threads, {}) | short_temp_folder(os.environ) | private_token()
     if "ray" not in sys.modules:
         settings |= ON_LOOPBACK
@@ -71,7 +71,7 @@ def start_ray(threads: int, num_cpus: int | None, num_gpus: int | None = None) -
 
 
 def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
-    """Join the cluster at `address`, with what its workers need to run our code (and the spec's).
+    """Attach to the cluster at `address`, and send the code that its workers need.
 
     Raises ClusterError.
     """
@@ -86,7 +86,7 @@ def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
     use_token_if_asked(address)
     threads = 1 if spec is None else spec.resources.threads_per_worker
     environment = worker_environment(threads, os.environ)
-    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours takes the place of its
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, replace the job's runtime_env
     with scratch_folder(scratch_home()) as folder:
         for line in build_package(folder, spec):
             log.info("sent to the workers: %s", line)
@@ -95,9 +95,10 @@ def attach_ray(address: str, spec: SweepSpec | None) -> ModuleType:
 
 
 def short_temp_folder(environ: Mapping[str, str]) -> dict[str, str]:
-    """Where a Ray of our own keeps its sockets, if paths in the temporary folder are too long.
+    """The setting that moves a local Ray's sockets to /tmp, if the temporary folder's path is too
+    long; else empty.
 
-    Raises ClusterError where RAY_TMPDIR itself is too long.
+    Raises ClusterError if RAY_TMPDIR itself is too long.
     """
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in environ else "TMPDIR"
     folder = environ.get(name, "/tmp")
@@ -106,20 +107,20 @@ def short_temp_folder(environ: Mapping[str, str]) -> dict[str, str]:
     longest = MAX_SOCKET_BYTES - len(SOCKET)
     if name == "RAY_TMPDIR":
         raise ClusterError(
-            f"RAY_TMPDIR={folder} has {len(os.fsencode(folder))} bytes, but paths of Ray's sockets "
-            f"leave {longest}; set RAY_TMPDIR to a shorter folder, such as /tmp"
+            f"RAY_TMPDIR={folder} has {len(os.fsencode(folder))} bytes, but Ray's sockets allow "
+            f"at most {longest}; set RAY_TMPDIR to a shorter folder, such as /tmp"
         )
     log.warning("TMPDIR is longer than %d bytes; Ray keeps its sockets in /tmp/ray", longest)
     return {"RAY_TMPDIR": "/tmp"}
 
 
 def unreachable(address: str) -> tuple[str, str] | None:
-    """Why no Ray can be joined at `address`, and what to do; None where something answers, and for
-    auto. Ray itself would try for minutes."""
+    """Why `address` cannot be attached to, and the remedy; None if something answers, and for auto.
+    Ray itself would retry for minutes."""
     if address.startswith(("http://", "https://")):
         return (
             f"{address} is a dashboard, where `prefsweep submit` sends jobs",
-            "give the cluster's head (--address HOST:6379), or auto on a node of it",
+            "use the cluster's head (--address HOST:6379), or auto on one of its nodes",
         )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -134,8 +135,8 @@ def unreachable(address: str) -> tuple[str, str] | None:
 
 
 def worker_environment(threads: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of workers: ours, and of `environ` the settings that are neither secret nor
-    say where something lies on this machine."""
+    """The environment of workers: prefsweep's settings, and from `environ` those that are neither
+    secrets nor paths on this machine."""
     settings = {
         name: value
         for name, value in environ.items()
@@ -150,13 +151,13 @@ def worker_environment(threads: int, environ: Mapping[str, str]) -> dict[str, st
 def _init(
     address: str, runtime_env: dict[str, object] | None, own: Mapping[str, Any]
 ) -> ModuleType:
-    """Ray, joined at `address`; `own` is for a Ray that is started here ("local")."""
+    """Initialize Ray at `address`; `own` has arguments for a Ray that is started here ("local")."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # we say what is lost, and go on
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours to handle
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # prefsweep logs the errors
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # prefsweep handles Ctrl-C
     import ray
     from ray.exceptions import RayError
 
@@ -171,9 +172,9 @@ def _init(
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(_explained(address, str(error))) from None
-    except Exception as error:  # Ray's own, where a process of it ends while it starts
+    except Exception as error:  # raised by Ray if one of its processes ends while it starts
         raise StageError(
-            f"{_explained(address, str(error))} Look what ended it (`dmesg` says what the kernel "
+            f"{_explained(address, str(error))} Check what ended it (`dmesg` shows what the kernel "
             "killed), and run the same command again"
         ) from None
     return ray
@@ -187,17 +188,17 @@ def _explained(address: str, message: str) -> str:
             "Install the same versions here, or start prefsweep in the cluster's own environment "
             "(prefsweep submit does)"
         )
-    if "Failed to connect" in message:  # Ray says why in its log alone
+    if "Failed to connect" in message:  # Ray gives the reason only in its log
         return (
-            f"Ray at {where}: {message}. See that it runs (ray status there) and that this is its "
-            "address"
+            f"Ray at {where}: {message}. Check that it runs (ray status there) and that this is "
+            "its address"
         )
     return f"Ray at {where}: {message}"
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Variables that processes started in the block inherit."""
+    """Set environment variables for processes that are started inside the block."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -210,7 +211,8 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _deaf_to_hangup() -> Iterator[None]:
-    """Processes started in the block outlive a lost terminal: the driver lets them finish."""
+    """Let processes that are started inside the block survive a lost terminal (SIGHUP); the driver
+    ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield

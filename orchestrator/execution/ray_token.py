@@ -1,8 +1,8 @@
-"""The token that a Ray cluster asks for: found where Ray's own tools look, never written down.
+"""The token of a Ray cluster: read from the places that Ray's own tools use, never stored.
 
-Those are RAY_AUTH_TOKEN, else the file that RAY_AUTH_TOKEN_PATH names, else ~/.ray/auth_token. Ray
-reads none of them for a cluster that is named by its address unless RAY_AUTH_MODE is "token"; here
-the cluster is asked. Where it wants no token, none is sent to it.
+These are RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token. For a cluster
+given by address, Ray ignores them unless RAY_AUTH_MODE is "token"; prefsweep asks the cluster
+instead. If the cluster requires no token, none is sent.
 """
 
 import logging
@@ -21,31 +21,31 @@ log = logging.getLogger(__name__)
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 TIMEOUT_S = 10.0
-"""Longest wait for a cluster to say whether it wants a token."""
+"""Maximum wait for the answer whether a cluster requires a token."""
 
 
 def private_token() -> dict[str, str]:
-    """The environment of a Ray of our own: it asks for a token that nobody else knows."""
+    """The environment of a local Ray, which requires a new random token."""
     return {MODE: "token", TOKEN: secrets.token_hex(32)}
 
 
 def read_environment() -> None:
-    """Make Ray in this process read mode and token anew: it does so once, when it is imported."""
+    """Make Ray in this process read mode and token again; it only does so when it is imported."""
     raylet: Any = import_module("ray._raylet")  # compiled: it has no types
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def use_token_if_asked(address: str) -> None:
-    """Ask the cluster at `address` (HOST:PORT, or auto) whether it wants a token; then use ours.
+    """Use this user's token if the cluster at `address` (HOST:PORT, or auto) requires one.
 
-    Raises ClusterError, with what to do, if there is none or the cluster has another one.
+    Raises ClusterError, with the remedy, if there is no token or it is the wrong one.
     """
     from ray.exceptions import AuthenticationError
 
     read_environment()
     if os.environ.get(MODE, "").lower() == "token":
-        token_place()  # Ray itself ends the process where a named file cannot be read
+        token_place()  # Ray would end the process if it cannot read a named file
     try:
         _ask(address)
     except AuthenticationError:
@@ -58,7 +58,7 @@ def use_token_if_asked(address: str) -> None:
 
 
 def enable_token() -> bool:
-    """Have this process send the token from now on; False if there is none, or its mode is set."""
+    """Send the token from now on; returns False if there is no token, or the mode is set."""
     if MODE in os.environ or token_place() is None:
         return False
     os.environ[MODE] = "token"
@@ -67,23 +67,23 @@ def enable_token() -> bool:
 
 
 def refusal(who: str) -> str:
-    """Why a cluster that asks for a token has refused this process, and what to do."""
+    """Why a cluster that requires a token has refused this process, and the remedy."""
     mode, place = os.environ.get(MODE, "token"), token_place()
     if mode.lower() != "token":
-        return f"{who} asks for a token, but {MODE}={mode} is set here: unset it"
+        return f"{who} requires a token, but {MODE}={mode} is set here: unset it"
     if place is not None:
-        return f"{who} asks for another token than that of {place}: set {TOKEN} to the one it has"
+        return f"{who} requires another token than that of {place}: set {TOKEN} to the cluster's"
     return (
-        f"{who} asks for a token, and there is none here: set {TOKEN}, or {TOKEN_PATH} to a file "
+        f"{who} requires a token, and there is none here: set {TOKEN}, or {TOKEN_PATH} to a file "
         "with it, or copy ~/.ray/auth_token from one of its nodes"
     )
 
 
 def token_place() -> str | None:
-    """Where the token of this process comes from; None if there is none.
+    """The source of this process's token; None if there is no token.
 
-    A file of this user's that others could read is closed to them. Raises ClusterError for a file
-    that is named and cannot be read.
+    If others could read this user's token file, it is made private. Raises ClusterError for a named
+    file that cannot be read.
     """
     if os.environ.get(TOKEN):
         return TOKEN
@@ -102,13 +102,13 @@ def token_place() -> str | None:
 
 
 def _close_to_others(file: Path) -> None:
-    """Ray writes its token file as the umask says; secrets that are mounted belong to root."""
+    """Make a token file private. Ray writes it with the umask; mounted secrets belong to root."""
     found = file.stat()
     if found.st_uid != os.getuid() or not stat.S_IMODE(found.st_mode) & 0o077:
         return
     log.warning(
-        "%s could be read by other users of this machine, who could join the cluster; it is closed "
-        "to them now, but if it was read, give the cluster another token",
+        "other users of this machine could read %s and so join the cluster; it is private now, but "
+        "if it may have been read, give the cluster another token",
         file,
     )
     with suppress(OSError):  # mounted read-only
@@ -116,7 +116,7 @@ def _close_to_others(file: Path) -> None:
 
 
 def _ask(address: str) -> None:
-    """Ask the cluster anything. Raises AuthenticationError; what else is wrong is told later."""
+    """Send the cluster a request. Raises AuthenticationError; other errors are reported later."""
     from ray._private.services import canonicalize_bootstrap_address
     from ray.exceptions import AuthenticationError, RayError
 
@@ -124,7 +124,7 @@ def _ask(address: str) -> None:
     try:
         where = canonicalize_bootstrap_address(address) if address == "auto" else address
         if where is not None:
-            with _silent():  # a refusal is an answer, which Ray would print
+            with _silent():  # Ray would print a refusal
                 raylet.GcsClient(address=where).get_all_node_info(timeout=TIMEOUT_S)
     except AuthenticationError:
         raise
@@ -134,7 +134,7 @@ def _ask(address: str) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing that this process writes to its standard error, in any language, is seen."""
+    """Discard everything that this process writes to standard error, also from compiled code."""
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

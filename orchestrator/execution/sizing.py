@@ -2,9 +2,9 @@
 
 On GPUs a worker runs two steps of the first trial on its largest batch (`workers/probe.py`). The
 measured peak is cached in the store; the free memory of the card is read every time. A peak that
-did not fit is measured again, because another program may have used the card. Where trials can be
-trained as one, steps of groups are measured in place of it, and a group has a whole card. Without
-GPUs the memory is estimated from the weights and reserved only if a node could run out.
+did not fit is measured again, because another program may have used the card. If trials can be
+trained as a group, steps of groups are measured instead, and each group gets a full GPU. Without
+GPUs, the memory is estimated from the weights and only reserved if a node could run out.
 """
 
 import json

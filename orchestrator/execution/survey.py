@@ -1,7 +1,7 @@
-"""The nodes of a cluster, looked at from a process of its own with a time limit: for `doctor`.
+"""Checks the nodes of a cluster for `doctor`, in a separate process with a time limit.
 
-Connecting to a cluster may hang and leaves a process changed. What is looked at, and how, is what
-a run looks at before it starts (nodes.py).
+Connecting to a cluster may hang, and changes the state of a process. The checks are the same as
+those before a run (nodes.py).
 """
 
 import json
@@ -15,7 +15,7 @@ from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.errors import ClusterError, SweepError
 
 NODE_TIMEOUT_S = 40.0
-"""Longest wait for the answers of the nodes, once connected."""
+"""Maximum wait for the answers of the nodes, once connected."""
 
 
 def survey(address: str, storage: str, timeout_s: float) -> list[Node]:
@@ -31,8 +31,8 @@ def survey(address: str, storage: str, timeout_s: float) -> list[Node]:
     except subprocess.TimeoutExpired:
         raise ClusterError(f"Ray at {address}: no answer within {timeout_s:.0f} s") from None
     lines = run.stdout.splitlines()
-    if run.returncode or not lines:  # Ray may end the process that it is in
-        last = (run.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    if run.returncode or not lines:  # Ray may end its process
+        last = (run.stderr.strip().splitlines() or ["it ended without an error message"])[-1]
         raise ClusterError(f"Ray at {address}: {last}")
     answer = json.loads(lines[-1])
     if "error" in answer:
@@ -41,7 +41,7 @@ def survey(address: str, storage: str, timeout_s: float) -> list[Node]:
 
 
 def main(address: str, storage: str) -> None:
-    """Print what the nodes answer, or why there are none, as one line of JSON."""
+    """Print the answers of the nodes, or an error, as one line of JSON."""
     try:
         attach_ray(address, None)
         nodes = look_at_nodes(Store(storage), NODE_TIMEOUT_S)

@@ -1,9 +1,9 @@
-"""Trials -> Ray Tune, in groups (of one, mostly). Tune schedules; the store remembers.
+"""Runs groups of trials (mostly of one trial) with Ray Tune. The store has the state of each trial.
 
-Every launch is a fresh Tuner over what is unfinished. A trial's own failure is recorded by
-`run_group` and never reaches Tune; what Tune sees are workers that die. It mends those itself, but
-gives up as a whole when Ray kills a worker for memory, or loses a node in some ways: then what is
-unfinished is launched again, as long as launches get further.
+Every launch is a new Tuner over the unfinished trials. `run_group` records failures of trials, so
+Tune only sees deaths of workers. It retries these, but aborts the whole run if Ray kills a worker
+for memory, and after some losses of nodes. Unfinished trials are then launched again, as long as
+launches make progress.
 """
 
 import logging
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KILLED_FOR_MEMORY = "low on memory"
-"""What Ray says of a worker that its memory monitor killed."""
+"""Text in Ray's error for a worker that its memory monitor killed."""
 _KILLED = re.compile(r"^Selected to kill:.*$", re.MULTILINE)
-"""The lines of that on the workers it killed; it may tell of others, too."""
+"""Lines of that error with the killed workers; other lines name other workers."""
 _PID = re.compile(r"\bpid=(\d+)")
 _NODE = re.compile(r"Memory on the node \(IP: [^,]+, ID: (\w+)\)")
 
@@ -59,14 +59,14 @@ def tune_trials(
     members: Members | None = None,
     grouping: Grouping = ALONE,
 ) -> None:
-    """Run all trials to an end; each is succeeded, failed or interrupted in the store afterwards.
+    """Run all trials until each has succeeded, failed or been interrupted, according to the store.
 
-    `gpus_per_trial` and `memory` are of a group.
+    `gpus_per_trial` and `memory` are per group. `members` are the nodes that may be used; None is
+    all nodes.
 
-    A launch that gets no trial any further counts, and `retries.max_attempts` of them in a row are
-    the end; but not one that a trial has ended by the memory it takes: that counts for this trial
-    alone. After a stop request nothing is launched any more. `members` are the nodes that may
-    work; None is all of them.
+    After `retries.max_attempts` consecutive launches without progress of any trial, the unfinished
+    trials fail. A launch that ended because a trial used too much memory only counts for that
+    trial. After a stop request, nothing is launched.
     """
     retries, should_stop = sweep.spec.retries, polled_stop(sweep.store, sweep.spec.name)
     unfinished, stalled, error = list(trials), 0, ""
@@ -86,12 +86,10 @@ def tune_trials(
             _give_up(
                 sweep,
                 unfinished,
-                f"{stalled} launches in a row got no further. {error}",
+                f"{stalled} launches in a row made no progress. {error}",
             )
             return
-        log.warning(
-            "%d trials did not come to an end and are launched again. %s", len(unfinished), error
-        )
+        log.warning("%d trials did not finish and are launched again. %s", len(unfinished), error)
         if stalled or is_one_to_blame:
             pause(delay_s(retries, max(1, stalled)), should_stop)
     for trial in unfinished:
@@ -99,7 +97,7 @@ def tune_trials(
 
 
 def shares(sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float) -> dict[str, float]:
-    """Trial id -> its share of a GPU: doubled, up to a whole one, as often as it was too little."""
+    """Trial ID -> its share of a GPU: doubled, up to 1, each time it was too small."""
     share: dict[str, float] = {}
     for trial in trials:
         doublings = TrialRecord(sweep, trial).larger_shares
@@ -116,9 +114,9 @@ def _launch(
     members: Members | None,
     grouping: Grouping = ALONE,
 ) -> str:
-    """One Tuner over groups of `trials`; returns what went wrong with it, or "".
+    """Run one Tuner over groups of `trials`; returns its error, or "".
 
-    Raises StageError where the cluster has no node any more.
+    Raises StageError if the cluster has no nodes any more.
     """
     from ray import tune
 
@@ -158,15 +156,15 @@ def _launch(
                 name=sweep.spec.name,
                 storage_path=str(folder),
                 verbose=0,
-                # run_group gives up first, and says why
+                # run_group fails first, with the reason
                 failure_config=tune.FailureConfig(max_failures=max_failures),
                 callbacks=[_watchdog(sweep, node_watch), *_refusals(members)],
             ),
         )
         try:
             errors = tuner.fit().errors
-        except Exception as error:  # Tune has given up as a whole; the store knows what is left
-            log.debug("Tune gave up", exc_info=True)
+        except Exception as error:  # Tune has aborted; the store has the status of each trial
+            log.debug("Tune aborted", exc_info=True)
             if node_watch.lost is not None:
                 raise node_watch.lost from None
             return str(error)
@@ -174,9 +172,9 @@ def _launch(
 
 
 def _watchdog(sweep: Sweep, node_watch: NodeWatch) -> "tune.Callback":
-    """Ends a launch in which trials wait and none runs: the cluster has no place for them now.
+    """Ends a launch in which trials wait and none runs, because the cluster has no resources.
 
-    At once where the sweep is asked to stop.
+    After a stop request, it ends immediately.
     """
     from ray import tune
 
@@ -192,10 +190,10 @@ def _watchdog(sweep: Sweep, node_watch: NodeWatch) -> "tune.Callback":
             if any(trial.status == "RUNNING" for trial in trials):
                 self._last_running_s = time.monotonic()
             elif should_stop():
-                raise RuntimeError("the sweep was asked to stop")
+                raise RuntimeError("a stop was requested")
             elif time.monotonic() - self._last_running_s > max_stall_s:
                 raise RuntimeError(
-                    f"for {max_stall_s:g} s no trial has found a place in the cluster: it has lost "
+                    f"for {max_stall_s:g} s no trial has got resources in the cluster: it has lost "
                     "nodes, or others use it"
                 )
 
@@ -203,15 +201,15 @@ def _watchdog(sweep: Sweep, node_watch: NodeWatch) -> "tune.Callback":
 
 
 def _refusals(members: Members | None) -> list["tune.Callback"]:
-    """Hears at once of a node that may not work; the next launch leaves it out."""
+    """Notes a node that must not be used as soon as it fails; the next launch excludes it."""
     if members is None:
         return []
     from ray import tune
 
     class Refusals(tune.Callback):
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-            told, error = trial.error_file, trial.pickled_error_file  # made by this process
-            if told and error and NodeError.__name__ in Path(told).read_text(errors="replace"):
+            text, error = trial.error_file, trial.pickled_error_file  # written by this process
+            if text and error and NodeError.__name__ in Path(text).read_text(errors="replace"):
                 members.keep_off(pickle.loads(Path(error).read_bytes()))
 
         on_trial_error = on_trial_recover
@@ -220,10 +218,11 @@ def _refusals(members: Members | None) -> list["tune.Callback"]:
 
 
 def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
-    """Who was killed for memory is given half the batch, or fails after `retries.max_attempts`;
-    trials of a group are given half the group.
+    """Halve the batch of a trial that was killed for memory, or the group of its trials; it fails
+    after `retries.max_attempts`.
 
-    Who fell with it is not to blame. Returns whether somebody is.
+    Trials that ended only because the launch was aborted are not changed. Returns whether any trial
+    was killed for memory.
     """
     if KILLED_FOR_MEMORY not in error:
         return False
@@ -253,14 +252,14 @@ def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
 
 
 def _killed(error: str) -> set[tuple[str | None, int]]:
-    """Node (None where it is not told) and process id of each worker that Ray killed for memory."""
+    """Node (None if unknown) and process ID of each worker that Ray killed for memory."""
     node = _NODE.search(error)
-    told = "\n".join(_KILLED.findall(error)) or error
-    return {(node and node.group(1), int(pid)) for pid in _PID.findall(told)}
+    lines = "\n".join(_KILLED.findall(error)) or error
+    return {(node and node.group(1), int(pid)) for pid in _PID.findall(lines)}
 
 
 def _is_among(killed: set[tuple[str | None, int]], document: dict[str, Any]) -> bool:
-    """Whether the process that wrote a status.json is one of those."""
+    """Whether the process that wrote a status.json is among the killed workers."""
     worker = document.get("worker")
     if not isinstance(worker, dict):
         return False
@@ -269,7 +268,7 @@ def _is_among(killed: set[tuple[str | None, int]], document: dict[str, Any]) -> 
 
 
 def _progress(sweep: Sweep, trial: Trial) -> tuple[object, ...]:
-    """Changes when a launch has got the trial any further."""
+    """A value that changes when a launch makes progress with the trial."""
     document = read_document(sweep, trial)
     settings = tuple(document.get(key) for key in ("halvings", "larger_shares", "largest_group"))
     is_trained = has_weights(sweep.store, trial)

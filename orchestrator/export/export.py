@@ -24,12 +24,11 @@ from prefsweep.orchestrator.export.cards import (
 )
 from prefsweep.orchestrator.export.hub import ADAPTER_CONFIG, check_push, name_base, push
 from prefsweep.orchestrator.state.hints import hint
-from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, Trial
+from prefsweep.orchestrator.state.sweep import UNTRAINED, Sweep, Trial, find_trial
 from prefsweep.orchestrator.state.trial_record import trial_status
 from prefsweep.orchestrator.store.store import Manifest
 from prefsweep.sweeps.errors import UsageError
 from prefsweep.sweeps.records import Metrics, Status
-from prefsweep.sweeps.validation_messages import listed
 
 MARK = "prefsweep.json"
 """File that identifies an export; only a folder with it is replaced."""
@@ -93,18 +92,6 @@ def _check_options(wanted: ExportRequest) -> None:
         raise UsageError("export: --merge is for models; --dataset has nothing to merge")
     if wanted.private and wanted.repo is None:
         raise UsageError("export: --private needs --push-to-hub")
-
-
-def find_trial(sweep: Sweep, word: str) -> Trial:
-    """Find a trial by id, name or unique id prefix. Raises UsageError."""
-    found = [trial for trial in sweep.trials if word in (trial.trial_id, trial.name)]
-    if not found:
-        found = [trial for trial in sweep.trials if word and trial.trial_id.startswith(word)]
-    if len(found) == 1:
-        return found[0]
-    problem = "is the prefix of several ids" if found else "is not a trial"
-    known = listed(f"{trial.trial_id} {trial.name}" for trial in found or sweep.trials)
-    raise UsageError(f"{word!r} {problem} of {sweep.spec.name}; choose from: {known}")
 
 
 # --- models --------------------------------------------------------------------------------------

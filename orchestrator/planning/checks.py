@@ -6,8 +6,6 @@ the storage check writes, reads and deletes one small file.
 
 import os
 import platform
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +32,6 @@ from prefsweep.sweeps.spec import (
     PolicySpec,
     Reward,
     SweepSpec,
-    WandbSpec,
 )
 from prefsweep.workers.functions import load_function
 from prefsweep.workers.locations import BUILTIN, model_identity, model_source
@@ -82,12 +79,11 @@ class Check:
 
 ESTIMATE = "estimate"
 """Name of the check that resolves the sweep, as a run does first."""
-SERVER_TIMEOUT_S = 5.0
-"""Timeout for a response of the W&B server."""
 
 
-def all_checks(spec: SweepSpec | None, storage: str, address: str | None) -> list[Check]:
-    """The checks in the order of the output; without a spec, those that need none."""
+def basic_checks(spec: SweepSpec | None, storage: str, address: str | None) -> list[Check]:
+    """The checks of all but trackers, in the order of the output; without a spec, those that need
+    none."""
     checks = [
         Check("python", python),
         Check("packages", packages),
@@ -105,8 +101,7 @@ def all_checks(spec: SweepSpec | None, storage: str, address: str | None) -> lis
             checks.append(Check("reward", lambda: [scorer(reward)]))
         checks.append(Check("data", lambda: data(spec)))
         checks.append(Check(ESTIMATE, lambda: left_to_do(spec, storage)))
-    wandb = WandbSpec() if spec is None else spec.tracking.wandb
-    return [*checks, Check("W&B", lambda: [tracking(wandb)])]
+    return checks
 
 
 def model(section: ModelSection, field: str) -> Line:
@@ -190,31 +185,6 @@ def _disk(found: Estimate, text: str) -> Line:
         remedy = "free space, use another --storage, or train adapters (training.lora)"
         return Line("disk", Level.ERROR, text, remedy)
     return Line("disk", Level.OK, text)
-
-
-def tracking(spec: WandbSpec) -> Line:
-    """Whether W&B can be reached. Never an error: W&B cannot stop a run."""
-    from prefsweep.orchestrator.tracking.wandb import server_url, wandb_mode
-
-    mode = wandb_mode(spec, os.environ)
-    if mode == "disabled":
-        return Line("W&B", Level.OK, "disabled")
-    if mode == "offline":
-        wanted = spec.mode == "online"
-        remedy = "set WANDB_API_KEY, or `wandb login`, to record online"
-        found = "recorded offline" + (
-            ", as configured" if spec.mode == "offline" else ": no API key"
-        )
-        return Line("W&B", Level.WARNING if wanted else Level.OK, found, remedy if wanted else "")
-    url = server_url(os.environ)
-    try:
-        urllib.request.urlopen(url, timeout=SERVER_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        pass  # it responds
-    except OSError as error:
-        remedy = "runs are recorded offline; upload them later with `wandb sync`"
-        return Line("W&B", Level.WARNING, f"{url} cannot be reached: {error}", remedy)
-    return Line("W&B", Level.OK, f"online, {url} responds")
 
 
 CLUSTER_TIMEOUT_S = 55.0

@@ -14,7 +14,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from prefsweep.orchestrator.planning.checks import ESTIMATE, Level, Line, all_checks
+from prefsweep.orchestrator.planning.checks import ESTIMATE, Check, Level, Line, basic_checks
+from prefsweep.orchestrator.planning.tracker_checks import tracker_checks
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.load import load_spec
 from prefsweep.sweeps.spec import SweepSpec
@@ -81,6 +82,11 @@ def document(report: DoctorReport) -> dict[str, Any]:
         "ok": not report.stops_a_run,
         "checks": [asdict(line) for line in report.lines],
     }
+
+
+def all_checks(spec: SweepSpec | None, storage: str, address: str | None) -> list[Check]:
+    """The checks in the order of the output."""
+    return [*basic_checks(spec, storage, address), *tracker_checks(spec)]
 
 
 def _load(source: str | None, overrides: Sequence[str]) -> tuple[SweepSpec | None, list[Line]]:

@@ -1,6 +1,6 @@
-"""What was found in your data, a policy and a reward in; a first spec, as commented YAML, out.
+"""Writes a first spec, as commented YAML, for the user's data, policy and reward.
 
-Of the smallest size that shows something: three trials, few prompts and steps.
+The sweep is small but useful: three trials, few prompts and steps.
 """
 
 import json
@@ -15,11 +15,11 @@ from prefsweep.workers.inspection import Found
 from prefsweep.workers.locations import BUILTIN
 
 BUILTIN_TOKENS = 256
-"""Tokens that the built-in models read."""
+"""Maximum input of the built-in models, tokens."""
 CHARS_PER_TOKEN = 3
-"""Characters of a token, at the low end, so that lengths are not cut short."""
+"""Characters per token; a low estimate, so that lengths in tokens are large enough."""
 MAX_TRAIN, MAX_EVAL = 96, 32
-"""Most prompts of a first sweep."""
+"""Maximum number of training and held-out prompts."""
 MAX_STEPS, BATCH_SIZE = 30, 8
 _PLAIN = re.compile(r"[A-Za-z./_~][\w./@+~-]*")
 _NOT_TEXT = {"null", "true", "false", "~"}
@@ -33,9 +33,9 @@ class FirstSweep:
     policy: str
     chat: bool
     reward: Mapping[str, Any] | None
-    """The reward section, without the training that built-in models get."""
+    """The reward section, without the training of built-in models."""
     found: Found | None
-    """What the data is; None: the built-in prompts."""
+    """The inspected data; None for the built-in prompts."""
 
 
 def write_spec(first: FirstSweep) -> str:
@@ -44,7 +44,7 @@ def write_spec(first: FirstSweep) -> str:
     return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
 
 
-def told(found: Found) -> str:
+def described(found: Found) -> str:
     """What the data is, in one line."""
     kind = {"pairs": "pairs", "prompts": "prompts"}.get(found.stage, "completions")
     of_prompts = "" if found.stage == "prompts" else f" of {found.num_prompts:,} prompts"
@@ -64,7 +64,7 @@ def _head(first: FirstSweep) -> list[str]:
         "# Written by `prefsweep init`; `prefsweep explain FIELD` explains a field.",
     ]
     if first.found is not None:
-        lines.append(f"# The data: {told(first.found)}.")
+        lines.append(f"# The data: {described(first.found)}.")
     return [*lines, f"name: {_yaml(first.name)}"]
 
 
@@ -146,7 +146,7 @@ def _generation(first: FirstSweep) -> list[str]:
 
 
 def _is_entered(first: FirstSweep) -> bool:
-    """Whether the data has a section `entry`, and not one of prompts."""
+    """Whether the data is read by an `entry` section instead of a `prompts` section."""
     found = first.found
     return found is not None and not (found.stage == "prompts" and found.prompt_column)
 
@@ -180,7 +180,7 @@ def _sizes(first: FirstSweep) -> list[str]:
 
 
 def _steps(found: Found | None) -> int:
-    """About three passes over the pairs, MAX_STEPS at most."""
+    """Steps for about three passes over the pairs, at most MAX_STEPS."""
     if found is None or found.stage != "pairs":
         return MAX_STEPS
     pairs = found.num_rows * (1 - found.test_fraction)

@@ -1,4 +1,4 @@
-"""Which of the trials to run would be trained as one, what that saves, and why others are not."""
+"""Describes which trials would be trained as groups, what that saves, and why others are not."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ from prefsweep.sweeps.fusing import why_not_fused
 
 
 def group_lines(sweep: Sweep, unfinished: Sequence[Trial]) -> Iterator[str]:
-    """One line for `plan` and `doctor`; none where groups were not asked for, or are of no use."""
+    """One line for `plan` and `doctor`; none if groups were not requested, or have no effect."""
     spec = sweep.spec
     fuse = spec.training.fuse
     trials = [trial for trial in unfinished if not has_weights(sweep.store, trial)]
@@ -20,8 +20,8 @@ def group_lines(sweep: Sweep, unfinished: Sequence[Trial]) -> Iterator[str]:
     if why_not is not None:
         yield f"groups: none, each trial is trained alone, because {why_not}"
     elif isinstance(fuse, int):
-        told = _told(sweep, trials, fuse)
-        yield f"groups: {told} (training.fuse={fuse}); smaller ones where more of them run at once"
+        groups = _described(sweep, trials, fuse)
+        yield f"groups: {groups} (training.fuse={fuse}); smaller ones if more can run at once"
     else:
         yield from _probed_lines(sweep, trials)
 
@@ -43,17 +43,17 @@ def _probed_lines(sweep: Sweep, trials: Sequence[Trial]) -> Iterator[str]:
             )
         else:
             yield (
-                f"groups: on {kind}, as probed, {_told(sweep, trials, size)}: "
+                f"groups: on {kind}, as probed, {_described(sweep, trials, size)}: "
                 f"{pace[size] / pace[1]:.2g}x the steps a second of one trial at a time; smaller "
                 "ones on several GPUs"
             )
 
 
-def _told(sweep: Sweep, trials: Sequence[Trial], largest: int) -> str:
+def _described(sweep: Sweep, trials: Sequence[Trial], largest: int) -> str:
     groups = make_groups(sweep, trials, Grouping(largest))
     sizes = sorted({len(group) for group in groups})
     of = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     return (
         f"{len(trials)} trials in {len(groups)} groups of {of}, each of which has the policy in "
-        "memory once and runs it once a step"
+        "memory once and runs it once per step"
     )

@@ -10,10 +10,14 @@ from rich.text import Text
 from prefsweep.orchestrator.planning.changes import changes
 from prefsweep.orchestrator.planning.estimate import estimate, estimate_lines, model_lines
 from prefsweep.orchestrator.planning.groups import group_lines
+from prefsweep.orchestrator.results.analysis import compare, pool
+from prefsweep.orchestrator.results.power import seed_advice
+from prefsweep.orchestrator.results.results import read_results
 from prefsweep.orchestrator.results.status import read_status
 from prefsweep.orchestrator.state.sweep import Sweep
 from prefsweep.orchestrator.state.trial_record import is_finished
 from prefsweep.orchestrator.store.store import environment
+from prefsweep.orchestrator.text import show
 from prefsweep.sweeps.records import Status
 
 
@@ -65,6 +69,28 @@ def _partly(num_done: int) -> str:
     return f"{num_done} shards" if num_done else "new"
 
 
+MAX_TRIALS_READ = 60
+"""Most trials whose rewards are read to suggest a number of seeds."""
+
+
+def _about_seeds(sweep: Sweep, num_unfinished: int) -> Iterator[str]:
+    """Of a finished sweep, the fewest seeds that would tell its settings apart."""
+    if num_unfinished or len(sweep.trials) > MAX_TRIALS_READ:
+        return
+    advice = seed_advice(pool(compare(read_results(sweep))))
+    if advice is None:
+        return
+    seeds = list(sweep.spec.seeds)
+    num_more = advice.num_seeds - len(seeds)
+    more = len(sweep.trials) // len(seeds) * num_more
+    seeds += range(max(seeds) + 1, max(seeds) + 1 + num_more)
+    yield (
+        f"seeds=[{','.join(map(str, seeds))}] ({more} more trials) would tell the best setting "
+        f"from {advice.num_told_apart} of {advice.num_others} others, if seeds move a mean reward "
+        f"by {show(advice.seed_std)} ({'assumed' if advice.assumed else 'measured'})"
+    )
+
+
 def _lines(sweep: Sweep) -> Iterator[str]:
     spec, store = sweep.spec, sweep.store
     finished = [t for t in sweep.trials if is_finished(sweep, t.trial_id)]
@@ -80,6 +106,7 @@ def _lines(sweep: Sweep) -> Iterator[str]:
     num_eval = spec.evaluation.max_prompts if spec.prompts is None else spec.prompts.num_eval
     num = num_eval * spec.evaluation.num_samples
     yield f"{at_most}{num_eval} held-out prompts, {num} completions for each evaluation"
+    yield from _about_seeds(sweep, len(unfinished))
     yield from model_lines(sweep)
     yield from group_lines(sweep, unfinished)
     yield from estimate_lines(estimate(sweep, unfinished))

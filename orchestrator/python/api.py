@@ -1,4 +1,4 @@
-"""What a user calls from Python or a notebook: the commands, with data frames as their results."""
+"""The Python interface for scripts and notebooks: the commands, with data frames as results."""
 
 import html
 import json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Overrides = Mapping[str, Any] | Sequence[str]
-"""Dotted field -> value, or texts KEY=VALUE as on the command line."""
+"""Dotted field -> value, or strings KEY=VALUE as on the command line."""
 REPORT_HEIGHT_PX = 800
 """Height of a report in a notebook."""
 
@@ -40,10 +40,10 @@ def load(
     *,
     storage: str | None = None,
 ) -> "Sweep":
-    """The sweep of a spec: a YAML file, the name of a shipped one, a SweepSpec or a mapping.
+    """Load a sweep from a spec: a YAML file, the name of a shipped sweep, a SweepSpec or a mapping.
 
-    `storage` is the store's folder or URI; by default PREFSWEEP_STORAGE or ./runs. Nothing runs,
-    but models and files that the spec names are looked up. Raises SweepError.
+    `storage` is the store's folder or URI; by default PREFSWEEP_STORAGE or ./runs. Nothing is run,
+    but the spec's models and files are looked up. Raises SweepError.
     """
     given = _as_texts(overrides)
     if isinstance(spec, SweepSpec):
@@ -58,10 +58,11 @@ def load(
 def open_sweep(
     name: str, *, storage: str | None = None, trust_remote_code: bool = False
 ) -> "Sweep":
-    """A sweep that was run before, by its name in the store.
+    """Open a sweep that was run before, by its name in the store.
 
-    Others may have written to the store: `run` runs code that the stored spec names (a model's own,
-    a reward function) only with `trust_remote_code`. Raises UsageError if there is no such sweep.
+    Because other users may be able to write to the store, `run` only runs code in the stored spec
+    (of a model, or a reward function) with `trust_remote_code`. Raises UsageError if there is no
+    such sweep.
     """
     sweep = stored.open_sweep(name, _storage(storage))
     return Sweep(sweep, _is_stored=True, _trusts=trust_remote_code)
@@ -70,7 +71,7 @@ def open_sweep(
 def compare(
     one: "Sweep | str", other: "Sweep | str", *, storage: str | None = None
 ) -> "Comparison":
-    """Two sweeps side by side, paired by prompt; a sweep may be given by its name in `storage`."""
+    """Compare two sweeps, paired by prompt; a sweep may be given by its name in `storage`."""
     both = [
         each._sweep if isinstance(each, Sweep) else stored.open_sweep(each, _storage(storage))
         for each in (one, other)
@@ -88,12 +89,12 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """Its name in the store."""
+        """The sweep's name in the store."""
         return self._sweep.spec.name
 
     @property
     def spec(self) -> SweepSpec:
-        """Its spec."""
+        """The sweep's spec."""
         return self._sweep.spec
 
     @property
@@ -102,7 +103,7 @@ class Sweep:
         return self._sweep.storage
 
     def plan(self) -> "Plan":
-        """What a run would do: what is cached, what is new, and what it costs."""
+        """Plan a run: what is cached, what is new, and what it costs."""
         from prefsweep.orchestrator.planning.plan import plan_json
 
         document = plan_json(with_recorded_quarantine(self._sweep))
@@ -117,13 +118,13 @@ class Sweep:
         errored: Errored = "retry",
         progress: bool = True,
     ) -> "Results":
-        """Run what is not finished yet, and return the results.
+        """Run the unfinished part of the sweep, and return the results.
 
-        With `inline`, everything runs in this process, without Ray; `address` is a Ray cluster
-        (auto or HOST:PORT), by default RAY_ADDRESS or this machine. `errored` says what becomes of
-        trials that have failed before: retry (if that may help), restart, resume or skip.
-        `progress` prints a line for each event. Trials that fail are rows of the results; what
-        stops the sweep raises SweepError. An interrupt ends it at the next safe point.
+        With `inline`, everything runs in this process, without Ray. `address` is a Ray cluster
+        (auto or HOST:PORT), by default RAY_ADDRESS or this machine. `errored` is what to do with
+        trials that failed before: retry (if that may help), restart, resume or skip. `progress`
+        prints a line for each event. Failed trials are rows of the results; errors that stop the
+        sweep raise SweepError. A KeyboardInterrupt ends it at the next safe point.
         """
         from prefsweep.orchestrator.execution.cluster import open_cluster
         from prefsweep.orchestrator.pipeline import run_sweep
@@ -153,7 +154,7 @@ class Sweep:
         )
 
     def report(self) -> "Report":
-        """Write the report if it is not up to date; a notebook displays what is returned."""
+        """Write the report if it is not up to date; a notebook displays the returned object."""
         from prefsweep.orchestrator.report.publish import is_drawn, publish_report, report_path
 
         sweep = with_recorded_quarantine(self._sweep)
@@ -175,7 +176,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do."""
+    """The plan of a run."""
 
     stages: "pd.DataFrame"
     """One row per stage: cached (yes, new or the number of shards), rows, path."""
@@ -210,7 +211,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sweeps side by side."""
+    """A comparison of two sweeps."""
 
     details: SweepComparison
     """What `prefsweep compare --json` prints."""
@@ -238,7 +239,7 @@ class Report:
     """The page, one self-contained HTML document."""
 
     def _repr_html_(self) -> str:
-        # A frame of its own: the page's styles and scripts do not reach the notebook.
+        # In an iframe, the page's styles and scripts do not affect the notebook.
         return (
             f'<iframe srcdoc="{html.escape(self.page)}" sandbox="allow-scripts allow-downloads" '
             f'style="width: 100%; height: {REPORT_HEIGHT_PX}px; border: 0"></iframe>'
@@ -264,7 +265,7 @@ def _as_texts(overrides: Overrides) -> list[str]:
 
 @contextmanager
 def _progress(*, is_shown: bool) -> Iterator[None]:
-    """Print what is logged meanwhile."""
+    """Print log messages inside the block."""
     if not is_shown:
         yield
         return

@@ -1,16 +1,16 @@
-"""What a sweep shows and how surely, in sentences that name what varies.
+"""The findings of a sweep with their significance, in sentences that name what varies.
 
-With one seed per grid point a statement is about these weights, over prompts; with several it is
-about these settings, over prompts and seeds.
+With one seed per grid point, a statement applies to these weights, over prompts. With several
+seeds, it applies to these settings, over prompts and seeds.
 """
 
 from prefsweep.orchestrator.results.analysis import INTERVAL_METHOD, METHOD, Pooled
 from prefsweep.orchestrator.results.power import seed_advice
-from prefsweep.orchestrator.text import counted, show
+from prefsweep.orchestrator.text import counted, show, with_interval
 
 
 def scope(pooled: Pooled) -> str:
-    """What the statements are about and what varies in them."""
+    """What the statements apply to, and what varies."""
     if pooled.num_seeds > 1:
         return f"For these settings, over prompts and {pooled.num_seeds} seeds"
     return "For these weights (one training seed), over prompts"
@@ -71,11 +71,17 @@ def _versus_others(pooled: Pooled, about_peers: str) -> list[str]:
 
 
 def limits(pooled: Pooled) -> list[str]:
-    """What the numbers do not show: other seeds, other prompts, and what would."""
+    """What the results do not show about other seeds and prompts, and what would show it."""
     if pooled.best is None or pooled.best.standing is None:
         return []
-    lines = [*_about_seeds(pooled)]
-    if pooled.fall is not None and len(pooled.variants) > 1:
+    lines = [*_about_seeds(pooled), *_about_few(pooled)]
+    if pooled.confirmed is not None:
+        final, num = pooled.confirmed, counted(pooled.confirmed.num_prompts, "prompt")
+        text = f"reward {with_interval(final.reward, final.reward_interval)}"
+        if final.gain is not None:
+            text += f", gain {with_interval(final.gain, final.gain_interval)}"
+        lines.append(f"On the {num} that had no part in choosing the best: {text}")
+    elif pooled.fall is not None and len(pooled.variants) > 1:
         lines.append(
             f"The best of {counted(len(pooled.variants), 'grid point')} was picked by these "
             f"prompts; on new ones its reward is expected to be about {show(pooled.fall)} lower"
@@ -83,12 +89,29 @@ def limits(pooled: Pooled) -> list[str]:
     return lines
 
 
+def _about_few(pooled: Pooled) -> list[str]:
+    num = pooled.num_telling
+    if num is None or num >= MIN_TELLING:
+        return []
+    return [
+        f"Intervals are approximate: for some policy only {counted(num, 'prompt')} of "
+        f"{pooled.num_prompts} tell anything, the others having one and the same reward"
+        if num < pooled.num_prompts
+        else f"Intervals are approximate with only {counted(num, 'prompt')}"
+    ]
+
+
+MIN_TELLING = 20
+"""Minimum number of prompts, besides those with the most common reward, for which the simulated
+coverage of all intervals is 93 to 98%."""
+
+
 def _about_seeds(pooled: Pooled) -> list[str]:
     advice = seed_advice(pooled)
     alone = "With one training seed, nothing is shown about another run of the same settings"
     if advice is None:
         return [alone] if pooled.num_seeds < 2 else []
-    basis = "assumed, a fifth of the spread between prompts" if advice.assumed else "measured"
+    basis = "assumed, a tenth of the spread between prompts" if advice.assumed else "measured"
     text = (
         f"about {advice.num_seeds} seeds would tell the best from {advice.num_told_apart} of "
         f"{advice.num_others} others if the gaps are as measured and a mean reward moves by "

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefsweep.orchestrator.report.claims import limits, method, significance
+from prefsweep.orchestrator.report.methods import open_questions
 from prefsweep.orchestrator.report.policies import (
     ids_of,
     share_line,
     untrained_lines,
     variant_lines,
 )
-from prefsweep.orchestrator.report.style import SYMBOLS, Family
+from prefsweep.orchestrator.report.style import SYMBOLS, Family, families
 from prefsweep.orchestrator.report.tables import evaluation_size, status_counts, time_spent
 from prefsweep.orchestrator.results.analysis import (
     Comparison,
@@ -43,7 +44,7 @@ def headline(
         "within": _within(pooled),
         "pareto": _pareto(pooled, groups),
         "has_start": metric(comparison.untrained, "reward_mean") is not None,
-        "caveats": _caveats(comparison, pooled),
+        "caveats": _caveats(comparison, groups, pooled),
         "method": method(pooled),
         "counts": status_counts(comparison),
         "evaluation": evaluation_size(results),
@@ -141,13 +142,14 @@ def _accuracy_tile(comparison: Comparison, pooled: Pooled) -> dict[str, Any] | N
     }
 
 
-def _caveats(comparison: Comparison, pooled: Pooled) -> list[str]:
+def _caveats(comparison: Comparison, groups: Sequence[Family], pooled: Pooled) -> list[str]:
     """Limitations of the numbers in the header."""
     lines: list[str] = []
     if comparison.untrained is None:
         lines.append("The untrained policy is not evaluated yet, so there is no baseline.")
     about = " (\u2248 best in the table)"
     lines += [f"{finding}." for finding in (*significance(pooled, about), *limits(pooled))]
+    lines += [f"{question}." for question in open_questions(groups, pooled)]
     if pooled.num_seeds > 1:
         lines.append(f"Rewards are means over up to {pooled.num_seeds} seeds per grid point.")
     return lines
@@ -174,6 +176,7 @@ def summary_markdown(results: SweepResults, pooled: Pooled | None = None) -> str
     lines = [
         *findings(comparison, pooled),
         *limits(pooled),
+        *open_questions(families(comparison.trials), pooled),
         f"Trials: {status_counts(comparison)}{_still_missing(results)}",
         f"Evaluation: {'; '.join(filter(None, (size, method(pooled))))}",
         f"Time: {time_spent(results)}",

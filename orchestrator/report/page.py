@@ -21,6 +21,7 @@ from prefsweep.orchestrator.report.figures import (
     training_plots,
 )
 from prefsweep.orchestrator.report.findings import headline
+from prefsweep.orchestrator.report.methods import bibtex, methods_paragraph
 from prefsweep.orchestrator.report.pivots import pivot_tables
 from prefsweep.orchestrator.report.points import are_thinned, box_plots
 from prefsweep.orchestrator.report.policies import competing_facts, policy_facts, sample_data
@@ -90,6 +91,8 @@ def page_html(results: SweepResults, pooled: Pooled | None = None) -> str:
         data_plots=of_data,
         cost=cost(results),
         provenance=provenance(results),
+        methods=methods_paragraph(results, comparison, pooled),
+        bibtex=bibtex(comparison, pooled),
     )
 
 

@@ -1,4 +1,4 @@
-"""Results in, tables out: trials.csv, and the page's table of all trials."""
+"""Makes trials.csv, and the table of all trials on the page."""
 
 import csv
 import io
@@ -49,6 +49,11 @@ PAIRED_COLUMNS = (
     *("reward_gain", "reward_gain_ci_low", "reward_gain_ci_high"),
     *("num_prompts", "num_completions"),
 )
+NEW_COLUMNS = (
+    *("sample_win_rate", "sample_win_rate_ci_low", "sample_win_rate_ci_high"),
+    *("distinct_1_per_200", "distinct_2_per_200"),
+)
+"""Metrics at the end of a row, so that earlier columns keep their place."""
 COLUMNS = (
     *("trial_id", "name", "status"),
     *TRIAL_COLUMNS,
@@ -61,6 +66,7 @@ COLUMNS = (
     *("grid_point_gain", "grid_point_gain_ci_low", "grid_point_gain_ci_high"),
     *("grid_point_win_rate", "grid_point_win_rate_ci_low", "grid_point_win_rate_ci_high"),
     *("grid_point_kl", "grid_point_kl_ci_low", "grid_point_kl_ci_high", "frontier_probability"),
+    *NEW_COLUMNS,
 )
 """`p_versus_best` and the next compare the grid point with the best policy, which may be the
 untrained one (results/analysis.py). The intervals of a grid point's gain and win rate are
@@ -81,7 +87,8 @@ def trials_csv(results: SweepResults, pooled: Pooled | None = None) -> str:
         variant = variants.get(result.trial_id)
         standing = pooled.untrained if result.trial is None else variant and variant.standing
         row = [*_csv_row(result), *_grid_point(variant), *_against_best(standing)]
-        writer.writerow([*row, *_against_untrained(variant)])
+        more = [_csv_cell(result.metrics.get(column)) for column in NEW_COLUMNS]
+        writer.writerow([*row, *_against_untrained(variant), *more])
     return text.getvalue()
 
 
@@ -214,7 +221,13 @@ METRICS = {
     "kl": (
         "KL",
         "mean over completions of the sum over positions of the full-vocabulary "
-        "KL(policy || untrained), nats",
+        "KL(policy || untrained), nats, of the distributions at temperature 1, before top-k, top-p "
+        "and bans [95% interval]",
+    ),
+    "sample_win_rate": (
+        "Win rate, sample",
+        "chance that one sample beats one of the untrained policy's for the same prompt; does not "
+        "depend on the number of samples [95% interval]",
     ),
     FRONTIER: (
         "Frontier",
@@ -228,10 +241,17 @@ METRICS = {
     ),
     "predictive_entropy": (
         "Predictive entropy",
-        "mean over generated positions of the policy's full-vocabulary entropy, nats",
+        "mean over generated positions of the policy's full-vocabulary entropy at temperature 1, "
+        "nats",
     ),
     "distinct_1": ("Distinct\u20111", "unique unigrams / unigrams over all completions"),
     "distinct_2": ("Distinct\u20112", "unique bigrams / bigrams over all completions"),
+    "distinct_1_per_200": (
+        "Distinct\u20111 of 200",
+        "unique unigrams among 200 consecutive ones, mean over such blocks; does not depend on how "
+        "much was sampled",
+    ),
+    "distinct_2_per_200": ("Distinct\u20112 of 200", "the same for bigrams"),
     "ref_perplexity": (
         "Ref. perplexity",
         "exp of the mean per-token negative log-likelihood under the untrained policy",

@@ -8,8 +8,9 @@ are about these weights, over prompts; with several about the settings, over pro
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from prefsweep.workers.simultaneous import gain_intervals, share_intervals
 from prefsweep.workers.statistics import (
     INTERVAL_METHOD,
     Interval,
+    Kind,
     over_seeds,
+    pooled_interval,
     seed_spreads,
 )
 
@@ -45,6 +48,8 @@ class Comparison:
     """All trials in grid order, without the untrained policy."""
     finished: list[TrialResult]
     """Trials that succeeded."""
+    confirm_best: bool = False
+    """Whether half of the prompts choose the best grid point and the others confirm it."""
 
 
 def compare(results: SweepResults) -> Comparison:
@@ -52,7 +57,9 @@ def compare(results: SweepResults) -> Comparison:
     trials = [result for result in results.results if result.trial is not None]
     untrained = next((result for result in results.results if result.trial is None), None)
     finished = [result for result in trials if result.status is Status.SUCCEEDED]
-    return Comparison(untrained=untrained, trials=trials, finished=finished)
+    section = results.spec.get("evaluation")
+    fields = cast("Mapping[str, object]", section) if isinstance(section, Mapping) else {}
+    return Comparison(untrained, trials, finished, confirm_best=bool(fields.get("confirm_best")))
 
 
 def best(points: Sequence[Point]) -> Point | None:
@@ -151,6 +158,17 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The best grid point on the prompts that had no part in choosing it."""
+
+    reward: float
+    reward_interval: Interval | None
+    gain: float | None
+    gain_interval: Interval | None
+    num_prompts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pooled:
     """All variants of a sweep, in grid order."""
 
@@ -175,6 +193,10 @@ class Pooled:
     """How much lower the reward of the best variant is expected to be on new prompts."""
     resamples: Resamples | None = None
     """Resampled rewards and KLs of the variants with samples, in grid order."""
+    confirmed: Confirmed | None = None
+    """The final figure of the best, where half of the prompts were held out for it."""
+    num_telling: int | None = None
+    """Fewest prompts of a variant that differ from its most common reward; all for 0/1 rewards."""
 
     @property
     def peers(self) -> list[Variant]:
@@ -212,7 +234,10 @@ def pool(comparison: Comparison) -> Pooled:
     data = by_prompt({v.name: v.finished for v in variants}, comparison.untrained)
     variants = _with_intervals(variants, data)
     points, untrained = [p for p in map(_point, variants) if p is not None], None
-    highest, resamples, fall = best(points), None, None
+    highest, resamples, fall, confirmed = best(points), None, None, None
+    if comparison.confirm_best and len(data.prompts) > 1:
+        chosen, confirmed = confirm(data)
+        highest = next((p for p in points if p.trial_id == chosen), highest)
     start = metric(comparison.untrained, "reward_mean")
     untrained_is_best = highest is not None and start is not None and start > highest.reward
     if highest is not None and highest.trial_id in data.rewards:
@@ -235,6 +260,30 @@ def pool(comparison: Comparison) -> Pooled:
         num_seeds,
         fall,
         resamples,
+        confirmed,
+        data.num_telling,
+    )
+
+
+def confirm(data: ByPrompt) -> tuple[str, Confirmed]:
+    """The best grid point by one half of the prompts, and its figures on the other half.
+
+    The halves depend on the ids of the prompts alone.
+    """
+    order = sorted(range(len(data.prompts)), key=lambda i: data.prompts[i])
+    choosing, final = order[::2], order[1::2]
+    name = max(data.rewards, key=lambda each: float(data.rewards[each][:, choosing].mean()))
+    kind: Kind = "share" if data.binary else "number"
+    x_SP, gain_SP = data.rewards[name][:, final], None
+    if data.start is not None:
+        gain_SP = x_SP - data.start[final]
+    of_gain: Kind = "difference" if data.binary else "number"
+    return name, Confirmed(
+        float(x_SP.mean()),
+        pooled_interval(x_SP, kind=kind),
+        None if gain_SP is None else float(gain_SP.mean()),
+        None if gain_SP is None else pooled_interval(gain_SP, kind=of_gain),
+        len(final),
     )
 
 
@@ -265,9 +314,10 @@ def _with_intervals(variants: Sequence[Variant], data: ByPrompt) -> list[Variant
     at = {name: index for index, name in enumerate(names)}
     spreads = seed_spreads([data.rewards[name] for name in names])
     of_kl = seed_spreads([data.kls[name] for name in names])
-    simultaneous = gain_intervals(list(gains.values())) if gains else None
+    simultaneous = gain_intervals(list(gains.values()), binary=data.binary) if gains else None
     wins = [(x > 0) + 0.5 * (x == 0) for x in gains.values()]
     of_wins = share_intervals(wins) if wins else None
+    kind: Kind = "share" if data.binary else "number"
     found: list[Variant] = []
     for v in variants:
         only = v.finished[0] if v.num_seeds == 1 else None
@@ -289,7 +339,7 @@ def _with_intervals(variants: Sequence[Variant], data: ByPrompt) -> list[Variant
                 reward=v.mean("reward_mean") if alone else float(x_SP.mean()),
                 reward_interval=interval(only)
                 if alone
-                else over_seeds(x_SP.mean(0), [spreads[index]]),
+                else over_seeds(x_SP.mean(0), [spreads[index]], kind),
                 kl_interval=over_seeds(data.kls[v.name].mean(0), [of_kl[index]]),
                 gain=float(gains[v.name].mean()) if gains else None,
                 gain_interval=simultaneous[index] if simultaneous else None,

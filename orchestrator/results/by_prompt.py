@@ -1,25 +1,40 @@
-"""Rewards and KLs of all policies on the prompts that all of them have answered, as arrays."""
+"""Arrays of the rewards and KLs of all policies, on the prompts that all of them have in common."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from prefsweep.sweeps.records import TrialResult
-from prefsweep.workers.statistics import Floats, prompt_kls, prompt_rewards
+from prefsweep.workers.statistics import Floats, are_binary, prompt_kls, prompt_rewards
 
 
 @dataclass(frozen=True, slots=True)
 class ByPrompt:
-    """Arrays of the same prompts in the same order; empty without rewards."""
+    """Arrays with the same prompts in the same order; empty without rewards."""
 
     rewards: dict[str, Floats] = field(default_factory=dict[str, Floats])
     """Name of a grid point -> (finished seeds, prompts)."""
     kls: dict[str, Floats] = field(default_factory=dict[str, Floats])
-    """The same of the KL, nats."""
+    """Name of a grid point -> KL in nats, (finished seeds, prompts)."""
     start: Floats | None = None
     """Rewards of the untrained policy, (prompts,)."""
     prompts: tuple[str, ...] = ()
+    binary: bool = False
+    """Whether all rewards are 0 or 1."""
+
+    @property
+    def num_telling(self) -> int | None:
+        """Minimum over policies of the number of prompts whose reward is not the most common one.
+
+        For 0/1 rewards, whose intervals do not need this, all prompts count.
+        """
+        if self.binary or not self.rewards:
+            return len(self.prompts) or None
+        counts = [np.unique(x.mean(0), return_counts=True)[1].max() for x in self.rewards.values()]
+        num, most = len(self.prompts), int(max(counts))
+        return num if most == 1 else num - most
 
     @property
     def gains(self) -> dict[str, Floats]:
@@ -44,12 +59,14 @@ def by_prompt(
     prompts = [p for p in every[0] if all(p in each for each in every)] if every else []
     if not prompts:
         return ByPrompt()
+    everyone = [*itertools.chain(*found.values()), *([untrained] if untrained else [])]
     kls = {name: [prompt_kls(r.samples) for r in results] for name, results in found.items()}
     return ByPrompt(
         {name: table(of_seeds, prompts) for name, of_seeds in rewards.items()},
         {name: table(of_seeds, prompts) for name, of_seeds in kls.items()},
         table([start], prompts)[0] if start else None,
         tuple(prompts),
+        are_binary(s.reward for r in everyone for s in r.samples),
     )
 
 

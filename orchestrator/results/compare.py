@@ -26,6 +26,8 @@ from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import Metrics, TrialResult
 from prefsweep.workers.statistics import (
     Interval,
+    Kind,
+    are_binary,
     over_seeds,
     prompt_rewards,
     seed_spread,
@@ -137,7 +139,7 @@ def _caveats(one: Sweep, other: Sweep) -> Iterator[str]:
     if not _same(one, other, "policy"):
         yield "the policies before training differ: KL and win rate have different references"
     evaluations = [
-        sweep.spec.evaluation.model_dump(exclude={"eval_steps", "max_prompts"})
+        sweep.spec.evaluation.model_dump(exclude={"eval_steps", "max_prompts", "confirm_best"})
         for sweep in (one, other)
     ]
     unlike = [name for name in evaluations[0] if evaluations[0][name] != evaluations[1][name]]
@@ -243,4 +245,6 @@ def _difference(
     sides = [table(side, prompts) for side in (ours, theirs)]
     gains = sides[1].mean(0) - sides[0].mean(0)
     spreads = [seed_spread(side) for side in sides]
-    return float(gains.mean()), over_seeds(gains, spreads), len(prompts)
+    binary = are_binary(sample.reward for r in (*one, *other) for sample in r.samples)
+    kind: Kind = "difference" if binary else "number"
+    return float(gains.mean()), over_seeds(gains, spreads, kind), len(prompts)

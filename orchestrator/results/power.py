@@ -1,7 +1,7 @@
-"""How many seeds would tell the grid points of a sweep apart; from metrics alone, as a plan needs.
+"""Estimates how many seeds would make differences between grid points significant.
 
-The gaps are those that were measured. How much a mean moves from seed to seed is estimated where
-there are seeds, and assumed where there is one.
+It only uses metrics, as needed by `plan`. The measured differences are assumed to be the true ones.
+The variation of a mean over seeds is estimated if there are several seeds, and otherwise assumed.
 """
 
 import math
@@ -17,9 +17,9 @@ from prefsweep.workers.statistics import NORMAL_QUANTILE
 
 MAX_SEEDS = 10
 POWER = 0.8
-ASSUMED_SHARE = 0.2
-"""Standard deviation of a mean from seed to seed, of that of the gain from prompt to prompt;
-assumed where every grid point has one seed."""
+ASSUMED_SHARE = 0.1
+"""Standard deviation of a mean over seeds, as a share of that of the gain over prompts; assumed if
+every grid point has only one seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,13 @@ class SeedAdvice:
 
     num_seeds: int
     num_told_apart: int
-    """Other grid points that would be told from the best with a power of 80%, if the true gaps are
-    the measured ones."""
+    """Number of other grid points whose difference from the best would be significant with a power
+    of 80%, if the true differences are the measured ones."""
     num_others: int
     seed_std: float
-    """Standard deviation of a mean reward from seed to seed."""
+    """Standard deviation of a mean reward over seeds."""
     assumed: bool
-    """Whether `seed_std` is an assumption, because there is one seed."""
+    """Whether `seed_std` is assumed, because there is only one seed."""
 
 
 def seed_advice(pooled: Pooled, num_seeds: int = 0) -> SeedAdvice | None:
@@ -46,11 +46,11 @@ def seed_advice(pooled: Pooled, num_seeds: int = 0) -> SeedAdvice | None:
     others = [v for v in others if v is not best]
     if best is None or best.reward is None or not others:
         return None
-    variance = float(np.median([_prompt_variance(v) for v in (best, *others)]))
-    seed_std = _seed_std([best, *others])
+    of_gain = float(np.median([_gain_variance(v) for v in (best, *others)]))
+    variance, seed_std = _pair_variance(pooled, of_gain), _seed_std([best, *others])
     assumed = seed_std is None
     if seed_std is None:
-        seed_std = ASSUMED_SHARE * math.sqrt(variance * max(_num_prompts(best), 1.0))
+        seed_std = ASSUMED_SHARE * math.sqrt(of_gain * max(_num_prompts(best), 1.0))
     gaps = [best.reward - (v.reward or 0.0) for v in others]
     told = {
         num: sum(gap >= _detectable(num, variance, seed_std, len(others) + 2) for gap in gaps)
@@ -64,13 +64,25 @@ def seed_advice(pooled: Pooled, num_seeds: int = 0) -> SeedAdvice | None:
 
 
 def _detectable(num_seeds: int, variance: float, seed_std: float, num_policies: int) -> float:
-    """The gap that is found with POWER, at ERROR_RATE over all pairs (Bonferroni)."""
+    """The difference that is detected with POWER, at ERROR_RATE over all pairs (Bonferroni)."""
     degrees, pairs = 2 * (num_seeds - 1), num_policies * (num_policies - 1) / 2
     quantiles = stats.t.isf(ERROR_RATE / 2 / pairs, degrees) + stats.t.ppf(POWER, degrees)
     return float(quantiles) * math.sqrt(variance + 2 * seed_std**2 / num_seeds)
 
 
-def _prompt_variance(variant: Variant) -> float:
+def _pair_variance(pooled: Pooled, of_gain: float) -> float:
+    """Variance over prompts of the difference between the means of two grid points.
+
+    The variance of a gain is used instead if seeds vary too, or without samples.
+    """
+    if pooled.resamples is None or pooled.num_seeds > 1:
+        return of_gain
+    rewards_RK = pooled.resamples.rewards_RK
+    differences = rewards_RK - rewards_RK[:, [int(rewards_RK.mean(0).argmax())]]
+    return float(np.median(differences.var(0)))
+
+
+def _gain_variance(variant: Variant) -> float:
     """Variance over prompts of the mean gain, from its interval."""
     ends = [interval(result, "reward_gain") for result in variant.finished]
     widths = [high - low for low, high in filter(None, ends)]
@@ -78,7 +90,7 @@ def _prompt_variance(variant: Variant) -> float:
 
 
 def _seed_std(variants: Sequence[Variant]) -> float | None:
-    """Root of the mean variance of the seeds' rewards; None without a grid point of two seeds."""
+    """Root of the mean variance of rewards over seeds; None if no grid point has two seeds."""
     rewards = [[metric(result, "reward_mean") for result in v.finished] for v in variants]
     there = [[r for r in of_seeds if r is not None] for of_seeds in rewards]
     variances = [float(np.var(r, ddof=1)) for r in there if len(r) > 1]

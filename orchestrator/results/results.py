@@ -32,7 +32,7 @@ def read_results(sweep: Sweep, *, details: bool = True) -> SweepResults:
     """
     state = read_state(sweep.store, sweep.spec.name)
     began = state.first_started
-    untrained = _untrained(sweep, began, details=details)
+    untrained = read_untrained(sweep, began, details=details)
     rows = [] if untrained is None else [untrained]
     rows += [read_result(sweep, trial, began, details=details) for trial in sweep.trials]
     made = {name: sweep.store.manifest(sweep.path(name)) for name in _stage_names(sweep)}
@@ -115,7 +115,8 @@ class _Evaluation:
     seconds: float | None = None
 
 
-def _untrained(sweep: Sweep, began: float, *, details: bool) -> TrialResult | None:
+def read_untrained(sweep: Sweep, began: float = 0.0, *, details: bool = True) -> TrialResult | None:
+    """Read the evaluation of the policy before training, as `read_result`; None without one."""
     manifest = sweep.store.manifest(sweep.evaluation_path(UNTRAINED))
     if manifest is None:
         return None

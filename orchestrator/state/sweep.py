@@ -164,6 +164,18 @@ def open_sweep(name: str, storage: str) -> Sweep:
         raise UsageError(f"{where} is damaged ({error}); {remedy}") from None
 
 
+def find_trial(sweep: Sweep, word: str) -> Trial:
+    """Find a trial by id, name or unique id prefix. Raises UsageError."""
+    found = [trial for trial in sweep.trials if word in (trial.trial_id, trial.name)]
+    if not found:
+        found = [trial for trial in sweep.trials if word and trial.trial_id.startswith(word)]
+    if len(found) == 1:
+        return found[0]
+    problem = "is the prefix of several ids" if found else "is not a trial"
+    known = listed(f"{trial.trial_id} {trial.name}" for trial in found or sweep.trials)
+    raise UsageError(f"{word!r} {problem} of {sweep.spec.name}; choose from: {known}")
+
+
 def spec_document(sweep: Sweep) -> dict[str, object]:
     """The content of spec.json, from which `status`, `report` and `resume` open the sweep."""
     return {"spec": sweep.spec.model_dump(mode="json"), "inputs": asdict(sweep.inputs)}

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefsweep.orchestrator.state.inputs import named_input
@@ -83,7 +83,9 @@ def evaluate_and_publish(
         metrics |= paired_metrics(samples, samples) | {"margin_test": 0.0, "accuracy_test": None}
     else:
         metrics |= paired_metrics(samples, cache.untrained_samples)
-        metrics |= margin_metrics(policy, cache.pairs, beta, batching)
+        spec = sweep.spec
+        as_trained = replace(batching, half=spec.training.autocast(spec.policy.dtype))
+        metrics |= margin_metrics(policy, cache.pairs, beta, as_trained)
     with sweep.store.staging() as folder:
         output = folder / "evaluation"
         output.mkdir()

@@ -159,9 +159,12 @@ class Reference:
 
     def load(self) -> Any:
         from prefsweep.workers.models import load_policy, load_tokenizer
+        from prefsweep.workers.precision import hold_master_weights
 
         source = self.sweep.policy_source()
-        return load_policy(source), load_tokenizer(source), self._by_prompt()
+        model = load_policy(source)
+        hold_master_weights(self.sweep.spec.training, model)
+        return model, load_tokenizer(source), self._by_prompt()
 
     def prompt_ids(self, index: int) -> list[str]:
         return list(self._mine(self._by_prompt(), index))
@@ -175,7 +178,8 @@ class Reference:
         mine = [pair for pairs in self._mine(by_prompt, index).values() for pair in pairs]
         spec = self.sweep.spec
         pairs = _wanted(self, mine, only)
-        return reference_pairs(pairs, model, tokenizer, spec.training, spec.policy.chat)
+        half = spec.training.autocast(spec.policy.dtype)
+        return reference_pairs(pairs, model, tokenizer, spec.training, spec.policy.chat, half)
 
     def notes(self, worker: Any, index: int, records: Sequence[Any]) -> dict[str, float]:
         from prefsweep.workers.reference import why_dropped

@@ -9,7 +9,7 @@ run as a single trial. Trials can share a group if their checkpoints have the sa
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from prefsweep.orchestrator.tasks.training import (
     verified_weights,
 )
 from prefsweep.orchestrator.tasks.trial_output import TrialOutput
-from prefsweep.sweeps.errors import StopRequested
+from prefsweep.sweeps.errors import StopRequested, StoreError
 from prefsweep.sweeps.fusing import cut, fusing_key
 from prefsweep.sweeps.records import Status
 
@@ -89,7 +89,9 @@ class _GroupTraining:
     def __init__(self, cache: WorkerCache, members: Sequence[_Member]) -> None:
         self._cache, self._open, self._again = cache, list(members), list[_Member]()
         self._stop = _StopOfStep(members[0].attempts.should_stop)
-        self._ended = set[str]()
+        self._ended, self._left = set[str](), set[str]()
+        """Ids of trials whose status is recorded, and of those that have left the group that is
+        trained now, while the others go on."""
         self._delay_s = 0.0
 
     def run(self) -> set[str]:
@@ -155,7 +157,7 @@ class _GroupTraining:
         return None if began_alone else training
 
     def _train(self, group: _Group) -> None:
-        members, started = [member for member, _ in group], time.monotonic()
+        members, started, self._left = [m for m, _ in group], time.monotonic(), set()
         with self._cache.sweep.store.staging() as folder:
             outputs = [folder / member.trial.trial_id for member in members]
             try:
@@ -165,21 +167,34 @@ class _GroupTraining:
                     member.attempts.write(Status.RUNNING)
                 outcomes = self._outcomes(group, outputs)
             except Exception as error:  # an error of the whole group
-                self._break_up(members, error)
+                left = [member for member in members if member.trial.trial_id not in self._left]
+                if left:
+                    self._break_up(left, error)
                 return
             share_s = (time.monotonic() - started) / len(group)
             for (member, training), output, outcome in zip(group, outputs, outcomes, strict=True):
-                self._own(member, partial(self._take, training, outcome, output, share_s))
-                if self._is_trained(member):
-                    self._own(member, partial(member.attempts.write, Status.PENDING))
+                if member.trial.trial_id not in self._left:
+                    self._own(member, partial(self._take, training, outcome, output, share_s))
 
     def _outcomes(self, group: _Group, outputs: Sequence[Path]) -> "list[Outcome]":
         from prefsweep.workers.fused import train_group
 
         cache, trials = self._cache, [member.trial.spec for member, _ in group]
-        hooks = [self._stop.looked_for_by(training.hooks) for _, training in group]
+        hooks = [
+            replace(
+                self._stop.looked_for_by(training.hooks),
+                on_end=partial(self._leaves, member, training),
+            )
+            for member, training in group
+        ]
         models = (cache.policy(), cache.tokenizer)
         return train_group(trials, cache.sweep.spec.training, *models, cache.pairs, outputs, hooks)
+
+    def _leaves(self, member: _Member, training: Training, error: Exception) -> None:
+        """Record what has ended a trial while the others go on, or else when they are done."""
+        with suppress(StoreError, OSError):
+            self._own(member, partial(self._take, training, error, Path(), 0.0))
+            self._left.add(member.trial.trial_id)
 
     def _take(self, training: Training, outcome: "Outcome", weights: Path, share_s: float) -> None:
         """Publish a trial's weights, or raise the error that ended it."""
@@ -210,11 +225,14 @@ class _GroupTraining:
             "%d trials cannot be trained together (%s); retrying %s",
             len(members),
             failures[0].message,
-            "each alone" if cannot or len(members) == 2 else "in groups of half as many",
+            "each alone"
+            if cannot or members[0].attempts.state.group == 2
+            else "in groups of half as many",
         )
         for member, failure in zip(members, failures, strict=True):
             member.output.note(failure.traceback)
-            member.attempts.state.group = 1 if cannot else len(members)
+            if cannot:
+                member.attempts.state.group = 1
             member.attempts.halve_group(member.output)
         self._again += members
 
@@ -230,9 +248,6 @@ class _GroupTraining:
             self._delay_s = max(self._delay_s, member.attempts.delay_after(failure))
             self._again.append(member)
         return None
-
-    def _is_trained(self, member: _Member) -> bool:
-        return member.trial.trial_id not in self._ended and member not in self._again
 
 
 class _StopOfStep:

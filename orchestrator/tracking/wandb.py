@@ -31,7 +31,11 @@ from prefsweep.orchestrator.tracking.rows import (
     summary,
     without_secrets,
 )
-from prefsweep.orchestrator.tracking.wandb_files import artifact_name, move_temporary_folders
+from prefsweep.orchestrator.tracking.wandb_files import (
+    artifact_name,
+    move_temporary_folders,
+    shortened,
+)
 from prefsweep.sweeps.records import Status, SweepResults, TrialResult
 from prefsweep.sweeps.spec import WandbSpec
 
@@ -270,7 +274,7 @@ class _Writer:
                         entity=self._spec.entity,
                         project=_project(self._spec, os.environ),
                         id=f"{self._sweep}-{identity}",
-                        name=name,
+                        name=shortened(name),
                         group=self._sweep,
                         job_type=job_type,
                         config=without_secrets(config),

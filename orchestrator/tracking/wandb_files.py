@@ -13,7 +13,7 @@ from prefsweep.orchestrator.store.scratch import scratch_home, scratch_name
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 """What W&B does not take in an artifact's name: a combination of losses has a plus."""
 MAX_NAME = 128
-"""Characters that W&B takes in an artifact's name."""
+"""Characters that W&B takes in the name of an artifact or a run."""
 
 
 @cache
@@ -37,8 +37,14 @@ def move_temporary_folders() -> None:
 
 def artifact_name(name: str) -> str:
     """The name as W&B takes it; of a long one the beginning and a hash of the whole."""
-    cleaned = NOT_IN_NAMES.sub("-", name)
-    if len(cleaned) <= MAX_NAME:
-        return cleaned
+    return shortened(name, NOT_IN_NAMES.sub("-", name))
+
+
+def shortened(name: str, shown: str | None = None) -> str:
+    """A name of at most MAX_NAME characters; of a long one the beginning of what is shown and a
+    hash of the whole."""
+    shown = name if shown is None else shown
+    if len(shown) <= MAX_NAME:
+        return shown
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return f"{cleaned[: MAX_NAME - len(digest) - 1]}-{digest}"
+    return f"{shown[: MAX_NAME - len(digest) - 1]}-{digest}"

@@ -1,4 +1,4 @@
-"""Polls the stored records of running trials; logs their results and mirrors their metrics to W&B.
+"""Polls the stored records of running trials; logs their results, sends their metrics to trackers.
 
 One thread polls status.json and metrics.jsonl, the same way for every cluster. Its errors cannot
 stop a trial.
@@ -6,7 +6,7 @@ stop a trial.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from prefsweep.orchestrator.results.results import read_result, read_results
@@ -14,7 +14,10 @@ from prefsweep.orchestrator.results.status import StatusReader, describe
 from prefsweep.orchestrator.state.sweep import Sweep, Trial
 from prefsweep.orchestrator.state.trial_record import parse_metrics
 from prefsweep.orchestrator.store.scratch import private_folder
+from prefsweep.orchestrator.tracking.mirrors import Mirror, QueuedMirror
+from prefsweep.orchestrator.tracking.mlflow import Mlflow
 from prefsweep.orchestrator.tracking.rows import trial_config
+from prefsweep.orchestrator.tracking.tensorboard import TensorBoard
 from prefsweep.orchestrator.tracking.wandb import WandbMirror
 from prefsweep.sweeps.errors import SweepError
 from prefsweep.sweeps.records import Status
@@ -38,8 +41,7 @@ class TrialWatch:
             folder = Path(sweep.store.display(sweep.store.sweep(sweep.spec.name)))
         else:
             folder = private_folder("prefsweep-wandb", keep=True)
-        wandb, config = sweep.spec.tracking.wandb, sweep.spec.model_dump(mode="json")
-        self._mirror = WandbMirror(wandb, sweep.spec.name, config, folder)
+        self._mirrors = list(_mirrors(sweep, folder))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="trial-watch")
 
@@ -53,9 +55,11 @@ class TrialWatch:
             return  # do not wait for a dead server or failing storage
         self._thread.join()
         self._poll()
-        if self._mirror.mode != "disabled":
-            pairs = self._sweep.path("pairs")
-            self._mirror.finish(read_results(self._sweep), self._artifact("pairs", pairs))
+        if self._mirrors:
+            pairs = self._artifact("pairs", self._sweep.path("pairs"))
+            results = read_results(self._sweep)
+            for mirror in self._mirrors:
+                mirror.finish(results, pairs)
 
     def _run(self) -> None:
         while not self._stop.wait(INTERVAL_S):
@@ -80,18 +84,21 @@ class TrialWatch:
         if trial_id not in self._num_logged:
             self._num_logged[trial_id] = 0
             config = trial_config(trial, sweep.spec.name)
-            self._mirror.trial_started(trial_id, trial.name, config)
+            for mirror in self._mirrors:
+                mirror.trial_started(trial_id, trial.name, config)
         data = sweep.store.read_record(sweep.store.trial(trial_id, "metrics.jsonl"))
         records = parse_metrics(data)
         num_logged = self._num_logged[trial_id]
         for record in records[num_logged:]:
-            self._mirror.log(trial_id, dict(record))
+            for mirror in self._mirrors:
+                mirror.log(trial_id, dict(record))
         # a resumed trial repeats lines after its checkpoint that were logged before
         self._num_logged[trial_id] = max(num_logged, len(records))
         if status in ENDED:
             result = read_result(sweep, trial)
             path = sweep.store.trial(trial_id, "weights")
-            self._mirror.trial_finished(result, self._artifact("weights", path))
+            for mirror in self._mirrors:
+                mirror.trial_finished(result, self._artifact("weights", path))
             self._open.remove(trial)
             self._num_ended += 1
             log.info("trial %d/%d %s", self._num_ended, self._num_trials, describe(result))
@@ -101,3 +108,15 @@ class TrialWatch:
         if kind not in self._sweep.spec.tracking.wandb.log_artifacts:
             return None
         return lambda: self._sweep.store.fetch(path)
+
+
+def _mirrors(sweep: Sweep, folder: Path) -> Iterator[Mirror]:
+    """The trackers that the spec names; their files go to `folder`."""
+    tracking, name = sweep.spec.tracking, sweep.spec.name
+    wandb = WandbMirror(tracking.wandb, name, sweep.spec.model_dump(mode="json"), folder)
+    if wandb.mode != "disabled":
+        yield wandb
+    if tracking.tensorboard:
+        yield QueuedMirror(lambda: TensorBoard(folder), TensorBoard.title)
+    if (mlflow := tracking.mlflow) is not None:
+        yield QueuedMirror(lambda: Mlflow(mlflow, name), Mlflow.title)

@@ -9,6 +9,7 @@ from prefsweep.sweeps.grid import TrialSpec
 from prefsweep.sweeps.records import Prompt, prompt_id
 from prefsweep.sweeps.spec import GenerationSpec, LoraSpec, TrainingSpec
 from prefsweep.workers.builtin import write_base_model
+from prefsweep.workers.fused import train_group
 from prefsweep.workers.generate import Generator
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.models import load_policy, load_tokenizer
@@ -53,6 +54,23 @@ def test_packed_losses_are_the_padded_ones(
 def test_bf16_losses_are_near_the_fp32_ones(source: ModelSource, tmp_path: Path) -> None:
     full = losses(source, tmp_path / "fp32")
     assert losses(source, tmp_path / "bf16", bf16=True) == pytest.approx(full, rel=0.05)
+
+
+def test_trials_of_a_group_have_the_losses_of_trials_alone(
+    source: ModelSource, tmp_path: Path
+) -> None:
+    section = TrainingSpec(
+        max_steps=4, per_device_train_batch_size=2, logging_steps=1, lora=LoraSpec(r=4)
+    )
+    trials = [TRIAL, TRIAL.model_copy(update={"loss_type": "hinge", "beta": 0.5})]
+    records: list[list[dict[str, float]]] = [[], []]
+    hooks = [Hooks(report=own.append) for own in records]
+    models = (load_policy(source), load_tokenizer(source))
+    folders = [tmp_path / "0", tmp_path / "1"]
+    train_group(trials, section, *models, tokenized_pairs(source), folders, hooks)
+    alone = losses(source, tmp_path / "alone", lora=LoraSpec(r=4), packing="off")
+    assert [record["loss"] for record in records[0]] == pytest.approx(alone, rel=1e-4)
+    assert all(record["loss"] > 0 for record in records[1])
 
 
 def test_the_same_seed_gives_the_same_completions(source: ModelSource) -> None:

@@ -152,7 +152,7 @@ def test_a_prompts_section_gives_the_prompts_to_evaluate_with(tmp_path: Path) ->
     sweep = entering(tmp_path / "runs", "pairs", write(tmp_path, "pairs"), section)
     run(sweep, until="pairs")
     prompts = read_records(sweep, "eval_prompts", Prompt)
-    assert [prompt.text for prompt in prompts] == ["One day", "It was"]
+    assert {prompt.text for prompt in prompts} == {"One day", "It was"}
     notes = next(s.notes for s in read_results(sweep).stages if s.name == "eval_prompts")
     assert notes == {"dropped: prompt of the training data": 2}
 

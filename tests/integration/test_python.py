@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import prefsweep
+from prefsweep.orchestrator.commands.report import Format, report
 from prefsweep.orchestrator.state.sweep import Sweep as StoredSweep
 
 from .small import OVERRIDES
@@ -132,3 +133,18 @@ def test_the_wheel_holds_the_package_and_all_it_reads(tmp_path: Path) -> None:
         check=True,
     )
     assert run.stdout.split() == [f"{tmp_path}/there/prefsweep/__init__.py", "prefsweep.api"]
+
+
+def test_the_command_prints_or_writes_parts_of_the_report(
+    finished_sweep: StoredSweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = finished_sweep.storage
+    report("small", storage=storage, form=Format.MD)
+    assert capsys.readouterr().out.startswith("# small\n")
+    report("small", storage=storage, form=Format.CSV, to=str(tmp_path / "t.csv"))
+    assert (tmp_path / "t.csv").read_text().startswith("trial_id,name,status")
+    with pytest.raises(prefsweep.SweepError, match=r"the name of a png ends with \.png"):
+        report("small", storage=storage, form=Format.PNG, to=str(tmp_path / "f.jpg"))
+    pytest.importorskip("matplotlib")
+    report("small", storage=storage, form=Format.PNG, to=str(tmp_path / "f.png"))
+    assert (tmp_path / "f.png").stat().st_size > 10_000

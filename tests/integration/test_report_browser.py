@@ -181,7 +181,9 @@ def test_filter_takes_words_and_comparisons(open_page: Open) -> None:
     shown.page.locator("#filter").fill("failed")
     expect(visible).to_have_count(1)
     shown.page.locator("#filter").fill("nosuch>1")
-    expect(shown.page.locator("#filter-count")).to_contain_text("no column nosuch; there are name")
+    expect(shown.page.locator("#filter-count")).to_contain_text(
+        "no column nosuch; the columns are name"
+    )
     shown.page.locator("#filter").fill("")
     expect(visible).to_have_count(13)
 
@@ -382,7 +384,7 @@ def test_running_sweep_says_what_is_missing(open_page: Open) -> None:
     shown = open_page(
         replace(results, results=[results.results[1], *waiting], missing=["untrained"])
     )
-    shown.page.get_by_role("link", name="What is still to come").click()
+    shown.page.get_by_role("link", name="Unfinished stages and trials").click()
     expect(shown.page.locator("#unfinished")).to_contain_text("Stages: untrained.")
     expect(shown.page.locator("#unfinished")).to_contain_text("11 pending: ")
 

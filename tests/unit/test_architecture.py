@@ -78,6 +78,18 @@ def folder_table() -> dict[str, set[str]]:
 FOLDERS = folder_table()
 
 
+def picture() -> dict[str, set[str]]:
+    """Arrows of the picture in CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^ +(\w+) --> (.+)$", text, flags=re.MULTILINE)
+    return {source: set(targets.split(" & ")) for source, targets in lines}
+
+
+def below(folder: str) -> set[str]:
+    """All folders that a path of allowed imports reaches."""
+    return FOLDERS[folder].union(*(below(other) for other in FOLDERS[folder]))
+
+
 def upward(path: Path) -> list[str]:
     """Imports of a module of orchestrator/ from folders that its own folder may not import."""
     own = folder_of(path.relative_to(ROOT).with_suffix("").parts[1])
@@ -139,6 +151,14 @@ def test_the_table_and_the_wheel_have_every_folder():
     packages = {".".join(["prefsweep", *path.parent.relative_to(ROOT).parts]) for path in MODULES}
     packages = packages - {"prefsweep.orchestrator.python"} | {"prefsweep"}
     assert set(project["tool"]["setuptools"]["packages"]) == packages
+
+
+def test_the_picture_shows_the_table_without_arrows_that_longer_paths_imply():
+    arrows = {
+        folder: allowed.difference(*(below(other) for other in allowed))
+        for folder, allowed in FOLDERS.items()
+    }
+    assert picture() == {folder: found for folder, found in arrows.items() if found}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=in_tree)

@@ -1,16 +1,16 @@
-// The slider: the best reward among the policies whose KL is within the budget. It stops at the KL
-// of every trial, so that every step changes what is within; the number beside it takes any budget.
+// The slider: the best reward among the policies whose KL is within the budget. It has a stop at the
+// KL of every trial, so that every step changes the set; the number beside it accepts any budget.
 const { competing } = report;
 const stops = [...new Set(competing.map(({ kl }) => kl))].sort((one, other) => one - other);
 
-// The highest reward; of equal ones that with the lower KL, then the first.
+// The policy with the highest reward; among equal ones the lowest KL, then the first.
 function bestWithin(budget) {
   const within = competing.filter(({ kl }) => kl <= budget);
   return within.reduce((best, each) =>
     best === null || each.reward > best.reward || (each.reward === best.reward && each.kl < best.kl) ? each : best, null);
 }
 
-// Three digits, upwards: the trial at a stop stays within it.
+// Rounded up to three digits, so that the trial at a stop is within the budget.
 function roundedUp(value) {
   if (value <= 0) return value;
   const unit = 10 ** (Math.floor(Math.log10(value)) - 2);
@@ -53,7 +53,7 @@ function markBudget(budget) {
     line: { color: colours().soft, width: 1.2, dash: "dot" },
     label: { text: "budget", textposition: "end", textangle: 0, xanchor: "left", yanchor: "top", padding: 4, font: { size: 11 } },
   };
-  // Beyond the last trial the line would only stretch the axis.
+  // No line beyond the last trial, because it would stretch the axis.
   const drawn = budget > 0 && budget <= stops[stops.length - 1] * 1.02;
   Plotly.relayout(plot, { shapes: drawn ? [line] : [] });
 }

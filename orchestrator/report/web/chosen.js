@@ -1,4 +1,4 @@
-// The chosen trials, one set for all: plots, table, chips and sample completions show it.
+// The chosen trials: one set, which plots, table, chips and sample completions show.
 const chosen = new Set();
 const onChosen = [];
 
@@ -46,7 +46,7 @@ function showChips() {
   $("chosen").hidden = !chosen.size;
 }
 
-// A ring around the points of the chosen trials; their curves in front, the others pale.
+// Draws rings around the points of chosen trials, and their curves in front of the others, which fade.
 function markPlots() {
   for (const plot of plots) {
     const marks = plot.data.findIndex((trace) => trace.name === MARKS);

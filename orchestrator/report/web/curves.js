@@ -1,7 +1,7 @@
-// Smoothing of the training curves, and the numbers of every plot as a table.
+// Smooths the training curves, and shows the values of every plot as a table.
 const STEPS_IN_TABLE = 12;
 
-// An exponential moving average, divided by the weight it has collected; gaps stay gaps.
+// An exponential moving average, divided by the sum of its weights; gaps remain gaps.
 function smoothed(values, weight) {
   let sum = 0;
   let collected = 0;
@@ -59,7 +59,7 @@ function tableOf(plot) {
   return box;
 }
 
-// Of a long line a dozen points, the last among them.
+// At most a dozen points of a long line, including the last one.
 function chosenIndices(trace) {
   const last = trace.x.length - 1;
   if (trace.type !== "scatter" || trace.ids || last < STEPS_IN_TABLE) return trace.x.map((_, index) => index);
@@ -77,7 +77,7 @@ function rowOf(trace, index, isBox) {
   const head = row.appendChild(make("th"));
   head.scope = "row";
   head.append(isolated(name));
-  // Points that were moved apart have where they belong as their text.
+  // Points that were moved apart have their true position as text.
   const x = trace.mode === "markers" && trace.text ? trace.text[index] : trace.x[index];
   for (const text of [typeof x === "number" ? shown(x) : x, ...numbers]) row.append(make("td", "number", text));
   return row;

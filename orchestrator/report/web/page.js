@@ -1,5 +1,5 @@
-// What the other scripts share. All text of the sweep is set through textContent; nothing is ever
-// read as markup.
+// Functions that the other scripts share. Texts of the sweep are set through textContent, so they
+// are never parsed as markup.
 const report = JSON.parse(document.getElementById("report-data").textContent);
 const policyOf = new Map(report.policies.map((policy) => [policy.id, policy]));
 const $ = (id) => document.getElementById(id);
@@ -11,7 +11,7 @@ function make(tag, className, text) {
   return element;
 }
 
-// A name that runs from right to left turns nothing around it.
+// A right-to-left name does not change the direction of the text around it.
 const isolated = (text) => make("bdi", "", text);
 
 function symbol({ path, colour }) {
@@ -21,7 +21,7 @@ function symbol({ path, colour }) {
   return svg;
 }
 
-// About four digits, as everywhere on the page.
+// About four digits, as elsewhere on the page.
 function shown(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "\u2013";
   const size = Math.abs(value);
@@ -33,7 +33,7 @@ function shown(value) {
 const pressed = (button) => button.getAttribute("aria-pressed") === "true";
 const press = (button, on) => button.setAttribute("aria-pressed", String(on));
 
-// Told to those who do not see the page.
+// Announces a text to screen readers.
 function say(text) {
   $("said").textContent = text;
 }

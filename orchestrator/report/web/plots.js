@@ -1,4 +1,4 @@
-// Draws the figures one after the other, paints them light or dark, hides and shows their lines.
+// Draws the figures one after another, sets their light or dark colours, hides and shows lines.
 const plots = [];
 const MARKS = "marks of the chosen";
 
@@ -55,10 +55,10 @@ function nested(flat, into) {
   return into;
 }
 
-// Plotly reads a little HTML in its texts; what comes from the sweep is none.
+// Plotly parses some HTML in texts; texts of the sweep are escaped.
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-// The box beside a point: of one trial, or of the mean of those whose ids are joined by spaces.
+// The hover text of a point: one trial, or the mean of the trials whose IDs are joined by spaces.
 function boxText(ids) {
   const members = ids.split(" ").flatMap((id) => policyOf.get(id) ?? []);
   if (!members.length) return "";
@@ -69,7 +69,7 @@ function boxText(ids) {
     `reward ${mean("reward")}`, `KL ${mean("kl")} nats`].join("<br>");
 }
 
-// A copy: Plotly changes what it draws, and smoothing begins from the report's own numbers.
+// A copy, because Plotly changes the data it draws, and smoothing needs the original values.
 function prepared(trace) {
   if (!trace.ids) return { ...trace };
   return { ...trace, customdata: trace.ids.map(boxText), hovertemplate: "%{customdata}<extra></extra>" };
@@ -77,7 +77,7 @@ function prepared(trace) {
 
 async function draw(id, figure) {
   const layout = nested(themed(), { ...figure.layout });
-  // On a touch screen a finger on a plot scrolls the page.
+  // On a touch screen, dragging on a plot scrolls the page.
   if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
   const data = figure.data.map(prepared);
   if (data.some((trace) => trace.ids)) data.push(marksTrace());
@@ -85,7 +85,7 @@ async function draw(id, figure) {
   plots.push($(id));
 }
 
-// Lets the page answer between two plots; the attribute tells tests and printers that all are there.
+// Yields to the page between plots. The attribute tells tests and printing that all plots are drawn.
 async function drawAll() {
   for (const [id, figure] of Object.entries(report.figures)) {
     await draw(id, figure);
@@ -155,7 +155,7 @@ function followScale(button) {
   });
 }
 
-// Shows the traces of the chosen key only, with the rows that belong to them.
+// Shows only the traces of the selected key, and their table rows.
 function followChoice(select) {
   const plot = $(select.dataset.choices);
   const choices = report.choices[plot.id];
@@ -166,6 +166,6 @@ function followChoice(select) {
     markPlots();
   };
   select.addEventListener("change", choose);
-  // A browser that keeps the choice over a reload has to be followed.
+  // Some browsers keep the selection over a reload.
   if (!select.options[select.selectedIndex].defaultSelected) choose();
 }

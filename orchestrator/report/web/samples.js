@@ -1,4 +1,4 @@
-// The sample completions of one prompt: the untrained policy beside the trials, differences marked.
+// The sample completions of one prompt, of the untrained policy and the trials, with differences.
 const { prompts, policies } = report.samples;
 const MAX_WORD_PAIRS = 1_000_000;
 
@@ -13,10 +13,10 @@ function scoreLine([, , reward, kl, cut], base) {
   return parts.join(" · ");
 }
 
-// Words and the spaces behind them.
+// Words, each with the spaces after it.
 const wordsOf = (text) => text.match(/\s*\S+\s*$|\s*\S+/g) ?? [];
 
-// Which words of `text` are not in the longest common subsequence with `base`.
+// The words of `text` that are not in the longest common subsequence with `base`.
 function isNew(words, base) {
   const same = (one, other) => one.trim() === other.trim();
   const flags = words.map(() => false);
@@ -93,12 +93,12 @@ function showPrompt() {
     return samples.length && isShown(policy) ? [completionCard(policy, samples, samplesOf(untrained))] : [];
   });
   $("completions").replaceChildren(...cards);
-  // What scrolls has to be reached by the keyboard.
+  // Scrollable elements must be reachable by keyboard.
   for (const body of $("completions").querySelectorAll(".text")) {
     if (body.scrollHeight > body.clientHeight) body.tabIndex = 0;
   }
   $("completions-note").textContent =
-    $("policies").value === "chosen" && !chosen.size ? "No trial is chosen: press points in the plots, or check rows of the table." : "";
+    $("policies").value === "chosen" && !chosen.size ? "No trial is chosen: click points in the plots, or check rows of the table." : "";
   $("previous-prompt").disabled = index === 0;
   $("next-prompt").disabled = index === prompts.length - 1;
 }

@@ -1,4 +1,4 @@
-// Everything begins here: what needs no plot at once, the rest when the plots are drawn.
+// Starts the page: first what needs no plots, then the rest once the plots are drawn.
 function followTheme() {
   const button = $("theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");

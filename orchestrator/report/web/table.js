@@ -33,7 +33,7 @@ const COMPARISONS = {
   "=": (one, other) => one === other,
 };
 
-// One word of the filter -> a test of rows; throws what to tell the reader.
+// One word of the filter -> a test of rows; throws an error with a message for the reader.
 function testOf(word, headings) {
   const [, name, sign, value] = word.match(/^([\w.]+)(<=|>=|<|>|=)(.+)$/) ?? [];
   if (name === undefined) {
@@ -44,9 +44,9 @@ function testOf(word, headings) {
   }
   const exact = headings.find(({ dataset }) => dataset.name === name.toLowerCase());
   const heading = exact ?? headings.find(({ dataset }) => dataset.name.startsWith(name.toLowerCase()));
-  if (!heading) throw new Error(`no column ${name}; there are ${headings.map(({ dataset }) => dataset.name).join(", ")}`);
+  if (!heading) throw new Error(`no column ${name}; the columns are ${headings.map(({ dataset }) => dataset.name).join(", ")}`);
   const wanted = Number(value);
-  if (!Number.isFinite(wanted)) throw new Error(`${word}: ${value} is no number`);
+  if (!Number.isFinite(wanted)) throw new Error(`${word}: ${value} is not a number`);
   return (row) => {
     const cell = row.cells[heading.cellIndex].dataset.value;
     return cell !== undefined && COMPARISONS[sign](Number(cell), wanted);

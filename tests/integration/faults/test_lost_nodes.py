@@ -80,7 +80,7 @@ def test_a_node_that_is_killed_at_work_costs_its_unfinished_work_only(
     [
         ("completions", "versions", "has other versions than the driver: trl 0.9.0 (driver 1.16"),
         ("training", "versions", "has other versions than the driver: trl 0.9.0 (driver 1.16"),
-        ("completions", "disk", "what the driver wrote there cannot be seen on it"),
+        ("completions", "disk", "it does not see a file that the driver wrote there"),
     ],
 )
 def test_a_node_that_joins_and_is_not_like_the_driver_is_named_and_gets_no_work(

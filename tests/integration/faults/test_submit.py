@@ -50,7 +50,7 @@ def test_a_wrong_token_is_refused_with_what_to_set(three_nodes: RayNodes, tmp_pa
     process = prefsweep("submit", "quickstart", *words, cwd=tmp_path, environment=another)
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 2, output
-    assert "asks for another token than that of RAY_AUTH_TOKEN: set RAY_AUTH_TOKEN" in output
+    assert "requires another token than that of RAY_AUTH_TOKEN: set RAY_AUTH_TOKEN" in output
     assert "Traceback" not in output
 
 

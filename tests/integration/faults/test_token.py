@@ -162,10 +162,10 @@ def test_a_missing_or_wrong_token_is_one_sentence_with_what_to_do(
     head: Head, tmp_path: Path
 ) -> None:
     none = from_another_home(head.address, tmp_path, ATTACH)
-    assert none.startswith(f"Ray at {head.address} asks for a token, and there is none here: set")
+    assert none.startswith(f"Ray at {head.address} requires a token, and there is none here: set")
     assert len(none.splitlines()) == 1
     other = from_another_home(head.address, tmp_path, ATTACH, RAY_AUTH_TOKEN="0" * 32)
-    assert "asks for another token than that of RAY_AUTH_TOKEN" in other
+    assert "requires another token than that of RAY_AUTH_TOKEN" in other
     disabled = from_another_home(head.address, tmp_path, LOOK, RAY_AUTH_MODE="disabled")
     assert "ClusterError: Ray at 127.0.0.1" in disabled
     assert "RAY_AUTH_MODE=disabled is set here: unset it" in disabled
@@ -201,7 +201,7 @@ def test_a_ray_of_our_own_is_out_of_reach_of_other_machines_and_other_users(
         try:
             assert elsewhere == "[]\n", "ports that other machines reach"
             refused = from_another_home(address, tmp_path, ATTACH)
-            assert "asks for a token, and there is none here" in refused
+            assert "requires a token, and there is none here" in refused
             assert not list(tmp_path.glob("mine/.ray/*"))
         finally:
             process.kill()

@@ -35,6 +35,7 @@ PRELOADED = [
     "prefsweep.orchestrator.pipeline",
     "prefsweep.orchestrator.tasks.trial_group",
     "prefsweep.workers.evaluate",
+    "prefsweep.workers.fused",
     "prefsweep.workers.generate",
     "prefsweep.workers.score",
     "prefsweep.workers.sft",

@@ -135,18 +135,20 @@ def test_fused_trials_have_the_losses_adapters_and_evaluations_of_trials_alone(
 def test_a_trial_that_is_not_finite_fails_and_the_others_numbers_do_not_change(
     sweep: Sweep, together: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = GroupLoss.__call__
+    plain, seen = GroupLoss.__call__, list[Status]()
 
     def poisoned(self: Any, *args: Any) -> Any:
         losses, numbers = plain(self, *args)
         spoilt = torch.ones_like(losses)
         spoilt[1] = float("nan")
+        seen.append(trial_status(sweep, sweep.trials[1]).status)
         return losses * spoilt, numbers
 
     monkeypatch.setattr(GroupLoss, "__call__", poisoned)
     run_inline(sweep)
     good, bad = Status.SUCCEEDED, Status.FAILED
     assert statuses(sweep) == [good, bad, good, good]
+    assert seen == [Status.RUNNING] * 2 + [bad] * 7, "recorded at the next log step"
     failure = trial_status(sweep, sweep.trials[1]).failure
     assert failure is not None and failure.kind == "deterministic"
     assert "the loss is nan at step 1" in failure.message
@@ -248,15 +250,18 @@ def test_trials_that_resume_at_different_steps_are_grouped_by_step(
     steps.act = raising_with_size(SystemExit(), 7)
     with pytest.raises(SystemExit):
         run_group(WorkerCache(sweep), sweep.trials, WorkerSlot())
-    for trial in sweep.trials[2:]:
+    for trial in sweep.trials[1::2]:
         folder = Path(sweep.store.display(sweep.store.trial(trial.trial_id, "checkpoints")))
         shutil.rmtree(folder / "step-000006")
     steps.seen.clear()
     steps.act = lambda step, num: None
-    run_inline(sweep)
+    run_group(
+        WorkerCache(sweep), sweep.trials, WorkerSlot()
+    )  # as if the cluster had not split them
     assert statuses(sweep) == [Status.SUCCEEDED] * 4
     resumed = [(step, 2) for step in (5, 6, 7, 7, 8, 8, 9, 9)]
     assert sorted(steps.seen) == resumed
+    assert {read_document(sweep, trial)["largest_group"] for trial in sweep.trials} == {0}
     for index in range(4):
         assert_same(sweep, together, index, 1e-6)
 

@@ -186,10 +186,10 @@ def test_a_folder_that_a_node_does_not_share_is_refused_with_its_name(
     nodes(a=shares)
     check_cluster(store)
     nodes(a=shares, b=has_its_own)
-    with pytest.raises(ClusterError, match=r"does not work on node 10\.0\.0\.b: what the driver"):
+    with pytest.raises(ClusterError, match=r"does not work on node 10\.0\.0\.b: it does not see"):
         check_cluster(store)
     nodes(a=answers_elsewhere, b=shares)
-    with pytest.raises(ClusterError, match=r"10\.0\.0\.a: what it writes there cannot be"):
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.a: the driver does not see"):
         check_cluster(store)
     assert store.names("artifacts") == [], "nothing is left behind"
 
@@ -200,7 +200,7 @@ def test_all_nodes_that_differ_are_told_before_what_follows_from_it(
     old = own_versions() | {"trl": "0.9.0"}
     bare = {name: version for name, version in own_versions().items() if name != "torch"}
     nodes(
-        a=lambda *storage: {"versions": bare, "error": "it cannot run our code: no torch"},
+        a=lambda *storage: {"versions": bare, "error": "it cannot run prefsweep's code: no torch"},
         b=lambda *storage: {"versions": old} | shares(*storage),
         c=shares,
     )
@@ -222,7 +222,7 @@ def test_a_worker_on_another_node_refuses_work_and_the_node_gets_none(
         pickle.loads(pickle.dumps(members)).check()
         assert members.selector() == {}
         away = replace(members, store=Store(str(tmp_path / "another disk")))
-        with pytest.raises(NodeError, match=r"does not work on node 10\.0\.0\.9: what the driver"):
+        with pytest.raises(NodeError, match=r"does not work on node 10\.0\.0\.9: it does not see"):
             away.check()
         old = replace(members, versions=members.versions | {"trl": "9"})
         with pytest.raises(NodeError, match=r"node 10\.0\.0\.9 has .*trl .* \(driver 9\)") as error:

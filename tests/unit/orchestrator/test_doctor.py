@@ -283,11 +283,11 @@ def test_nodes_that_differ_are_named_with_the_difference() -> None:
 
 def test_a_node_that_does_not_share_the_storage_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    far = node("far", storage_error="what the driver wrote there cannot be seen on it")
+    far = node("far", storage_error="it does not see a file that the driver wrote there")
     nodes = [node("near"), far, node("dead", error="gone"), node("head", cpus=0.0)]
     [line] = storage_lines(nodes, store)
     assert line.level == Level.ERROR
-    assert f"--storage {tmp_path} does not work on node far: what the driver wrote" in line.found
+    assert f"--storage {tmp_path} does not work on node far: it does not see" in line.found
     assert "a folder that all nodes share" in line.remedy
     [line] = storage_lines([nodes[0], *nodes[2:]], store)
     assert (line.level, "on all 1 nodes" in line.found) == (Level.OK, True)

@@ -16,10 +16,9 @@ from prefsweep.orchestrator.export.export import (
     ExportRequest,
     export,
     export_dataset,
-    find_trial,
 )
 from prefsweep.orchestrator.export.hub import check_push
-from prefsweep.orchestrator.state.sweep import Sweep
+from prefsweep.orchestrator.state.sweep import Sweep, find_trial
 from prefsweep.orchestrator.state.trial_record import TrialRecord
 from prefsweep.orchestrator.store.store import new_manifest
 from prefsweep.sweeps.errors import UsageError

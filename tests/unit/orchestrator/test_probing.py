@@ -14,15 +14,17 @@ from prefsweep.orchestrator.execution.sizing import (
     PROCESS_BYTES,
     cpu_memory,
     policy_size,
+    probed_groups,
+    probed_shares,
     reserved_memory,
     trial_share,
 )
-from prefsweep.orchestrator.state.sweep import resolve
+from prefsweep.orchestrator.state.sweep import Sweep, resolve
 from prefsweep.orchestrator.tasks import probe as probe_task
-from prefsweep.orchestrator.tasks.probe import ProbeTrial
+from prefsweep.orchestrator.tasks.probe import ProbeGroups, ProbeTrial
 from prefsweep.sweeps.load import load_spec
 from prefsweep.workers import probe as workers_probe
-from prefsweep.workers.probe import GpuMemory
+from prefsweep.workers.probe import GpuMemory, GroupStep
 
 GIB = 2**30
 
@@ -84,6 +86,74 @@ def test_several_kinds_of_gpu_are_not_taken_for_one(
     mixed._resources = sweep.spec.resources
     mixed._placement = Placement(sweep.spec.resources, lambda: [node])
     assert mixed._gpus_per_trial(sweep, sweep.trials[0]) == 1.0
+
+
+def on_gpus(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, steps: list[GroupStep]) -> Any:
+    """A cluster with four cards of one kind, on which a probe finds `steps` in 80 free bytes."""
+
+    class Probe(ProbeGroups):
+        def found(self) -> tuple[list[GroupStep], int]:
+            return steps, 80
+
+    monkeypatch.setattr(cluster, "gpu_types", lambda: ["H100"])
+    monkeypatch.setattr(cluster, "run_tasks", lambda tasks, *_: ran.extend(tasks))
+    ran: list[Any] = []
+    gpus: Any = RayCluster.__new__(RayCluster)
+    gpus._resources, gpus._hosts, gpus._group_probe, gpus.ran = (
+        sweep.spec.resources,
+        None,
+        Probe,
+        ran,
+    )
+    gpus._placement = Placement(sweep.spec.resources, lambda: [NodeSize(cpus=8, gpus=4)])
+    monkeypatch.setattr(gpus, "_gpus_per_trial", lambda *_: 0.25)
+    return gpus
+
+
+LORA = "training.lora={r: 4}"
+PAYS = [GroupStep(1, 0.1, 2), GroupStep(2, 0.1, 3), GroupStep(4, 0.1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "shares", "is_probed"),
+    [
+        ([LORA], PAYS, (1.0, 4), True),
+        ([LORA], [GroupStep(1, 0.1, 2), GroupStep(2, 0.2, 3)], (0.25, 1), True),  # does not pay
+        ([LORA], [], (0.25, 1), True),  # the model cannot be trained so
+        ([LORA, "training.fuse=3"], PAYS, (1.0, 3), False),
+        ([LORA, "training.fuse=off"], PAYS, (0.25, 1), False),
+        ([LORA, "resources.gpus_per_trial=0.05"], PAYS, (0.05, 2), True),  # in a part of the card
+        ([], PAYS, (0.25, 1), False),  # all weights are trained
+        ([LORA, "seeds=[1]", "grid=[{beta: 0.1, learning_rate: 1e-3}]"], PAYS, (0.25, 1), False),
+    ],
+)
+def test_a_group_has_a_whole_gpu_and_the_size_that_was_asked_for_or_pays(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    steps: list[GroupStep],
+    shares: tuple[float, int],
+    is_probed: bool,
+) -> None:
+    sweep = resolve(load_spec("quickstart", overrides), str(tmp_path))
+    gpus = on_gpus(sweep, monkeypatch, steps)
+    assert gpus._shares(sweep, sweep.trials) == shares
+    assert len(gpus.ran) == is_probed
+
+
+def test_steps_of_groups_are_measured_once_and_the_free_memory_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = resolve(load_spec("quickstart", [LORA]), str(tmp_path))
+    specs = tuple(trial.spec for trial in sweep.trials)
+    free, answers = [70, 60], [PAYS]
+    kept = SimpleNamespace(policy=None, tokenizer=None, pairs=[])
+    monkeypatch.setattr(probe_task, "WorkerCache", lambda _: kept)
+    monkeypatch.setattr(workers_probe, "probe_groups", lambda *_: answers.pop(0))
+    monkeypatch.setattr(workers_probe, "gpu_room", lambda: (free.pop(0), 80))
+    probe = ProbeGroups(sweep, specs, "H100")
+    assert [probe.run() or probe.found() for _ in range(2)] == [(PAYS, 70), (PAYS, 60)]
+    assert probed_groups(sweep) == {"H100": (PAYS, 60)} and probed_shares(sweep) == {}
 
 
 def test_memory_on_the_cpu_grows_with_weights_and_batch(tmp_path: Path) -> None:

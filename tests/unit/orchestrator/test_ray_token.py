@@ -104,7 +104,7 @@ def test_who_asks_for_no_token_is_sent_none(head: Head, monkeypatch: pytest.Monk
 def test_a_dashboard_without_its_token_is_one_sentence(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ClusterError, match=r"asks for a token, and there is none here: set RAY_"):
+    with pytest.raises(ClusterError, match=r"requires a token, and there is none here: set RAY_"):
         _client(head.address)
     monkeypatch.setenv("RAY_AUTH_TOKEN", OTHER)
     with pytest.raises(
@@ -148,7 +148,7 @@ def test_a_wrong_token_is_told_with_its_place(
     set_token(where, OTHER, home, monkeypatch)
     place = re.escape(where.replace("~", str(home)))
     with pytest.raises(
-        ClusterError, match=rf"asks for another token .*{place}.*: set RAY"
+        ClusterError, match=rf"requires another token .*{place}.*: set RAY"
     ) as error:
         use_token_if_asked(HEAD)
     assert OTHER not in str(error.value)
@@ -157,7 +157,7 @@ def test_a_wrong_token_is_told_with_its_place(
 def test_no_token_a_mode_that_forbids_it_and_a_file_that_is_not_there_are_told(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ClusterError, match=r"10\.0\.0\.1:6379 asks for a token, and there is none"):
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.1:6379 requires a token, and there is none"):
         use_token_if_asked(HEAD)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/no/such/file")
     with pytest.raises(ClusterError, match=r"RAY_AUTH_TOKEN_PATH=/no/such/file cannot be read: "):
@@ -183,7 +183,7 @@ def test_a_token_file_that_others_can_read_is_closed(
     file = in_a_file(home / ".ray", TOKEN, mode=0o644)
     assert token_place() == str(file)
     assert file.stat().st_mode & 0o777 == 0o600
-    assert "could be read by other users" in caplog.text and TOKEN not in caplog.text
+    assert "other users of this machine could read" in caplog.text and TOKEN not in caplog.text
 
 
 def test_a_ray_of_our_own_asks_for_a_token_that_nobody_knows_and_listens_on_this_machine(

@@ -99,14 +99,16 @@ def test_csv_is_exact() -> None:
         "p_versus_best,indistinguishable_from_best,"
         "grid_point_gain,grid_point_gain_ci_low,grid_point_gain_ci_high,"
         "grid_point_win_rate,grid_point_win_rate_ci_low,grid_point_win_rate_ci_high,"
-        "grid_point_kl,grid_point_kl_ci_low,grid_point_kl_ci_high,frontier_probability\n"
+        "grid_point_kl,grid_point_kl_ci_low,grid_point_kl_ci_high,frontier_probability,"
+        "sample_win_rate,sample_win_rate_ci_low,sample_win_rate_ci_high,"
+        "distinct_1_per_200,distinct_2_per_200\n"
         "untrained,untrained,succeeded,,,,,,,0.30000000000000004,,,,,,,,,,0.0,,,,,,,,"
-        f"{',' * 22}\n"
+        f"{',' * 27}\n"
         "000000000001,sigmoid-beta0.1,succeeded,sigmoid,reverse_kl,,0.1,1e-05,0,"
-        "1.0,,,,,,,,,,1e-07,,,,,,,2.5,,,,,,,sigmoid-beta0.1,1,1.0,,,,,,,,,,,1e-07,,,\n"
+        "1.0,,,,,,,,,,1e-07,,,,,,,2.5,,,,,,,sigmoid-beta0.1,1,1.0,,,,,,,,,,,1e-07,,,,,,,,\n"
         "000000000002,alpha_divergence0.3-beta0.1,failed,sigmoid,alpha_divergence,0.3,0.1,1e-05,2,"
         f'{"," * len(METRIC_COLUMNS)}2.5,"\'=cmd() lost, twice",,,,,,'
-        "alpha_divergence0.3-beta0.1,0,,,,,,,,,,,,,,,\n"
+        "alpha_divergence0.3-beta0.1,0,,,,,,,,,,,,,,,,,,,,\n"
     )
 
 
@@ -297,7 +299,7 @@ def test_running_sweep_says_what_is_missing() -> None:
     pending = [replace(r, status=Status.PENDING, **blank) for r in results.results[6:]]
     shown = page(replace(results, results=[*results.results[:4], *running, *pending]))
     assert "3 succeeded, 0 failed, 2 running, 7 not run (of 12)" in shown.text
-    assert "this page shows what there is so far: 2 running, 7 pending." in shown.text
+    assert "this page shows the results so far: 2 running, 7 pending." in shown.text
     assert "2 running: sigmoid-beta0.05, sigmoid-beta0.2." in shown.text
 
 

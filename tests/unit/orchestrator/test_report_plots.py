@@ -277,8 +277,8 @@ def cells(table: dict[str, Any]) -> dict[str, list[str]]:
     return {"untrained": [text(table["untrained"])]} | rows
 
 
-def test_page_says_whose_samples_the_untrained_policy_is_judged_by() -> None:
-    sentence = "The untrained policy is judged by its own samples"
+def test_page_says_whose_samples_the_untrained_policy_is_evaluated_by() -> None:
+    sentence = "The untrained policy is evaluated by its own samples"
     assert sentence in page(sweep_results()).text
     assert sentence not in page(SweepResults("empty", {}, [], [], {})).text
 

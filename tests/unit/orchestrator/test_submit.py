@@ -86,8 +86,8 @@ def test_failed_trials_are_retried_as_run_does_where_no_flag_is_given(
     [
         ([*OTHERS, "--resume-errored", "--skip-errored"], "exclude each other"),
         ([*OTHERS, "--until", "nowhere"], "'nowhere' is not one of 'policy'"),
-        (["--storage", "./runs", *OTHERS[2:]], "--storage ./runs is relative"),
-        ([*OTHERS[:3], "head:6379"], "--address head:6379 is no URL"),
+        (["--storage", "./runs", *OTHERS[2:]], "--storage ./runs is a relative path"),
+        ([*OTHERS[:3], "head:6379"], "--address head:6379 is not a URL"),
         ([*OTHERS[:3], "auto"], "http://HEAD:8265"),
         (
             [*OTHERS, "reward={type: callable, function: 'nope.mod:f'}"],
@@ -148,7 +148,7 @@ def test_a_dashboard_that_stays_away_is_told_with_what_tells_more(
     dashboard.answers = [info("RUNNING", None), ConnectionError("no route to the head")]
     assert submit(monkeypatch, *OTHERS, "--follow") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "no route to the head" in said and "`prefsweep status` tells" in said
+    assert "no route to the head" in said and "see `prefsweep status`" in said
     assert said.count("`prefsweep stop quickstart --storage s3://bucket/runs`") == 2
 
 

@@ -169,7 +169,7 @@ def test_launches_that_get_no_further_end_and_say_why(
         status = trial_status(sweep, trial)
         assert status.status == Status.FAILED and status.failure is not None
         assert status.failure.kind == "transient"
-        assert "3 launches in a row got no further. it hung" in status.failure.message
+        assert "3 launches in a row made no progress. it hung" in status.failure.message
 
 
 def test_a_launch_that_gets_further_does_not_count(

@@ -1,14 +1,20 @@
 """variants: what a grid point's seeds say together, and which are not distinguishable."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from prefsweep.orchestrator.report.claims import limits
 from prefsweep.orchestrator.report.findings import summary_markdown
+from prefsweep.orchestrator.report.methods import bibtex, methods_paragraph, open_questions
+from prefsweep.orchestrator.report.sources import BIBTEX, SOURCES
+from prefsweep.orchestrator.report.style import families
 from prefsweep.orchestrator.report.tables import trials_csv
 from prefsweep.orchestrator.results.analysis import Pooled, compare, pool
-from prefsweep.sweeps.grid import GridBlock, expand, trial_names
+from prefsweep.orchestrator.results.power import seed_advice
+from prefsweep.sweeps.grid import LOSS_NAMES, GridBlock, expand, trial_names
 from prefsweep.sweeps.records import (
     EvaluationSample,
     Status,
@@ -197,3 +203,86 @@ def test_the_summary_has_ten_lines_above_its_table() -> None:
     (line,) = [x for x in summary_markdown(sweep((0,))).splitlines() if x.startswith("- Best r")]
     assert "better on 100% [89%, 100%] of the prompts" in line
     assert "1 of 3" in lines[3]
+
+
+# --- seeds that would tell more, prompts held out, methods ----------------------------------------
+
+
+def test_one_seed_suggests_the_fewest_that_would_tell_settings_apart() -> None:
+    """The gaps of GAINS are far beyond what seeds are assumed to move: two or three are enough."""
+    found = pooled(sweep((0,)))
+    advice = seed_advice(found)
+    assert advice is not None and advice.assumed
+    assert advice.num_seeds <= 3 and advice.num_told_apart >= 1 and advice.num_others == 3
+    (line,) = [x for x in limits(found) if "With one training seed" in x]
+    assert f"about {advice.num_seeds} seeds would tell the best from" in line
+    assert seed_advice(found, num_seeds=3) is None
+
+
+def test_seeds_that_move_more_need_more_of_them_or_none_suffice() -> None:
+    results = sweep((0, 1))
+    for index, result in enumerate(results.results[1:], start=1):
+        shift = 5.0 * (index % 2)
+        moved = (result.metrics["reward_mean"] or 0.0) + shift
+        metrics = result.metrics | {"reward_mean": moved}
+        results.results[index] = replace(result, metrics=metrics)
+    assert seed_advice(pooled(results)) is None
+
+
+def test_half_of_the_prompts_confirm_what_the_other_half_chose() -> None:
+    results = replace(sweep((0,)), spec={"evaluation": {"confirm_best": True}})
+    found = pooled(results)
+    assert found.confirmed is not None and found.confirmed.num_prompts == NUM_PROMPTS // 2
+    ids = sorted(f"p{i}" for i in range(NUM_PROMPTS))
+    by_name = {r.name: {s.prompt_id: s.reward or 0.0 for s in r.samples} for r in results.results}
+    means = {n: np.mean([by_name[n][p] for p in ids[::2]]) for n in GAINS}
+    chosen = max(means, key=lambda name: means[name])
+    assert found.best is not None and found.best.name == chosen
+    expected = np.mean([by_name[chosen][p] for p in ids[1::2]])
+    assert found.confirmed.reward == pytest.approx(expected)
+    summary = summary_markdown(results)
+    assert "On the 20 prompts that had no part in choosing the best: reward" in summary
+    assert "expected to be about" not in summary
+    assert "expected to be about" in summary_markdown(sweep((0,)))
+
+
+def test_the_methods_paragraph_says_what_was_done_and_cites_it() -> None:
+    for seeds in ((0,), (0, 1, 2)):
+        results = sweep(seeds)
+        comparison = compare(results)
+        text = methods_paragraph(results, comparison, pool(comparison))
+        assert f"4 grid points with {len(seeds)} training seed" in text
+        assert ("not about the settings" in text) == (len(seeds) == 1)
+        entries = bibtex(comparison, pool(comparison))
+        for key in re.findall(r"\[(\w+\d{4}\w*)\]", text):
+            assert f"{{{key}," in entries
+        assert "rafailov2023dpo" in entries and "azar2024ipo" not in entries
+    warped = replace(results, spec={"evaluation": {"top_p": 0.95, "temperature": 1.0}})
+    text = methods_paragraph(warped, comparison, pool(comparison))
+    assert "sampled with top_p 0.95; KL divergence and predictive entropy are those of" in text
+
+
+def test_every_loss_has_an_entry() -> None:
+    assert set(SOURCES) == set(LOSS_NAMES) and set(SOURCES.values()) <= set(BIBTEX)
+
+
+def test_losses_with_other_learning_rates_and_a_best_at_the_edge_are_told() -> None:
+    results = sweep((0,))
+    [edge] = open_questions(families(compare(results).trials), pooled(results))
+    assert edge.endswith("extend the grid downwards from beta 0.1")
+    for index, result in enumerate(results.results):
+        if result.trial is not None and result.trial.loss_type == "hinge":
+            trial = result.trial.model_copy(update={"learning_rate": 1e-3})
+            results.results[index] = replace(result, trial=trial)
+    told, _ = open_questions(families(compare(results).trials), pooled(results))
+    assert told.startswith("Losses were trained at different learning rates (sigmoid at")
+    assert "hinge at 0.001" in told
+
+
+def test_few_prompts_that_tell_anything_make_intervals_approximate() -> None:
+    results = sweep((0,))
+    for index, result in enumerate(results.results):
+        flat = [replace(s, reward=0.0) if i > 5 else s for i, s in enumerate(result.samples)]
+        results.results[index] = replace(result, samples=flat)
+    assert any("only 6 prompts of 40 tell anything" in line for line in limits(pooled(results)))
+    assert not any("approximate" in line for line in limits(pooled(sweep((0,)))))

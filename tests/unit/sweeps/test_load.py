@@ -171,8 +171,9 @@ def test_a_wrong_override_is_named(override: str, message: str):
         ),
         (
             "prompts.path=x",
-            "prompts.path: unknown key; it belongs to type: file; known are max_chars, "
-            "min_chars, num_eval, num_texts, num_train, shuffle_seed, take, text_seed, type",
+            "prompts.path: unknown key; it belongs to type: file; known are eval_fraction, "
+            "max_chars, min_chars, num_eval, num_texts, num_train, shuffle_seed, take, "
+            "text_seed, type",
         ),
         (
             "reward={type: vader, label: x}",

@@ -19,6 +19,7 @@ from prefsweep.workers.entry import (
 )
 from prefsweep.workers.locations import ModelSource
 from prefsweep.workers.pairs import build_pairs
+from prefsweep.workers.prompts import make_prompts
 
 from .entry_files import entry, write
 
@@ -35,21 +36,25 @@ def prompts_file(folder: Path, texts: str, **fields: Any) -> FilePrompts:
 
 @pytest.mark.parametrize(
     ("num_train", "num_eval", "held_out"),
-    [(None, 2, "de"), (None, 5, "abcde"), (1, 2, "bc"), (3, 2, "de")],
+    [(None, 2, None), (None, 5, "abcde"), (1, 2, None), (3, 2, None)],
 )
 def test_held_out_prompts_need_no_training_prompts_before_them(
-    num_train: int | None, num_eval: int, held_out: str, tmp_path: Path
+    num_train: int | None, num_eval: int, held_out: str | None, tmp_path: Path
 ) -> None:
     spec = prompts_file(tmp_path, "abcde", num_train=num_train, num_eval=num_eval)
     prompts, notes = held_out_prompts(spec, NOWHERE, [])
-    assert "".join(prompt.text for prompt in prompts) == held_out
+    if held_out is None:  # those of a sweep that trains on others
+        assert prompts == make_prompts(spec, NOWHERE)[1]
+    else:
+        assert {prompt.text for prompt in prompts} == {*held_out}
     assert notes == {"dropped: prompt of the training data": 0}
 
 
 def test_held_out_prompts_are_none_of_the_data(tmp_path: Path) -> None:
     spec = prompts_file(tmp_path, "abcde", num_eval=3)
-    prompts, notes = held_out_prompts(spec, NOWHERE, {prompt_id("d"), prompt_id("x")})
-    assert "".join(prompt.text for prompt in prompts) == "ce"
+    first, *others = make_prompts(spec, NOWHERE)[1]
+    prompts, notes = held_out_prompts(spec, NOWHERE, {first.prompt_id, prompt_id("x")})
+    assert prompts == others
     assert notes == {"dropped: prompt of the training data": 1}
     with pytest.raises(DataError, match="all 3 held-out prompts occur in the data"):
         held_out_prompts(spec, NOWHERE, {prompt_id(text) for text in "abcde"})
@@ -63,7 +68,7 @@ def test_prompts_of_the_test_split_are_those_that_no_training_pair_has() -> None
     expected = [key for key in prompts if in_test_split(key, 5, 0.3)]
     assert [p.prompt_id for p in prompts_of_test_split(prompts, spec, 1000)] == expected
     assert [p.prompt_id for p in prompts_of_test_split(prompts, spec, 7)] == expected[:7]
-    with pytest.raises(DataError, match=r"raise pairs\.test_fraction=0 or give a prompts section"):
+    with pytest.raises(DataError, match=r"raise pairs\.test_fraction=0 or add a prompts section"):
         prompts_of_test_split(prompts, PairsSpec(test_fraction=0), 5)
 
 

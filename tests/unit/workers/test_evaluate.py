@@ -10,6 +10,7 @@ from prefsweep.sweeps.spec import EvaluationSpec, VaderReward
 from prefsweep.workers.builtin import write_base_model
 from prefsweep.workers.evaluate import (
     distinct,
+    distinct_per_block,
     divergences,
     evaluate,
     margin_metrics,
@@ -116,6 +117,16 @@ def test_distinct_n_by_hand() -> None:
     assert distinct([[1, 2, 1], [1, 2]], 1) == 2 / 5
     assert distinct([[1, 2, 1], [1, 2]], 2) == 2 / 3
     assert distinct([[1]], 2) == 0.0
+
+
+def test_distinct_n_of_200_does_not_depend_on_how_much_was_sampled() -> None:
+    rng = np.random.default_rng(0)
+    texts = rng.zipf(1.3, (400, 25)).clip(0, 500).tolist()
+    few, many = distinct_per_block(texts[:100], 1), distinct_per_block(texts, 1)
+    assert few is not None and many == pytest.approx(few, rel=0.1)
+    assert distinct(texts, 1) < 0.6 * distinct(texts[:100], 1)
+    assert distinct_per_block([[1] * 200], 1) == 1 / 200
+    assert distinct_per_block([[1] * 100], 1) is None
 
 
 def test_means_weigh_tokens_or_completions_as_defined() -> None:

@@ -184,8 +184,10 @@ def test_what_is_sent_with_a_job_is_told(
     with pytest.raises(SystemExit):
         cli.main()
     said = capsys.readouterr().err
-    assert f"sent along: prompts.dataset: 1 file, 0.0 MB (left out: .env) of {folder}" in said
-    assert f"sent along: reward.function: 1 file, 0.0 MB (left out: .env) of {module}" in said
+    assert f"with the job: prompts.dataset: 1 file, 0.0 MB (left out: .env) of {folder}" in said
+    assert (
+        f"sent with the job: reward.function: 1 file, 0.0 MB (left out: .env) of {module}" in said
+    )
     assert sent == [[]]
     (module / "data").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(SystemExit):

@@ -1,5 +1,6 @@
 """Half precision: what is trained moves, and advice names the field that was set."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import torch
 from prefsweep.sweeps.errors import TrialError
 from prefsweep.sweeps.spec import LoraSpec
 from prefsweep.workers.locations import ModelSource
-from prefsweep.workers.models import load_policy, load_trained
-from prefsweep.workers.precision import precision
+from prefsweep.workers.models import load_policy, load_tokenizer, load_trained
+from prefsweep.workers.precision import hold_master_weights, precision
+from prefsweep.workers.reference import reference_pairs
+from prefsweep.workers.train import Hooks, train
 
 from .architectures import saved, tiny
+from .preference_data import preference_pairs
 from .training_runs import SPEC, run, trial, weights
 
 STEPS = SPEC.model_copy(update={"max_steps": 2})
@@ -103,3 +107,26 @@ def test_a_loss_that_is_not_finite_blames_no_field_that_was_not_set(
 ) -> None:
     with pytest.raises(TrialError, match=r"at step \d+; lower the learning rate or raise beta$"):
         run(source, trial(learning_rate=1e30), STEPS, tmp_path)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSpec(r=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("held", ["float32", "bfloat16"])
+def test_a_policy_that_has_not_moved_has_log_ratios_of_0_in_bfloat16_too(
+    source: ModelSource, tmp_path: Path, lora: LoraSpec | None, held: str
+) -> None:
+    """The reference is computed as the policy is trained; in fp32 it is off by rounding."""
+    spec = STEPS.model_copy(update={"bf16": True, "lora": lora, "per_device_train_batch_size": 8})
+    gaps = []
+    for half in (spec.autocast(held), None):
+        model = load_policy(held_in(source, held))
+        hold_master_weights(spec, model)
+        if half is None:
+            model.float()
+        tokenizer = load_tokenizer(source)
+        pairs = reference_pairs(preference_pairs(), model, tokenizer, spec, half=half)
+        records: list[dict[str, float]] = []
+        policy = load_policy(held_in(source, held))
+        folder = tmp_path / str(half)
+        train(trial(beta=1.0), spec, policy, tokenizer, pairs, folder, Hooks(records.append))
+        gaps.append(abs(records[0]["loss"] - math.log(2)))
+    assert gaps[0] < 1e-5 and gaps[1] > 50 * gaps[0]

@@ -119,7 +119,7 @@ def test_oddities_that_are_kept_are_said(tmp_path: Path, caplog: pytest.LogCaptu
     ]
     assert len(pairs_of(tmp_path, *rows)[0]) == 3
     assert "1 pairs repeat their prompt at the start of both answers" in caplog.text
-    assert "2 pairs are there with chosen and rejected swapped" in caplog.text
+    assert "2 pairs also occur with chosen and rejected swapped" in caplog.text
 
 
 # --- pairs that are the same after max_length ----------------------------------------------------

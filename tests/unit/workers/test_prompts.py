@@ -1,4 +1,7 @@
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,12 +26,55 @@ def file_of(folder: Path, *texts: str) -> str:
     return str(path)
 
 
-def test_training_prompts_come_first_and_no_prompt_is_in_both(tmp_path: Path) -> None:
-    path = file_of(tmp_path, "one", "two", "two", "three", "four", "one", "five")
-    spec = FilePrompts(type="file", path=path, num_train=3, num_eval=2)
+def split(folder: Path, texts: Sequence[str], **fields: Any) -> tuple[list[str], list[str]]:
+    """The texts to train on, and the held-out ones."""
+    spec = FilePrompts(type="file", path=file_of(folder, *texts), **fields)
     train, held_out = make_prompts(spec, NOWHERE)
-    assert [p.text for p in train] == ["one", "two", "three"]
-    assert [p.text for p in held_out] == ["four", "five"]
+    return [p.text for p in train], [p.text for p in held_out]
+
+
+TEXTS = [f"text {i}" for i in range(400)]
+
+
+def by_hash(text: str, fraction: float = 0.1) -> bool:
+    """The published rule, written a second time."""
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return int(hashlib.sha256(f"eval:{name}".encode()).hexdigest()[:8], 16) / 2**32 < fraction
+
+
+def test_a_hash_of_the_prompt_says_whether_it_is_held_out(tmp_path: Path) -> None:
+    train, held_out = split(tmp_path, [*TEXTS, *TEXTS], num_train=100, num_eval=20)
+    assert train == [text for text in TEXTS if not by_hash(text)][:100]
+    assert held_out == [text for text in TEXTS if by_hash(text)][:20]
+    everything = split(tmp_path, TEXTS, num_eval=20, eval_fraction=0.25)[0]
+    assert everything == [text for text in TEXTS if not by_hash(text, 0.25)]
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 5])
+def test_neither_appended_texts_nor_more_training_prompts_move_a_prompt_to_the_other_side(
+    tmp_path: Path, shuffle_seed: int | None
+) -> None:
+    def both(texts: Sequence[str], num_train: int | None) -> tuple[set[str], set[str]]:
+        fields = {"num_train": num_train, "num_eval": 20, "shuffle_seed": shuffle_seed}
+        train, held_out = split(tmp_path, texts, **fields)
+        return set(train), set(held_out)
+
+    train, held_out = both(TEXTS[:300], 50)
+    for texts, num_train in ((TEXTS, 50), (TEXTS, 300), (TEXTS, None), (TEXTS[::-1], 200)):
+        more_train, more_held_out = both(texts, num_train)
+        assert not more_train & held_out and not more_held_out & train
+
+
+def test_what_one_side_lacks_the_other_gives_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for num_train, num_eval in ((60, 40), (97, 3), (None, 90)):
+        train, held_out = split(tmp_path, TEXTS[:100], num_train=num_train, num_eval=num_eval)
+        assert len(train) == (num_train or 10) and len(held_out) == num_eval
+        assert len({*train, *held_out}) == len(train) + num_eval
+        assert "would move if texts were appended" in caplog.text
+        caplog.clear()
 
 
 def test_more_held_out_prompts_leave_the_training_prompts_alone() -> None:
@@ -40,18 +86,10 @@ def test_more_held_out_prompts_leave_the_training_prompts_alone() -> None:
     assert more_held_out[:10] == held_out
 
 
-def test_without_num_train_all_the_rest_is_for_training(tmp_path: Path) -> None:
-    path = file_of(tmp_path, *"abcdefg")
-    train, held_out = make_prompts(FilePrompts(type="file", path=path, num_eval=2), NOWHERE)
-    assert "".join(p.text for p in train) == "abcde"
-    assert "".join(p.text for p in held_out) == "fg"
-
-
-def test_a_shuffle_is_fixed_by_its_seed(tmp_path: Path) -> None:
-    path = file_of(tmp_path, *"abcdefghij")
-    spec = FilePrompts(type="file", path=path, num_eval=2, shuffle_seed=1)
-    assert make_prompts(spec, NOWHERE) == make_prompts(spec, NOWHERE)
-    assert "".join(p.text for p in make_prompts(spec, NOWHERE)[0]) != "abcdefgh"
+def test_a_shuffle_is_fixed_by_its_seed_and_leaves_the_sides_alone(tmp_path: Path) -> None:
+    orders = [split(tmp_path, TEXTS, num_eval=20, shuffle_seed=seed) for seed in (None, 1, 1, 2)]
+    assert orders[0] != orders[1] == orders[2] != orders[3]
+    assert len({frozenset(train) for train, _ in orders}) == 1
 
 
 def test_take_cuts_sentences_words_and_tokens(tmp_path: Path, policy_source: ModelSource) -> None:

@@ -88,7 +88,7 @@ def test_it_beats_the_t_interval_where_rewards_are_most_skewed() -> None:
     assert covered[0] > 0.915
 
 
-def test_the_interval_is_the_studentized_bootstrap_done_slowly() -> None:
+def test_the_interval_is_the_wider_of_the_studentized_bootstrap_done_slowly_and_students() -> None:
     values = np.random.default_rng(3).exponential(1.0, 30)
     rng, mean, se = np.random.default_rng(4), values.mean(), stats.sem(values)
     slow: list[float] = []
@@ -96,6 +96,8 @@ def test_the_interval_is_the_studentized_bootstrap_done_slowly() -> None:
         resample = rng.choice(values, 30)
         slow.append((resample.mean() - mean) / stats.sem(resample))
     low, high = np.quantile(slow, [0.025, 0.975])
+    student = stats.t.ppf(0.975, 29)
+    low, high = min(low, -student), max(high, student)
     assert mean_interval(values) == pytest.approx(
         (mean - high * se, mean - low * se), abs=0.15 * se
     )
@@ -133,6 +135,53 @@ def test_more_prompts_than_fit_one_matrix_give_the_same_kind_of_interval() -> No
     values = np.random.default_rng(6).exponential(1.0, 5000)
     expected = stats.t.interval(0.95, 4999, values.mean(), stats.sem(values))
     assert mean_interval(values) == pytest.approx(expected, abs=0.003)
+
+
+@pytest.mark.parametrize(("wins", "num"), [(0, 20), (3, 20), (20, 20), (41, 50)])
+def test_0_1_rewards_have_wilsons_interval_and_equal_ones_a_width(wins: int, num: int) -> None:
+    values = [1.0] * wins + [0.0] * (num - wins)
+    expected = stats.binomtest(wins, num).proportion_ci(method="wilson")
+    assert mean_interval(values, "share") == pytest.approx((expected.low, expected.high))
+    rows = [sample(str(i), value) for i, value in enumerate(values)]
+    metrics = reward_metrics(rows)
+    assert (metrics["reward_ci_low"], metrics["reward_ci_high"]) == pytest.approx(
+        (expected.low, expected.high)
+    )
+    assert (metrics["reward_ci_high"] or 0.0) - (metrics["reward_ci_low"] or 0.0) > 0.1
+
+
+def test_samples_of_one_prompt_that_agree_count_as_one() -> None:
+    shares = np.repeat([0.0, 1.0], [6, 14])
+    agree = [sample(str(i), x, k) for i, x in enumerate(shares) for k in range(4)]
+    low, high = mean_interval(shares, "share") or (0.0, 0.0)
+    metrics = reward_metrics(agree)
+    assert (metrics["reward_ci_low"], metrics["reward_ci_high"]) == pytest.approx((low, high))
+    varied = mean_interval(np.repeat([0.5, 0.75], 10), "share") or (0.0, 0.0)
+    assert varied[1] - varied[0] < 0.5 * (high - low)
+
+
+def test_differences_of_0_1_rewards_have_bonetts_interval() -> None:
+    """12 of 40 prompts won, 4 lost."""
+    x = np.repeat([1.0, -1.0, 0.0], [12, 4, 24])
+    won, lost = 13 / 42, 5 / 42
+    half = stats.norm.ppf(0.975) * math.sqrt((won + lost - (won - lost) ** 2) / 42)
+    expected = (won - lost - half, won - lost + half)
+    assert mean_interval(x, "difference") == pytest.approx(expected)
+    low, high = mean_interval(np.zeros(40), "difference") or (0.0, 0.0)
+    assert low == pytest.approx(-high) and high > 0.05
+
+
+def test_the_sample_win_rate_does_not_depend_on_the_number_of_samples() -> None:
+    rng = np.random.default_rng(13)
+    rates: list[dict[str, float]] = []
+    for num in (1, 8):
+        ours = [sample(str(i), rng.normal(0.5), k) for i in range(400) for k in range(num)]
+        theirs = [sample(str(i), rng.normal(0.0), k) for i in range(400) for k in range(num)]
+        metrics = paired_metrics(ours, theirs)
+        rates.append({n: metrics[n] or 0.0 for n in ("win_rate", "sample_win_rate")})
+    truth = float(stats.norm.cdf(0.5 / 2**0.5))
+    assert [r["sample_win_rate"] for r in rates] == pytest.approx([truth, truth], abs=0.06)
+    assert rates[1]["win_rate"] > rates[0]["win_rate"] + 0.1
 
 
 # --- one evaluation ------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ TOGETHER = {
     "test_token.py": "token",
 }
 """Fault tests that share what a fixture starts or builds."""
+WARM = frozenset(f"test_{name}.py" for name in ("interrupt", "live", "quarantine", "ray"))
+"""Files of `make test` that start warm processes: each xdist worker has a server of its own."""
 
 
 class Scheduler(LoadFileScheduling):
@@ -19,4 +21,7 @@ class Scheduler(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        return TOGETHER.get(Path(file).name, nodeid) if "/faults/" in file else file
+        name = Path(file).name
+        if "/faults/" in file:
+            return TOGETHER.get(name, nodeid)
+        return "warm" if name in WARM else file

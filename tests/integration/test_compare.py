@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from prefsweep.orchestrator.commands import cli
 from prefsweep.orchestrator.display.compare import markdown
 from prefsweep.orchestrator.execution.cluster import InlineCluster
 from prefsweep.orchestrator.pipeline import run_sweep
@@ -95,20 +96,27 @@ def test_without_common_prompts_there_is_no_difference(
 
 
 def test_the_command_prints_tables_json_and_markdown(
-    sweeps: dict[str, Sweep], tmp_path: Path
+    sweeps: dict[str, Sweep],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    base = [sys.executable, "-m", "prefsweep.orchestrator.commands.cli", "compare"]
-    base += ["small", "longer", "--storage", sweeps["one"].storage]
-
-    def run(*words: str) -> str:
-        return subprocess.run([*base, *words], capture_output=True, text=True, check=True).stdout
-
-    table = run()
+    command = ["compare", "small", "longer", "--storage", sweeps["one"].storage]
+    cold = [sys.executable, "-m", "prefsweep.orchestrator.commands.cli", *command]
+    table = subprocess.run(cold, capture_output=True, text=True, check=True).stdout
     assert all(char.isprintable() or char == "\n" for char in table)
     assert "training.max_steps" in table and "only longer has finished ipo-beta0.1" in table
-    document = json.loads(run("--json"))
+
+    def printed(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["prefsweep", *command, *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        return capsys.readouterr().out
+
+    document = json.loads(printed("--json"))
     assert document["matches"][0]["name"] == "untrained"
-    assert run("--to", str(tmp_path / "both.md")).strip() == str(tmp_path / "both.md")
+    assert printed("--to", str(tmp_path / "both.md")).strip() == str(tmp_path / "both.md")
     text = (tmp_path / "both.md").read_text()
     assert text == markdown(compare_sweeps(sweeps["one"], sweeps["longer"]))
     assert "| grid point | reward of small | reward of longer | difference |" in text

@@ -33,6 +33,8 @@ from prefsweep.orchestrator.state.trial_record import (
 from prefsweep.orchestrator.store.store import Store
 from prefsweep.sweeps.records import Status, TrialStatus
 
+from .faults.harness import Run
+from .faults.warm import WarmProcess
 from .small import OVERRIDES, small_sweep
 
 COMMAND = [sys.executable, "-m", "prefsweep.orchestrator.commands.cli"]
@@ -182,7 +184,7 @@ def plain(data: bytes) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace"))
 
 
-def wait_until_there(path: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_until_there(path: Path, process: WarmProcess | subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not path.parent.is_dir() or not list(path.parent.glob(path.name)):
         assert process.poll() is None and time.monotonic() < deadline
@@ -190,25 +192,19 @@ def wait_until_there(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_watching_goes_on_when_the_driver_is_killed_and_leaves_the_terminal_clean(
-    tmp_path: Path,
+    warm_drivers: None, tmp_path: Path
 ) -> None:
-    arguments = ["--storage", str(tmp_path), "--inline", "training.max_steps=4000"]
-    arguments += ["training.logging_steps=1"]
-    driver = subprocess.Popen(
-        [*COMMAND, "run", "quickstart", *OVERRIDES, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=ENVIRON,
-    )
-    lines = tmp_path / "lines.txt"
+    storage, lines = tmp_path / "store", tmp_path / "lines.txt"
+    steps = ["training.max_steps=4000", "training.logging_steps=1"]
+    driver = Run(storage, "run", "quickstart", *OVERRIDES, *steps, "--inline").process
     screen: Screen | None = None
     told: subprocess.Popen[bytes] | None = None
     try:
-        wait_until_there(tmp_path / "sweeps/small/spec.json", driver)
+        wait_until_there(storage / "sweeps/small/spec.json", driver)
         with lines.open("wb") as file:
-            watch = [*COMMAND, "status", "small", "--watch", "--storage", str(tmp_path)]
+            watch = [*COMMAND, "status", "small", "--watch", "--storage", str(storage)]
             told = subprocess.Popen(watch, stdout=file, stderr=file, env=ENVIRON)
-        screen = Screen(tmp_path)
+        screen = Screen(storage)
         screen.wait_for(f"run by pid {driver.pid}")
         screen.wait_for("/4000")  # a trial's steps
         wait_until_told(lines, "running", told)

@@ -6,7 +6,7 @@ from pathlib import Path
 from prefsweep.orchestrator.state.sweep import Sweep, open_sweep
 
 from ..ray_cluster import RayNodes, prefsweep
-from ..small import OVERRIDES
+from ..small import OVERRIDES, content
 
 SECRETS = {
     "HF_TOKEN": "hf_tokenthatmaynottravel",
@@ -62,6 +62,20 @@ def test_a_sweep_runs_on_all_nodes_of_a_cluster_that_has_nothing_of_ours(
     for secret in SECRETS.values():
         assert not holding(secret, three_nodes.temp), secret
         assert not holding(secret, tmp_path / "store"), secret
+
+
+def test_a_cluster_that_has_nothing_of_ours_makes_what_one_process_makes(
+    three_nodes: RayNodes, finished_sweep: Sweep, tmp_path: Path
+) -> None:
+    words = ["--address", "auto", "--storage", "store", "--until", "scores"]
+    of_that_node = {"RAY_TMPDIR": str(three_nodes.temp / "head")}  # where `auto` looks for it
+    run = prefsweep(
+        *("run", "quickstart", *OVERRIDES, *words), cwd=tmp_path, environment=of_that_node
+    )
+    output = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, output
+    attached = open_sweep("small", str(tmp_path / "store"))
+    assert content(attached, "scores") == content(finished_sweep, "scores")
 
 
 def test_doctor_looks_at_every_node_as_a_run_does(three_nodes: RayNodes, tmp_path: Path) -> None:

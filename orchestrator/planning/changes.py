@@ -35,6 +35,7 @@ _CONTENT = {
     "quarantined": "the quarantined prompts changed",
 }
 """Parts that are hashes of data outside the spec, or long lists -> how a change is described."""
+_REWARD = "the model's weights, or the file of its function, changed"
 
 _UPSTREAM = {"tokenizer": "policy", "entry": "the entered data"}
 """Parts that hold the fingerprint of a stage under another name -> that stage."""
@@ -85,7 +86,7 @@ def _reason(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if canonical_json(before) == canonical_json(now):
             continue
         if key in _CONTENT:
-            own.append(_CONTENT[key])
+            own.append(_REWARD if (name, key) == ("reward", "weights") else _CONTENT[key])
         elif _is_fingerprint(before) and _is_fingerprint(now):
             upstream.append(_UPSTREAM.get(key, key))
         elif key == "version":

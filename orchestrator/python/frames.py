@@ -1,4 +1,4 @@
-"""Results of a sweep in, pandas data frames out."""
+"""Converts the results of a sweep to pandas data frames."""
 
 import io
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Results in, tables out: trials.csv, and the page's table of all trials."""
+"""Makes trials.csv, and the table of all trials on the page."""
 
 import csv
 import io

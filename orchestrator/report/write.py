@@ -1,4 +1,4 @@
-"""Writes the report of a sweep: `SweepResults` in, a folder with four files out.
+"""Writes the report of a sweep from `SweepResults`: a folder with four files.
 
 `index.html` is a self-contained page, `trials.csv` has one row per trial, `samples.parquet` one row
 per completion, and `summary.md` is a short text to paste. Equal results give equal bytes. Does not

@@ -147,7 +147,7 @@ def test_a_disk_that_is_full_for_a_group_fails_its_trials_and_room_lets_them_go_
     assert full.wait() == 1, full.output
     for status in statuses(storage):
         assert (status["status"], status["failure"]["kind"]) == ("failed", "transient")
-        assert "room" in status["failure"]["advice"]
+        assert "free space" in status["failure"]["advice"]
     again = start(storage, *words("--inline", *FUSED))
     assert again.wait() == 0, again.output
     assert_nothing_is_redone(before)

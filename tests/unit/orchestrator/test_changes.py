@@ -82,7 +82,7 @@ def test_the_field_that_changed_is_named_and_what_follows_from_it(
     ("inputs", "line"),
     [
         ({"policy": "other"}, "policy: will be rebuilt, because the model's weights changed"),
-        ({"reward": "other"}, "reward: will be rebuilt, because the model's weights changed"),
+        ({"reward": "other"}, "reward: will be rebuilt, because the model's weights, or the file"),
         ({"prompts": "other"}, "prompts: will be rebuilt, because the content of its file or"),
         (
             {"quarantined": {"scores": ["p"]}},

@@ -129,7 +129,7 @@ def assert_report_is_whole(sweep: Sweep) -> None:
         assert f'id="{plot}"' in page, plot
     for title in ("Reward by loss and beta", "Entropy by loss and beta", "Completions side by"):
         assert title in page
-    assert "The untrained policy is judged by its own samples" in page
+    assert "The untrained policy is evaluated by its own samples" in page
     assert f"{len(sweep.trials)} succeeded" in report(sweep, "summary.md")
 
 

@@ -161,14 +161,15 @@ class InlineCluster:
         pass
 
     def _largest(self, sweep: Sweep, trials: Sequence[Trial]) -> int:
-        from prefsweep.workers.models import device
+        """The largest size of a group: as asked for, or as a probe on this process's GPU finds."""
+        import torch
 
         fuse, alike = sweep.spec.training.fuse, largest_set(sweep, trials)
         if isinstance(fuse, int):
             return fuse
-        if fuse == "off" or len(alike) < 2 or device().type != "cuda":
+        if fuse == "off" or len(alike) < 2 or not torch.cuda.is_available():
             return 1
-        probe = ProbeGroups(sweep, alike, str(device()))
+        probe = ProbeGroups(sweep, alike, torch.cuda.get_device_name())
         probe.run()
         return size_that_pays(probe, 1.0)
 

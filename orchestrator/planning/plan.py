@@ -70,14 +70,17 @@ def _partly(num_done: int) -> str:
 
 
 MAX_TRIALS_READ = 60
-"""Most trials whose rewards are read to suggest a number of seeds."""
+"""Most trials whose metrics are read to suggest a number of seeds."""
 
 
 def _about_seeds(sweep: Sweep, num_unfinished: int) -> Iterator[str]:
-    """Of a finished sweep, the fewest seeds that would tell its settings apart."""
+    """Of a finished sweep, the fewest seeds that would tell its settings apart.
+
+    From metrics alone, which is on the safe side of what the report says from all rewards.
+    """
     if num_unfinished or len(sweep.trials) > MAX_TRIALS_READ:
-        return
-    advice = seed_advice(pool(compare(read_results(sweep))))
+        return  # each costs reads of the store
+    advice = seed_advice(pool(compare(read_results(sweep, details=False))))
     if advice is None:
         return
     seeds = list(sweep.spec.seeds)

@@ -206,9 +206,9 @@ class Pooled:
     @property
     def versus_untrained(self) -> Standing | None:
         """The test between the untrained policy and the best variant, two-sided."""
-        if not self.untrained_is_best:
+        if self.untrained is None or self.best is None or not self.untrained_is_best:
             return self.untrained
-        return None if self.best is None else self.best.standing
+        return self.best.standing
 
     @property
     def by_trial(self) -> dict[str, Variant]:

@@ -113,7 +113,8 @@ class Attempts:
         if state.found != Status.RUNNING or has_looked:
             return 0.0
         has_progressed = progress(self._sweep, self.trial) > state.progress
-        if state.group > 1 and state.stalled_attempts > 1 and not has_progressed:
+        is_stalled = state.stalled_attempts >= min(2, self._retries.max_attempts)
+        if state.group > 1 and is_stalled and not has_progressed:
             self.halve_group(output)  # another trial of the group may kill the process
         if state.stalled_attempts < self._retries.max_attempts or has_progressed:
             output.note(f"attempt {state.attempts} ended with its process")

@@ -116,6 +116,14 @@ def test_training_that_hurts_reads_as_such() -> None:
     assert marks == ["yes", "no", "no", "no", "no"]
 
 
+def test_without_the_untrained_policys_samples_nothing_is_said_of_it() -> None:
+    results = sweep((0,), dict.fromkeys(GAINS, -1.5))
+    results.results[0] = replace(results.results[0], samples=[])
+    found = pooled(results)
+    assert found.untrained_is_best and found.versus_untrained is None
+    assert "two-sided" not in summary_markdown(results)
+
+
 def test_the_untrained_policy_may_lead_without_training_hurting() -> None:
     summary = summary_markdown(sweep((0,), dict.fromkeys(GAINS, -0.2)))
     assert "No trial has a higher reward than the untrained policy" in summary

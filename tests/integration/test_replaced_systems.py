@@ -129,7 +129,7 @@ def assert_report_is_whole(sweep: Sweep) -> None:
         assert f'id="{plot}"' in page, plot
     for title in ("Reward by loss and beta", "Entropy by loss and beta", "Completions side by"):
         assert title in page
-    assert "The untrained policy is judged by its own samples" in page
+    assert "The untrained policy is evaluated by its own samples" in page
     assert f"{len(sweep.trials)} succeeded" in report(sweep, "summary.md")
 
 
@@ -151,9 +151,10 @@ def test_slic_hf_runs_its_eighteen_trials(tmp_path: Path) -> None:
     assert [trial.spec.learning_rate for trial in sweep.trials] == [1e-4] * 8 + [1e-5] * 10
 
     train, held_out = prompts(sweep)
-    first_sentences = [opening(number) for number in range(1, NUM_REVIEWS, 2)]
-    assert [p.text for p in train] == first_sentences[:14], "positive reviews, up to the full stop"
-    assert [p.text for p in held_out] == first_sentences[14:18]
+    first_sentences = {opening(number) for number in range(1, NUM_REVIEWS, 2)}
+    assert (len(train), len(held_out)) == (14, 4)
+    texts = {p.text for p in (*train, *held_out)}
+    assert texts <= first_sentences, "positive reviews, up to the full stop"
 
     assert {len(group) for group in ranked(sweep).values()} == {6}
     made = [(p.prompt_id, p.chosen, p.rejected) for p in pairs(sweep)]

@@ -25,8 +25,8 @@ from prefsweep.orchestrator.store import retry
 from prefsweep.orchestrator.store.downloads import download_cache
 from prefsweep.orchestrator.store.scratch import is_in_use, scratch_home, scratch_name
 from prefsweep.orchestrator.store.store import ASIDE, MANIFEST, Store, new_manifest
-from prefsweep.orchestrator.tasks import attempts
 from prefsweep.orchestrator.tasks.checkpoints import newest_checkpoint
+from prefsweep.orchestrator.tasks.training import verified_weights
 from prefsweep.orchestrator.tasks.trial_output import TrialOutput
 from prefsweep.sweeps.errors import DamagedError, StoreError, UsageError
 from tests.integration.small import small_sweep
@@ -209,7 +209,7 @@ def test_what_cannot_be_read_for_now_is_not_taken_for_damaged(
 
     monkeypatch.setattr(Store, "fetch", fail)
     with pytest.raises(StoreError, match="disk is full"):
-        attempts._whole_weights(sweep, trial)
+        verified_weights(sweep, trial)
     with pytest.raises(StoreError, match="disk is full"):
         newest_checkpoint(sweep, trial)
     monkeypatch.undo()

@@ -40,7 +40,7 @@ def losses_and_gradients(case: TrialSpec, pairs_P2: Vector) -> tuple[Vector, tor
     zeros = torch.zeros(2, 1)
 
     def one(logps_2: torch.Tensor, references_2: torch.Tensor) -> torch.Tensor:
-        outputs = dict.fromkeys(OUTPUTS, zeros)
+        outputs: dict[str, torch.Tensor] = dict.fromkeys(OUTPUTS, zeros)
         references = dict(zip(REFERENCE_SUMS, references_2.split(1), strict=True))
         batch = {"completion_mask": torch.tensor([[0, 1], [0, 1]]), **references}
         outputs["log_probs"] = logps_2[:, None]

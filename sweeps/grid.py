@@ -35,7 +35,8 @@ LOSS_NAMES: tuple[str, ...] = get_args(LossName)
 DIVERGENCE_LOSSES = frozenset(
     {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 )
-"""Losses of only the chosen-rejected difference; only they have an f-divergence form."""
+"""Losses that depend on log-ratios only through the difference between chosen and rejected; only
+they have an f-divergence form."""
 SMOOTHED_LOSSES = frozenset({"exo_pair", "robust", "aot", "aot_unpaired"})
 """Losses that use label_smoothing."""
 
@@ -144,7 +145,7 @@ class GridBlock(BaseModel):
     discopop_tau: float | None = Field(default=None, gt=0.0)
     """Temperature of discopop's blend; None is TRL's default, 0.05. For discopop only."""
     loss_weights: tuple[Positive, ...] | None = None
-    """Weights of a combination's losses, in their order; None weights all with 1."""
+    """Weights of a combination's losses, in their order; None means a weight of 1 for each."""
 
     @field_validator("loss_type")
     @classmethod

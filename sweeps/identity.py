@@ -36,8 +36,8 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "evaluation": 7,
     "entry": 2,
 }
-"""Versions of the stages' code, and of the reader of entered data. Bump one when its output for the
-same inputs changes."""
+"""Versions of the stages' code, and of the code that reads data given by `entry`. Bump one when its
+output for the same inputs changes."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ class Fingerprints:
 
     def evaluation_parts(self) -> dict[str, Any]:
         """The parts of every evaluation's fingerprint, except the trial ID."""
-        left_out = self._inputs.quarantined.get("untrained")  # the first evaluation finds them
+        # prompts are quarantined by the evaluation of the untrained policy, which runs first
+        left_out = self._inputs.quarantined.get("untrained")
         return ({"quarantined": sorted(left_out)} if left_out else {}) | {
             "section": _fields(self._spec.evaluation, _NOT_SAMPLES),
             "eval_prompts": self.eval_prompts,
@@ -179,7 +180,8 @@ class Fingerprints:
         return entered | {"split": rule, "max_prompts": self._spec.evaluation.max_prompts}
 
     def _enterable(self, name: str, parts: Callable[[], dict[str, Any]]) -> str:
-        """A stage that entered data may replace. Earlier stages have no fingerprint ("")."""
+        """The fingerprint of a stage whose output may come from `entry` instead. Stages before the
+        entry have none ("")."""
         entry = self._spec.entry
         if entry is None or (self._entered in self.parts):
             return self._stage(name, **parts())
@@ -241,7 +243,8 @@ def _fields(
 
 
 def _scoring(reward: Reward) -> dict[str, Any]:
-    """The fields that determine scores, without training; of a function in a file, its name."""
+    """The fields that determine scores, without training; for a function in a file, only its name
+    is included."""
     fields = _fields(reward, {"train"})
     if isinstance(reward, CallableReward) and function_file(reward):
         fields["function"] = reward.function.rpartition(":")[2]  # Inputs.reward has the content

@@ -30,7 +30,7 @@ MICRO_BATCHES = "micro_batches"
 REFERENCE_SUMS = ("ref_chosen_logps", "ref_rejected_logps")
 """Items of a collated batch with the reference's log-probabilities, one number per pair."""
 EPOCHS_LOOKED_AT = 3
-"""Number of epochs in which the largest batch is searched; later ones only reshuffle the pairs."""
+"""Number of epochs that are searched for the largest batch; later ones only reshuffle the pairs."""
 
 
 def preference_dataset(
@@ -68,7 +68,8 @@ def flat(rows: Sequence[Example]) -> list[Example]:
 
 
 def together(pairs: Sequence[Example]) -> list[Example]:
-    """The pairs sorted so that those of a prompt are consecutive; otherwise in their order."""
+    """The pairs, reordered so that those of a prompt are consecutive; prompts, and pairs within
+    one, keep their order."""
     first: dict[str, int] = {}
     return sorted(pairs, key=lambda pair: first.setdefault(pair["prompt_id"], len(first)))
 
@@ -103,8 +104,8 @@ def max_steps(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
 
 
 def max_tokens(spec: TrainingSpec, pairs: Sequence[TokenizedPair]) -> int:
-    """Maximum tokens of a forward pass: those of one padded batch without accumulation (or of the
-    largest prompts, packed)."""
+    """Maximum tokens of a forward pass: those of one padded batch without accumulation (if batches
+    count prompts: of the largest prompts, packed)."""
     rows = _pairs_of_rows(spec, pairs)
     if spec.prompts_per_batch is None:
         longest = max((_num_tokens(row, packed=False) for row in rows), default=1)
@@ -123,8 +124,9 @@ def halved_tokens(
 ) -> tuple[int, bool]:
     """Maximum tokens of a forward pass after `halvings`, and whether halving again would help.
 
-    The size of the trial's largest forward pass is halved, so that the first halving has an effect.
-    The result is never smaller than the largest pair.
+    Halving starts from the trial's largest batch if that is below `max_tokens`, so that the
+    first halving has an effect. A forward pass always has at least one pair, even if the maximum is
+    smaller.
     """
     largest = min(max_tokens(spec, pairs), _largest_batch(spec, pairs, seed, packed=packed))
     one_pair = max(
@@ -197,9 +199,9 @@ class RowSampler(Sampler[int]):
 class BatchCollator:
     """Rows of the dataset -> TRL's collated batch, with the layout to run it packed.
 
-    The pairs of a prompt are made consecutive, so that few passes compute its tokens. If the batch
-    has more than `max_tokens` tokens (None: no limit), it is split: MICRO_BATCHES has its parts,
-    each collated separately. `packed` determines how tokens are counted.
+    The pairs of a prompt are made consecutive, so that its tokens are computed in few passes. If
+    the batch has more than `max_tokens` tokens (None: no limit), it is split: MICRO_BATCHES has its
+    parts, each collated separately. `packed` determines how tokens are counted.
     """
 
     def __init__(self, pad_token_id: int, max_tokens: int | None, *, packed: bool) -> None:

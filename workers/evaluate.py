@@ -1,13 +1,15 @@
-"""Evaluates a policy on held-out prompts: samples and metrics, equally for all policies of a sweep.
+"""Evaluates a policy on held-out prompts: gives samples and metrics, computed the same way for all
+policies of a sweep.
 
-Definitions (arrays are over completions unless said otherwise):
-  kl                  sum over positions of KL(policy || reference) over the full vocabulary, nats,
-                      of the distributions at temperature 1; where sampling is warped (temperature,
-                      top_k, top_p, n-gram bans) this is not the KL of the sampled distribution
+Definitions (averages are over completions unless stated otherwise):
+  kl                  sum over positions of KL(policy || reference) over the full vocabulary, nats.
+                      The distributions are those at temperature 1. With another temperature, top_k,
+                      top_p or n-gram bans, it is not the KL of the sampled distribution
   predictive_entropy  the policy's entropy over the full vocabulary, mean over all positions, nats
   entropy             Shannon entropy of the pooled unigram distribution of completion tokens, nats
   entropy_full        the same for prompt + completion, with the reward model's tokenizer
-  distinct_n_per_200  unique n-grams over 200 consecutive n-grams, mean over such blocks
+  distinct_n_per_200  share of unique n-grams in a block of 200 consecutive n-grams, averaged over
+                      blocks
   ref_perplexity      exp of the reference's mean negative log-likelihood per completion token
 Positions are those of the completion's tokens, the sampled end-of-text token included.
 """
@@ -207,14 +209,16 @@ def distinct(token_lists: Iterable[Sequence[int]], n: int) -> float:
 
 
 BLOCK = 200
-"""n-grams of a block, over which distinct-n does not depend on how much was sampled."""
+"""Number of n-grams per block; with a fixed size, distinct-n does not depend on the number of
+samples."""
 
 
 def distinct_per_block(token_lists: Iterable[Sequence[int]], n: int) -> float | None:
-    """Mean share of unique n-grams over consecutive blocks of BLOCK n-grams; None for less.
+    """Mean share of unique n-grams over consecutive blocks of BLOCK n-grams.
 
-    The share falls with the number of n-grams; of blocks of one size it is comparable between
-    policies, prompts and numbers of samples (the mean segmental type-token ratio of Johnson 1944).
+    None if there are fewer than BLOCK n-grams. The share falls as the number of n-grams grows; with
+    blocks of equal size it is comparable between policies, prompts and numbers of samples (the mean
+    segmental type-token ratio of Johnson 1944).
     """
     ngrams = [
         tuple(tokens[i : i + n]) for tokens in token_lists for i in range(len(tokens) - n + 1)

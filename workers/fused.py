@@ -145,7 +145,7 @@ class _Group:
         self._halvings = max(own.halvings for own in hooks)
         self._limit = self._token_limit()
         pad = tokenizer.pad_token_id
-        assert isinstance(pad, int), "load_tokenizer sees to it"
+        assert isinstance(pad, int), "load_tokenizer sets a pad token"
         self._collator = BatchCollator(pad, self._limit, packed=True)
 
     def run(self) -> None:

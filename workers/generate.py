@@ -98,7 +98,7 @@ class Generator:
         return [sample for i in range(len(prompts)) for sample in samples[i]]
 
     def _parts(self, batch: list[int], prompts: Sequence[Prompt]) -> list[list[int]]:
-        """The batch, or for a model that cannot use padding, its parts of equal prompt length."""
+        """The whole batch; for a model that cannot use padding, it is split by prompt length."""
         if keeps_cache(self._model):
             return [batch]
         return [list(part) for _, part in groupby(batch, lambda i: len(self._ids(prompts[i])))]
@@ -137,7 +137,7 @@ class Generator:
         return random.Random(f"{spec.seed}:{prompt.prompt_id}").randint(*spec.random_new_tokens)
 
     def _generate(self, prompt_ids: Sequence[Sequence[int]], decoding: Decoding) -> torch.Tensor:
-        """New tokens (prompts x copies, longest limit)."""
+        """New tokens, of shape (prompts x copies, the longest max_new_tokens in the batch)."""
         pad = self._tokenizer.pad_token_id
         assert isinstance(pad, int), "load_tokenizer sets a pad token"
         ids_BT, mask_BT = left_padded(prompt_ids, pad)

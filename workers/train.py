@@ -73,11 +73,13 @@ def train(
 
     `output_dir` only gets the final weights; checkpoints are passed to `hooks.publish`, which may
     move their folder. Returns train_seconds, steps, train_loss (mean over steps) and, on CUDA,
-    gpu_memory_gib (peak). Raises TrialError at the next log step after a loss or gradient that is
-    not finite (fp16 may skip steps, but not all), OutOfMemory, and StopRequested if it ended early.
+    gpu_memory_gib (peak). Raises TrialError at the next log step, checkpoint or end
+    after a non-finite loss or gradient (fp16 may skip some steps, but not all), OutOfMemory if
+    memory runs out, and StopRequested if training was stopped early.
     """
     if _runs_as_group(spec, model, hooks.resume_from):
-        from prefsweep.workers.fused import UnfusableError, train_group  # which imports this module
+        # imported here because it imports this module
+        from prefsweep.workers.fused import UnfusableError, train_group
 
         try:
             (outcome,) = train_group([trial], spec, model, tokenizer, pairs, [output_dir], [hooks])
@@ -110,7 +112,7 @@ def train(
     tokens_after = partial(halved_tokens, spec, pairs, seed=trial.seed, packed=trainer.packing)
     limit = max_tokens(spec, pairs) if not hooks.halvings else tokens_after(hooks.halvings)[0]
     limit = None if mixes_rows(trial) else limit
-    assert isinstance(tokenizer.pad_token_id, int), "load_tokenizer sees to it"
+    assert isinstance(tokenizer.pad_token_id, int), "load_tokenizer sets a pad token"
     trainer.data_collator = BatchCollator(tokenizer.pad_token_id, limit, packed=trainer.packing)
     quiet = without_dropout(trained) if spec.disable_dropout else nullcontext()
     with quiet, segmented(base_model(trained)) if trainer.packing else nullcontext():
@@ -134,10 +136,10 @@ def train(
 
 
 def _runs_as_group(spec: TrainingSpec, model: PreTrainedModel, resume_from: Path | None) -> bool:
-    """Whether a trial is run as a group of one, which needs half the launches.
+    """Whether a trial is run as a group of one, which needs half as many kernel launches.
 
-    On the CPU in fp32 it is not, so that its numbers do not change by a bit. A resumed trial is run
-    in the same way as its checkpoint was.
+    On the CPU in fp32 it is not, so that its results stay bit-identical. A resumed trial is run in
+    the same way as its checkpoint was.
     """
     if resume_from is not None:
         return is_of_group(resume_from)
@@ -260,7 +262,7 @@ class PreparedDPOTrainer(DPOTrainer):
         """Whether fp16's loss scaling skips a step whose gradient is not finite.
 
         The initial scale is too large for many models, and is halved until the gradient is finite.
-        At the smallest scale, the gradient itself is not finite.
+        If the gradient is still not finite at the smallest scale, the scale is not the reason.
         """
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
@@ -294,7 +296,8 @@ def _fit(
             resume_from_checkpoint=None if resume_from is None else str(resume_from)
         )
     except TrialError:
-        trainer.check_finite()  # an earlier value that is not finite is the reason
+        # if an earlier unchecked value is not finite, raise that error instead
+        trainer.check_finite()
         raise
     except Exception as error:
         if not is_out_of_memory(error):

@@ -175,7 +175,7 @@ def _list_sweeps(storage: str, *, as_json: bool) -> None:
 
 
 def _wide_console() -> Terminal:
-    """A console that is wide enough for every column in a pipe, which rich limits to 80."""
+    """A console wide enough for every column. If the output is a pipe, rich assumes 80 columns."""
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
     return Terminal(width=200)

@@ -14,7 +14,9 @@ from prefsweep.sweeps.errors import UsageError
 def explain(
     field: Annotated[
         str | None,
-        typer.Argument(help="Dotted name of a field, or its end; without it, all as Markdown."),
+        typer.Argument(
+            help="Dotted name of a field, or its last part. Default: print all fields as Markdown."
+        ),
     ] = None,
 ) -> None:
     """Explain a field of a spec: its meaning, allowed values and default."""

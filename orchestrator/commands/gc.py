@@ -21,8 +21,8 @@ def gc(
 
     Never deleted: data that a sweep's current spec references, GPU measurements, files that
     processes of this machine are writing and, while any driver is running, unfinished files of
-    other machines. A driver on another machine counts as running if it renewed its lease within a
-    minute by the storage's clock.
+    other machines. A driver on another machine counts as running if it renewed its lease in the
+    last minute, by the storage's clock.
     """
     from prefsweep.orchestrator.state.garbage import delete_garbage, find_garbage
     from prefsweep.orchestrator.store.store import Store
@@ -41,7 +41,7 @@ def gc(
         say(json.dumps(document, indent=2))
     if problems:
         raise StoreError(
-            f"{len(problems)} of {total} could not be deleted:\n" + "\n".join(problems)
+            f"{len(problems)} of {len(garbage)} items could not be deleted:\n" + "\n".join(problems)
         )
     if not as_json:
         remedy = "deleted" if yes or not garbage else "unreferenced; --yes deletes them"

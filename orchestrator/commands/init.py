@@ -47,11 +47,16 @@ def init(
     ] = "POSITIVE",
     chat: Annotated[
         bool | None,
-        typer.Option(help="Read prompts as chat messages. Default: as data and policy need."),
+        typer.Option(
+            help="Read prompts as chat messages. Default: decided from the data and the policy."
+        ),
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="OURS=YOURS", help="A column's name in your data: prompt=question."),
+        typer.Option(
+            metavar="OURS=YOURS",
+            help="Our column name and yours, if they differ, for example prompt=question.",
+        ),
     ] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of the dataset.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the dataset: train[:1000].")] = None,
@@ -95,7 +100,7 @@ def init(
 
 def _require_free(to: str) -> None:
     if os.path.lexists(to):
-        raise UsageError(f"--to {to}: there is such a file, and it is kept; give another name")
+        raise UsageError(f"--to {to}: the file exists and is not overwritten; give another name")
 
 
 def _asked(question: str, default: str) -> str:
@@ -132,7 +137,8 @@ _SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow",
 def _inspected(
     source: dict[str, str], columns: dict[str, str], policy: str, chat: bool | None
 ) -> "Found":
-    """Inspect the data, for a chat policy if the policy is one or the data needs one."""
+    """Inspect the data. Without `chat`, it is read as chat if the policy has a chat template or the
+    data has messages."""
     from prefsweep.workers.inspection import has_chat_template, inspect
 
     found = inspect(source, columns, chat=chat)
@@ -180,7 +186,7 @@ def _name(data: str | None) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the spec, and the schema in its first line into the same folder if missing."""
+    """Write the spec. Also write the schema that its first line names, if it is missing."""
     from prefsweep.sweeps.schema import SCHEMA_FILE
 
     try:

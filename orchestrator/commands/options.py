@@ -71,7 +71,8 @@ TrustCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Run code that the stored spec names: a model's own, or a reward function.",
+        help="Allow code that the stored spec names to run: a model's own code, or a reward "
+        "function.",
     ),
 ]
 

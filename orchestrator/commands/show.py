@@ -55,10 +55,11 @@ def logs(
     path = sweep.store.trial(found.trial_id, LOG_NAME)
     seen = b""
     while True:
-        # the status first: what the trial has logged until its end is read after that
+        # read the status before the log, so the last lines of an ended trial are not missed
         has_ended = trial_status(sweep, found).status in (Status.SUCCEEDED, Status.FAILED)
         log = sweep.store.read_record(path) or b""
-        new = log[len(seen) :] if log.startswith(seen) else log  # a full log begins anew
+        # a log that reached its size limit was restarted: print it from the beginning
+        new = log[len(seen) :] if log.startswith(seen) else log
         whole = len(new) if has_ended or not follow else new.rfind(b"\n") + 1
         write(new[:whole].decode(errors="replace"))
         seen = log[: len(log) - len(new) + whole]
@@ -66,4 +67,6 @@ def logs(
             break
         time.sleep(FOLLOW_S)
     if not seen:
-        errors.print(f"{found.name} has no log: it has not started, or its weights were found")
+        errors.print(
+            f"{found.name} has no log: it has not started, or its weights were already in the store"
+        )

@@ -1,9 +1,9 @@
 """Runs groups of trials (mostly of one trial) with Ray Tune. The store has the state of each trial.
 
 Every launch is a new Tuner over the unfinished trials. `run_group` records failures of trials, so
-Tune only sees deaths of workers. It retries these, but aborts the whole run if Ray kills a worker
-for memory, and after some losses of nodes. Unfinished trials are then launched again, as long as
-launches make progress.
+Tune only sees deaths of workers. Tune reruns the trials of a dead worker, but aborts the whole run
+if Ray kills a worker for memory, and after some losses of nodes. Unfinished trials are then
+launched again, as long as launches make progress.
 """
 
 import logging
@@ -65,8 +65,8 @@ def tune_trials(
     all nodes.
 
     After `retries.max_attempts` consecutive launches without progress of any trial, the unfinished
-    trials fail. A launch that ended because a trial used too much memory only counts for that
-    trial. After a stop request, nothing is launched.
+    trials fail. If a launch ended because a trial used too much memory, it counts as a failed
+    attempt of that trial only. After a stop request, nothing is launched.
     """
     retries, should_stop = sweep.spec.retries, polled_stop(sweep.store, sweep.spec.name)
     unfinished, stalled, error = list(trials), 0, ""
@@ -156,7 +156,7 @@ def _launch(
                 name=sweep.spec.name,
                 storage_path=str(folder),
                 verbose=0,
-                # run_group fails first, with the reason
+                # run_group reaches its own retry limit before this one, and records the reason
                 failure_config=tune.FailureConfig(max_failures=max_failures),
                 callbacks=[_watchdog(sweep, node_watch), *_refusals(members)],
             ),
@@ -201,7 +201,7 @@ def _watchdog(sweep: Sweep, node_watch: NodeWatch) -> "tune.Callback":
 
 
 def _refusals(members: Members | None) -> list["tune.Callback"]:
-    """Notes a node that must not be used as soon as it fails; the next launch excludes it."""
+    """As soon as a node turns out to be unusable, notes it; the next launch excludes it."""
     if members is None:
         return []
     from ray import tune
@@ -218,8 +218,8 @@ def _refusals(members: Members | None) -> list["tune.Callback"]:
 
 
 def _blame(sweep: Sweep, trials: Sequence[Trial], error: str) -> bool:
-    """Halve the batch of a trial that was killed for memory, or the group of its trials; it fails
-    after `retries.max_attempts`.
+    """For each trial killed for memory, halve its group; if it ran alone, halve its batch, or fail
+    it after `retries.max_attempts`.
 
     Trials that ended only because the launch was aborted are not changed. Returns whether any trial
     was killed for memory.

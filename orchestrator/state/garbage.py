@@ -1,8 +1,8 @@
 """Finds what no sweep of a store references any more, with its size, and deletes it on request.
 
-A sweep references artefacts, trials and its evaluations of them, as given by its spec.json. If any
-spec.json cannot be read, nothing is deleted, because its references are unknown. Only names that
-match the patterns in paths.py are deleted, and only from a store.
+The spec.json of a sweep determines what it references: artefacts, trials, and its evaluations of
+these trials. If any spec.json cannot be read, nothing is deleted, because its references are
+unknown. Only names that match the patterns in paths.py are deleted, and only from a store.
 """
 
 from collections.abc import Iterator
@@ -46,8 +46,9 @@ def delete_garbage(store: Store, garbage: list[Garbage]) -> list[str]:
     """Delete what `find_garbage` found; returns the messages of deletions that failed.
 
     Before each deletion, the references of all sweeps are checked again if a sweep has changed. A
-    lock is held from this check to the deletion, so that a run that starts records its references
-    before or after it (an object store has no locks; there the run does not wait).
+    lock is held from this check until the deletion, so that a starting run records its references
+    either before the check or after the deletion (an object store has no locks, so a run does not
+    wait there).
     """
     problems: list[str] = []
     seen, still = None, set[str]()

@@ -11,8 +11,8 @@
     tmp/  aside/                            unfinished and damaged files (`prefsweep gc`)
     prefsweep-store.json  gc.lock           marks the store; locked by `gc` while it deletes
 
-An artefact with a valid manifest is finished. It is published with one rename on a local file
-system, and manifest last on an object store. One that another run has published is used as it is.
+An artefact with a valid manifest is finished. In a local store it is published with one rename; in
+an object store, or if it has shards, its manifest is written last. One that is published is reused.
 """
 
 import json
@@ -227,7 +227,7 @@ class Store(Paths):
         self.write(f"{path}/{MANIFEST}", document)
 
     def publish_shard(self, path: str, file: Path, manifest: Manifest) -> None:
-        """Publish a file as the shard at `path`, its manifest last; nothing if that is finished."""
+        """Publish a file, then its manifest, as the shard at `path`, unless that is finished."""
         if self.shard_manifest(path) is not None:
             return
         entry = {PurePosixPath(path).name: file_entry(file)}
@@ -272,8 +272,8 @@ class Store(Paths):
     def fetch(self, path: str) -> Path:
         """A local folder with the artefact's files, their content verified once per process.
 
-        Raises DamagedError if the artefact is unfinished, or if its content has changed; then
-        damaged files are set aside first.
+        Raises DamagedError if the artefact is unfinished, or if its content has changed. In the
+        second case it sets the damaged files aside before raising.
         """
         manifest = self.manifest(path)
         if manifest is None:
@@ -282,10 +282,10 @@ class Store(Paths):
         if path in self._verified:
             return folder
         if not self.is_local and damaged_files(folder, manifest):
-            shutil.rmtree(folder)  # only the local copy may be damaged
+            shutil.rmtree(folder)  # perhaps only the local copy is damaged: download it again
             folder = self._download(path, manifest)
-        if damaged_files(folder, manifest):
-            self._set_aside_damaged(path, damaged_files(folder, manifest))  # after a second read
+        if damaged_files(folder, manifest):  # then read a second time, to rule out a bad read
+            self._set_aside_damaged(path, damaged_files(folder, manifest))
         self._verified.add(path)
         return folder
 
@@ -333,7 +333,7 @@ class Store(Paths):
             self.delete(path)
 
     def _set_aside_damaged(self, path: str, names: list[str]) -> None:
-        """Set an artefact aside (or only its damaged shards) and raise DamagedError, if `names`."""
+        """If `names` is not empty, set them or the whole artefact aside and raise DamagedError."""
         if not names:
             return
         shards = [name for name in names if self._sizes([f"{path}/{name}.json"]) != [None]]

@@ -135,7 +135,7 @@ class Attempts:
 
     def settle(self, error: Exception, output: TrialOutput) -> Failure | None:
         """End an attempt with an error. Returns the failure if the trial is to be retried in this
-        process, else None: then the trial's status is recorded."""
+        process. Otherwise it records the trial's status and returns None."""
         self._has_begun = False
         if isinstance(error, StopRequested):
             output.note(str(error))
@@ -154,7 +154,7 @@ class Attempts:
         state = self.state
         if failure.kind == "out_of_memory":
             log.warning(
-                "trial %s: %s; retrying with half of that per forward pass",
+                "trial %s: %s; retrying with forward passes half as large",
                 self.trial.name,
                 failure.message,
             )
@@ -179,7 +179,7 @@ class Attempts:
         return BrokenWorkerError(failure.message)
 
     def failure_of(self, error: Exception, output: TrialOutput) -> Failure:
-        """The failure of the trial for an error."""
+        """Convert an error into the failure that is recorded for the trial."""
         failure = classify(error, self._sweep.store.display(""))
         return replace(failure, log_path=output.path)
 
@@ -225,7 +225,8 @@ class Attempts:
             return Status.FAILED
         if failure.kind == "deterministic" or state.stalled_attempts >= self._retries.max_attempts:
             return Status.FAILED
-        if isinstance(error, DamagedError):  # a stage before the trials must rebuild it
+        # the damaged artefact must be rebuilt by its stage, which runs before the trials
+        if isinstance(error, DamagedError):
             return Status.FAILED
         if (broken := self.broken(error, failure)) is not None:
             raise broken from None

@@ -207,7 +207,7 @@ def test_no_file_is_overwritten(
     assert init(monkeypatch, "--from", "pairs.csv", *TINY) == 2
     assert init(monkeypatch, "--from", "pairs.csv", *TINY, "--to", "other.yaml") == 0
     assert (Path("sweep.yaml").read_text(), Path(SCHEMA_FILE).read_text()) == ("mine", "mine too")
-    assert "is kept" in capsys.readouterr().err
+    assert "is not overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,17 +26,26 @@ def trial(loss_type: str = "sigmoid", **fields: Any) -> TrialSpec:
     return TrialSpec(loss_type=loss_type, **(defaults | fields))
 
 
-DIVERGENCES: list[dict[str, Any]] = [
-    {"f_divergence_type": "reverse_kl"},
-    {"f_divergence_type": "forward_kl"},
-    {"f_divergence_type": "js_divergence"},
-    *({"f_divergence_type": "alpha_divergence", "alpha": alpha} for alpha in ALPHAS),
-]
-CASES = [
-    trial(loss, beta=beta, **divergence)
-    for loss, divergence, beta in itertools.product(LOSS_NAMES, DIVERGENCES, BETAS)
-    if loss in DIVERGED or divergence["f_divergence_type"] == "reverse_kl"
-]
+def divergences(alphas: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"f_divergence_type": "reverse_kl"},
+        {"f_divergence_type": "forward_kl"},
+        {"f_divergence_type": "js_divergence"},
+        *({"f_divergence_type": "alpha_divergence", "alpha": alpha} for alpha in alphas),
+    ]
+
+
+def every_case(alphas: Sequence[float], betas: Sequence[float]) -> list[TrialSpec]:
+    """Every loss of the catalogue with each divergence that it has, at each beta."""
+    return [
+        trial(loss, beta=beta, **divergence)
+        for loss, divergence, beta in itertools.product(LOSS_NAMES, divergences(alphas), betas)
+        if loss in DIVERGED or divergence["f_divergence_type"] == "reverse_kl"
+    ]
+
+
+DIVERGENCES = divergences(ALPHAS)
+CASES = every_case(ALPHAS, BETAS)
 
 
 class Batch:

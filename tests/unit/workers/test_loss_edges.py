@@ -7,27 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from prefsweep.sweeps.grid import DIVERGENCE_LOSSES, LOSS_NAMES, TrialSpec
+from prefsweep.sweeps.grid import LOSS_NAMES, TrialSpec
 from prefsweep.workers.batches import REFERENCE_SUMS
 from prefsweep.workers.objective import batch_loss
 from prefsweep.workers.packing import OUTPUTS
 
-from .closed_forms import Batch, Vector, f_prime, log_s, one_loss, trial
+from .closed_forms import Batch, Vector, every_case, f_prime, log_s, one_loss, trial
 
 EDGES = (-1e3, -500.0, -100.0, -88.8, -60.0, -1.0, 0.0, 1.0, 60.0, 88.8, 100.0, 500.0, 1e3)
 ALPHAS = (1e-6, 1e-5, 1e-4, 0.3, 2.0)
-BETAS = (0.05, 1.0, 10.0)
-DIVERGENCES: list[dict[str, object]] = [
-    {"f_divergence_type": "reverse_kl"},
-    {"f_divergence_type": "forward_kl"},
-    {"f_divergence_type": "js_divergence"},
-    *({"f_divergence_type": "alpha_divergence", "alpha": alpha} for alpha in ALPHAS),
-]
-CASES = [
-    trial(loss, beta=beta, **divergence)
-    for loss, divergence, beta in itertools.product(LOSS_NAMES, DIVERGENCES, BETAS)
-    if divergence["f_divergence_type"] == "reverse_kl" or loss in DIVERGENCE_LOSSES - {"sft"}
-]
+CASES = every_case(ALPHAS, betas=(0.05, 1.0, 10.0))
 
 
 def losses_and_gradients(case: TrialSpec, pairs_P2: Vector) -> tuple[Vector, torch.Tensor]:

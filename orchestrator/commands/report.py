@@ -59,7 +59,7 @@ def report(
         if path.suffix != f".{form}":
             raise UsageError(f"--to {path}: the name of a {form} ends with .{form}")
         try:
-            write_figure(read_results(sweep), path)
+            write_figure(read_results(sweep, details=False), path)
         except OSError as error:
             raise UsageError(f"--to {path} cannot be written: {error.strerror}") from None
         say(path)

@@ -164,10 +164,13 @@ class InlineCluster:
         """The largest size of a group: as asked for, or as a probe on this process's GPU finds."""
         import torch
 
-        fuse, alike = sweep.spec.training.fuse, largest_set(sweep, trials)
+        fuse = sweep.spec.training.fuse
         if isinstance(fuse, int):
             return fuse
-        if fuse == "off" or len(alike) < 2 or not torch.cuda.is_available():
+        if fuse == "off" or not torch.cuda.is_available():
+            return 1
+        alike = largest_set(sweep, trials)
+        if len(alike) < 2:
             return 1
         probe = ProbeGroups(sweep, alike, torch.cuda.get_device_name())
         probe.run()
@@ -262,8 +265,10 @@ class RayCluster:
 
     def _probed_size(self, sweep: Sweep, trials: Sequence[Trial], gpus: float) -> int:
         """The size of group that a probe on a GPU finds to pay; 1 without GPUs."""
+        if not gpus:
+            return 1
         alike = largest_set(sweep, trials)
-        if not gpus or len(alike) < 2 or len(kinds := gpu_types()) > 1:
+        if len(alike) < 2 or len(kinds := gpu_types()) > 1:
             return 1
         probe = self._group_probe(sweep, alike, "+".join(kinds))
         should_stop = polled_stop(sweep.store, sweep.spec.name)

@@ -13,8 +13,10 @@ def group_lines(sweep: Sweep, unfinished: Sequence[Trial]) -> Iterator[str]:
     """One line for `plan` and `doctor`; none if groups were not requested, or have no effect."""
     spec = sweep.spec
     fuse = spec.training.fuse
+    if fuse == "off":
+        return
     trials = [trial for trial in unfinished if not has_weights(sweep.store, trial)]
-    if fuse == "off" or len(trials) < 2:
+    if len(trials) < 2:
         return
     why_not = why_not_fused(spec.training, spec.policy.dtype)
     if why_not is not None:

@@ -62,10 +62,11 @@ def comparison_plots(
 
 def _add_intervals_of_means(data: Sequence[Trace], pooled: Pooled) -> None:
     """Set the error bars of points that are means over seeds."""
+    by_trial = pooled.by_trial
     for trace in data:
         if not any(" " in ids for ids in trace.get("ids", ())):
             continue
-        variants = [pooled.by_trial[ids.split(" ")[0]] for ids in trace["ids"]]
+        variants = [by_trial[ids.split(" ")[0]] for ids in trace["ids"]]
         bounds = [variant.reward_interval for variant in variants]
         trace["error_y"] = interval_bars(bounds, trace["y"], trace["marker"]["color"])
 
@@ -111,13 +112,11 @@ def _add_frontier(data: Sequence[Trace], pooled: Pooled) -> bool:
 
     Only of points that are grid points; of several seeds these are the means. Whether any was set.
     """
-    found = False
+    found, by_trial = False, pooled.by_trial
     for trace in data:
-        variants = [pooled.by_trial[ids.split(" ")[0]] for ids in trace.get("ids", ())]
-        whole = all(
-            len(ids.split(" ")) == v.num_seeds
-            for ids, v in zip(trace.get("ids", ()), variants, strict=True)
-        )
+        members = [ids.split(" ") for ids in trace.get("ids", ())]
+        variants = [by_trial[ids[0]] for ids in members]
+        whole = all(len(ids) == v.num_seeds for ids, v in zip(members, variants, strict=True))
         if not variants or not whole or all(v.frontier is None for v in variants):
             continue
         found, colour = True, trace["marker"]["color"]

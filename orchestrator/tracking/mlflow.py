@@ -7,14 +7,11 @@ not logged again.
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefsweep.orchestrator.tracking.rows import STEP, summary, without_secrets
 from prefsweep.sweeps.records import Status, TrialResult
 from prefsweep.sweeps.spec import MlflowSpec
-
-if TYPE_CHECKING:
-    pass
 
 TAG = "prefsweep.trial"
 """Tag of a run with the sweep and the ID of its trial."""

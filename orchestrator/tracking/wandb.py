@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from prefsweep.orchestrator.text import one_line
+from prefsweep.orchestrator.tracking.mirrors import FINISH_TIMEOUT_S, MAX_QUEUED, Folder
 from prefsweep.orchestrator.tracking.rows import (
     STEP,
     Table,
@@ -50,16 +51,9 @@ INIT_TIMEOUT_S = 20.0
 """Timeout for the server when a run starts; after it, the mirror switches to offline."""
 UPLOAD_TIMEOUT_S = 20.0
 """Timeout for the upload when a run ends; the rest stays on disk for `wandb sync`."""
-FINISH_TIMEOUT_S = 60.0
-"""Timeout of `WandbMirror.finish`."""
-MAX_QUEUED = 20_000
-"""Maximum queued jobs; beyond it, metric records are dropped from the mirror."""
-
 ARTIFACTS_TIMEOUT_S = 900.0
-"""Replaces the last two timeouts if artifacts, which may be large, are uploaded."""
+"""Replaces UPLOAD_TIMEOUT_S and FINISH_TIMEOUT_S if artifacts, which may be large, are uploaded."""
 
-Folder = Callable[[], Path]
-"""Fetches a folder; called on the mirror's thread."""
 _EXIT_CODES = {Status.SUCCEEDED: 0, Status.INTERRUPTED: 255}
 """Exit codes that W&B shows as finished and killed; any other status is 1, failed."""
 

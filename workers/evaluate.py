@@ -202,9 +202,7 @@ def unigram_entropy(token_lists: Iterable[Iterable[int]]) -> float:
 
 def distinct(token_lists: Iterable[Sequence[int]], n: int) -> float:
     """Unique n-grams divided by all n-grams (Li et al., arXiv 1510.03055); 0 without n-grams."""
-    ngrams = [
-        tuple(tokens[i : i + n]) for tokens in token_lists for i in range(len(tokens) - n + 1)
-    ]
+    ngrams = _ngrams(token_lists, n)
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
@@ -220,12 +218,14 @@ def distinct_per_block(token_lists: Iterable[Sequence[int]], n: int) -> float | 
     blocks of equal size it is comparable between policies, prompts and numbers of samples (the mean
     segmental type-token ratio of Johnson 1944).
     """
-    ngrams = [
-        tuple(tokens[i : i + n]) for tokens in token_lists for i in range(len(tokens) - n + 1)
-    ]
+    ngrams = _ngrams(token_lists, n)
     starts = range(0, len(ngrams) - BLOCK + 1, BLOCK)
     shares = [len(set(ngrams[start : start + BLOCK])) / BLOCK for start in starts]
     return float(np.mean(shares)) if shares else None
+
+
+def _ngrams(token_lists: Iterable[Sequence[int]], n: int) -> list[tuple[int, ...]]:
+    return [tuple(ids[i : i + n]) for ids in token_lists for i in range(len(ids) - n + 1)]
 
 
 def _sample(

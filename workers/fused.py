@@ -10,7 +10,6 @@ Shapes: K trials, N positions that predict a token, E values per hidden state.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ from prefsweep.workers.lora_stack import AdapterStack
 from prefsweep.workers.losses import mixes_rows
 from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.packing import OUTPUTS, take_plan, unpack
-from prefsweep.workers.precision import precision
+from prefsweep.workers.precision import autocast, precision
 from prefsweep.workers.row_optim import RowOptimizer
 from prefsweep.workers.solo import Solo
 from prefsweep.workers.train import lora_config, training_arguments
@@ -201,7 +200,7 @@ class _Group:
             return self._loss(dict.fromkeys(OUTPUTS, none), part, references)
         body, head = self._model.base_model, self._model.get_output_embeddings()
         at = gathers(plan.segments)
-        with self._autocast():
+        with autocast("bfloat16" if self._half else None, self._device):
             hidden_KLE = body(
                 input_ids=plan.input_ids.expand(len(self._trials), -1),
                 attention_mask=announce(plan.segments, partial(attend, at)),
@@ -216,11 +215,6 @@ class _Group:
             for name in OUTPUTS
         }
         return self._loss(outputs, part, references)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._half is None:
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=self._half)
 
     def _clip(self) -> torch.Tensor:
         """Clip each trial's gradient by its norm; returns the norms (K,) before clipping."""

@@ -29,7 +29,7 @@ from prefsweep.workers.entry import (
     read_prompts,
     read_scored_completions,
 )
-from prefsweep.workers.files import Record, file_kind
+from prefsweep.workers.files import Record, file_kind, first_line
 from prefsweep.workers.formats import alpaca_prompt, near_column
 from prefsweep.workers.locations import BUILTIN, PACKAGE, ModelSource, local_path
 from prefsweep.workers.pairs import split_of
@@ -98,7 +98,7 @@ def inspect(
                 try:
                     _try(stage, rows, mapped, is_chat)
                 except (DataError, ValidationError) as error:
-                    why[stage] = str(error).splitlines()[0]
+                    why[stage] = first_line(error)
                     continue
                 return _read(source, stage, mapped, rows, is_chat)
         own = [ours for ours in REQUIRED[stage] if ours != "prompt"]

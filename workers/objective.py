@@ -46,7 +46,7 @@ class Ratios:
     """Log-ratios to the reference, rejected."""
     lengths_2P: torch.Tensor
     """Number of tokens of the completions, chosen and rejected, at least 1."""
-    sft: torch.Tensor
+    sft: torch.Tensor | None
     """Mean negative log-probability of the chosen completions' tokens."""
 
 
@@ -95,6 +95,10 @@ def pair_losses(name: str, trial: TrialSpec, beta: Strength, ratios: Ratios) -> 
         t = z / (trial.discopop_tau or DISCOPOP_TAU)
         return -torch.sigmoid(-t) * logsigmoid(z) + _tangent_beyond(torch.exp, logsigmoid(t) - z)
 
+    def sft() -> torch.Tensor:
+        assert ratios.sft is not None
+        return ratios.sft
+
     def aot() -> torch.Tensor:
         halves = (each.chunk(2) for each in (ratios.policy_2P, ratios.reference_2P))
         policy_P, reference_P = ((chosen - rejected).sort().values for chosen, rejected in halves)
@@ -116,7 +120,7 @@ def pair_losses(name: str, trial: TrialSpec, beta: Strength, ratios: Ratios) -> 
         "apo_zero": lambda: torch.sigmoid(-b * x) + torch.sigmoid(b * y),
         "apo_down": lambda: torch.sigmoid(b * x) + torch.sigmoid(-b * (x - y)),
         "discopop": lambda: discopop(z()),
-        "sft": lambda: ratios.sft,
+        "sft": sft,
         "sigmoid_norm": lambda: -logsigmoid(b * z_by_length()),
     }
     return losses[name]()
@@ -161,7 +165,9 @@ def _ratios(
     policy_2P = weighted_BT.sum(1)
     reference_2P = torch.cat([batch[name] for name in REFERENCE_SUMS])
     x_P, y_P = (policy_2P - reference_2P).chunk(2)
-    sft = -log_probs_BT.chunk(2)[0].sum() / mask_BT.chunk(2)[0].sum()
+    sft = None
+    if "sft" in split_loss(trial.loss_type):
+        sft = -log_probs_BT.chunk(2)[0].sum() / mask_BT.chunk(2)[0].sum()
     return Ratios(policy_2P, reference_2P, x_P, y_P, lengths_B.clamp(min=1), sft)
 
 
@@ -176,7 +182,7 @@ def _metrics(
         return torch.where(masks[half], outputs[name].detach().chunk(2)[half], 0).sum()
 
     x_P, y_P = (beta * each.detach() for each in (ratios.x_P, ratios.y_P))
-    chosen_P, rejected_P = ratios.policy_2P.chunk(2)
+    chosen_P, rejected_P = ratios.policy_2P.detach().chunk(2)
     means = {
         "rewards/chosen": x_P,
         "rewards/rejected": y_P,

@@ -71,8 +71,7 @@ def select_prompts(
     Where num_train is given, a larger num_eval leaves the training prompts as they are.
     """
     distinct = distinct_prompts(texts, spec)
-    held_out = [prompt for prompt in distinct if is_held_out(prompt.prompt_id, spec)]
-    others = [prompt for prompt in distinct if not is_held_out(prompt.prompt_id, spec)]
+    held_out, others = _sides(distinct, spec)
     most = len(distinct) - spec.num_eval
     num_train = min(len(others), most) if spec.num_train is None else spec.num_train
     if not 1 <= num_train <= most:
@@ -84,10 +83,11 @@ def select_prompts(
         )
     train = [*others, *reversed(held_out)][:num_train]  # what a side lacks, the other's end gives
     trained = {prompt.prompt_id for prompt in train}
-    free = [p for p in evaluation_order(distinct, spec) if p.prompt_id not in trained]
+    free = [p for p in (*held_out, *reversed(others)) if p.prompt_id not in trained]
     evaluated = free[: spec.num_eval]
-    moved = sum(is_held_out(p.prompt_id, spec) for p in train)
-    moved += sum(not is_held_out(p.prompt_id, spec) for p in evaluated)
+    own = {prompt.prompt_id for prompt in held_out}
+    moved = sum(p.prompt_id in own for p in train)
+    moved += sum(p.prompt_id not in own for p in evaluated)
     if moved:
         log.info(
             "prompts: eval_fraction=%g keeps %d of %d prompts for the evaluation; %d are on the "
@@ -99,10 +99,16 @@ def select_prompts(
 
 def evaluation_order(prompts: Sequence[Prompt], spec: PromptSelection) -> list[Prompt]:
     """The prompts as an evaluation takes them: its own share, then the others from the end."""
-    return [
-        *(prompt for prompt in prompts if is_held_out(prompt.prompt_id, spec)),
-        *(prompt for prompt in reversed(prompts) if not is_held_out(prompt.prompt_id, spec)),
-    ]
+    held_out, others = _sides(prompts, spec)
+    return [*held_out, *reversed(others)]
+
+
+def _sides(prompts: Sequence[Prompt], spec: PromptSelection) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts that are kept for the evaluation, and the others, each in their order."""
+    sides: dict[bool, list[Prompt]] = {True: [], False: []}
+    for prompt in prompts:
+        sides[is_held_out(prompt.prompt_id, spec)].append(prompt)
+    return sides[True], sides[False]
 
 
 def distinct_prompts(texts: Sequence[str], spec: PromptSelection) -> list[Prompt]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from prefsweep.workers.statistics import Floats
+from prefsweep.workers.statistics import Floats, resampled_shares
 
 NUM_RESAMPLES = 1000
 NUM_SPLITS = 400
@@ -30,8 +30,7 @@ class Resamples:
 def resample(rewards: Sequence[Floats], kls: Sequence[Floats], start_P: Floats | None) -> Resamples:
     """Resample policies, each an array (seeds, prompts) of the same prompts in the same order."""
     num_prompts, rng = rewards[0].shape[1], np.random.default_rng(0)
-    shares = np.full(num_prompts, 1 / num_prompts)
-    weights_RP = rng.multinomial(num_prompts, shares, NUM_RESAMPLES) / num_prompts
+    weights_RP = resampled_shares(rng, num_prompts, NUM_RESAMPLES)
     means = [
         _over_seeds(np.stack([weights_RP @ x_SP.T, weights_RP @ kl_SP.T]), rng)
         for x_SP, kl_SP in zip(rewards, kls, strict=True)
@@ -49,7 +48,7 @@ def _over_seeds(means_2RS: Floats, rng: np.random.Generator) -> Floats:
     mean_2R = means_2RS.mean(2)
     if num == 1:
         return mean_2R
-    weights_RS = rng.multinomial(num, np.full(num, 1 / num), means_2RS.shape[1]) / num
+    weights_RS = resampled_shares(rng, num, means_2RS.shape[1])
     moved_2R = np.sum(weights_RS * means_2RS, 2) - mean_2R
     return mean_2R + np.sqrt(num / (num - 1)) * moved_2R
 

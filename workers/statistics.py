@@ -209,13 +209,18 @@ def resampling_weights(num: int) -> Iterable[Floats]:
     rng, left = np.random.default_rng(0), NUM_RESAMPLES
     while left:
         rows = min(left, max(1, _MAX_CELLS // num))
-        yield rng.multinomial(num, np.full(num, 1 / num), rows) / num
+        yield resampled_shares(rng, num, rows)
         left -= rows
 
 
 @lru_cache(maxsize=2)
 def _kept_weights(num: int) -> Floats:
-    return np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), NUM_RESAMPLES) / num
+    return resampled_shares(np.random.default_rng(0), num, NUM_RESAMPLES)
+
+
+def resampled_shares(rng: np.random.Generator, num: int, rows: int) -> Floats:
+    """The share (rows, num) of each of `num` items in bootstrap resamples of them."""
+    return rng.multinomial(num, np.full(num, 1 / num), rows) / num
 
 
 def _student(num: int) -> Interval:

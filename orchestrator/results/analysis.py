@@ -24,7 +24,6 @@ from prefsweep.workers.statistics import (
     INTERVAL_METHOD,
     Interval,
     Kind,
-    over_seeds,
     pooled_interval,
     seed_spreads,
 )
@@ -339,8 +338,8 @@ def _with_intervals(variants: Sequence[Variant], data: ByPrompt) -> list[Variant
                 reward=v.mean("reward_mean") if alone else float(x_SP.mean()),
                 reward_interval=interval(only)
                 if alone
-                else over_seeds(x_SP.mean(0), [spreads[index]], kind),
-                kl_interval=over_seeds(data.kls[v.name].mean(0), [of_kl[index]]),
+                else pooled_interval(x_SP, spreads[index], kind),
+                kl_interval=pooled_interval(data.kls[v.name], of_kl[index]),
                 gain=float(gains[v.name].mean()) if gains else None,
                 gain_interval=simultaneous[index] if simultaneous else None,
                 win_interval=of_wins[index] if of_wins else None,

@@ -42,6 +42,11 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(canonical_prompt(text).encode()).hexdigest()[:16]
 
 
+def hash_share(text: str) -> float:
+    """A number in [0, 1) from the SHA-256 of a text, uniform over texts."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
+
+
 Errored = Literal["retry", "restart", "resume", "skip"]
 """What to do with failed trials: retry those with a transient failure; or restart all from scratch,
 resume all from their newest checkpoint, or skip all."""

@@ -87,12 +87,9 @@ def _difference_variances(deviations_EP: Floats) -> Floats:
 
 def _maxima(deviations_EP: Floats, prompts_EE: Floats, seeds_E: Floats) -> Floats:
     """The largest standardized difference of any two policies in each draw, if all were equal."""
-    num, num_prompts = deviations_EP.shape
+    num = len(deviations_EP)
     num_draws = NUM_DRAWS if num <= MANY_POLICIES else NUM_DRAWS // 2
-    rng = np.random.default_rng(0)
-    errors_RE = rng.standard_normal((num_draws, num_prompts)) @ deviations_EP.T
-    errors_RE /= np.sqrt(num_prompts * (num_prompts - 1))
-    errors_RE += rng.standard_normal((num_draws, num)) * np.sqrt(seeds_E)
+    errors_RE = simulated_errors(deviations_EP, seeds_E, num_draws)
     errors_ER = np.ascontiguousarray(errors_RE.T, np.float32)
     largest_R = np.zeros(num_draws, np.float32)
     for one in range(num - 1):
@@ -102,6 +99,18 @@ def _maxima(deviations_EP: Floats, prompts_EE: Floats, seeds_E: Floats) -> Float
         differences_ER *= _inverse_roots(variances).astype(np.float32)[:, None]
         np.maximum(largest_R, differences_ER.max(0), out=largest_R)
     return largest_R.astype(np.float64)
+
+
+def simulated_errors(deviations_EP: Floats, seeds_E: Floats, num_draws: int) -> Floats:
+    """Draws (num_draws, policies) of the errors of the means, as if these were jointly normal.
+
+    They are correlated over prompts as the deviations are, and independent over seeds.
+    """
+    num, num_prompts = deviations_EP.shape
+    rng = np.random.default_rng(0)
+    errors_RE = rng.standard_normal((num_draws, num_prompts)) @ deviations_EP.T
+    errors_RE /= np.sqrt(num_prompts * max(num_prompts - 1, 1))
+    return errors_RE + rng.standard_normal((num_draws, num)) * np.sqrt(seeds_E)
 
 
 def _inverse_roots(variances: Floats) -> Floats:

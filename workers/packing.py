@@ -20,7 +20,6 @@ predict; G prompts of at most P tokens, C completions of at most S (attention.py
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -177,25 +176,16 @@ def add_packed_head(model: Any) -> None:
     model.forward = forward
 
 
-class PackedModel:
-    """Replaces the model that TRL's loss calls: runs the packed row, returns TRL's layout."""
-
-    def __init__(self, model: Any, plan: PackedBatch) -> None:
-        self._model, self._plan = model, plan
-
-    def __call__(self, **kwargs: Any) -> SimpleNamespace:
-        """Per-token outputs (B, T - 1), as of TRL's fused head; `kwargs` are as in TRL's call."""
-        plan = self._plan
-        outputs = self._model(
-            input_ids=plan.input_ids,
-            attention_mask=announce(plan.segments),
-            position_ids=plan.position_ids,
-            predicting=plan.predicting,
-            labels_at=plan.labels,
-        )
-        return SimpleNamespace(
-            **{name: unpack(getattr(outputs, name), plan.gather) for name in OUTPUTS}
-        )
+def packed_outputs(model: Any, plan: PackedBatch) -> dict[str, torch.Tensor]:
+    """Per-token outputs (B, T - 1) of the packed row, by OUTPUTS, in the layout of TRL's batch."""
+    outputs = model(
+        input_ids=plan.input_ids,
+        attention_mask=announce(plan.segments),
+        position_ids=plan.position_ids,
+        predicting=plan.predicting,
+        labels_at=plan.labels,
+    )
+    return {name: unpack(getattr(outputs, name), plan.gather) for name in OUTPUTS}
 
 
 def unpack(values_N: torch.Tensor, gather_BT: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,12 @@
 """Makes preference pairs from scored completions: pure rules, without models or files."""
 
-import hashlib
 import itertools
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from prefsweep.sweeps.errors import DataError
-from prefsweep.sweeps.records import PreferencePair, ScoredCompletion, Split
+from prefsweep.sweeps.records import PreferencePair, ScoredCompletion, Split, hash_share
 from prefsweep.sweeps.spec import PairsSpec
 
 
@@ -35,8 +34,7 @@ class PairCounts:
 
 def split_of(prompt_id: str, spec: PairsSpec) -> Split:
     """ "test" for a share `test_fraction` of the prompts, selected by a hash of seed and prompt."""
-    digest = hashlib.sha256(f"{spec.seed}:{prompt_id}".encode()).hexdigest()
-    return "test" if int(digest[:8], 16) / 2**32 < spec.test_fraction else "train"
+    return "test" if hash_share(f"{spec.seed}:{prompt_id}") < spec.test_fraction else "train"
 
 
 def build_pairs(

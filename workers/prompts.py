@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from prefsweep.sweeps.errors import DataError
-from prefsweep.sweeps.records import Prompt, prompt_id
+from prefsweep.sweeps.records import Prompt, hash_share, prompt_id
 from prefsweep.sweeps.spec import (
     BuiltinPrompts,
     DatasetPrompts,
@@ -125,8 +125,7 @@ def distinct_prompts(texts: Sequence[str], spec: PromptSelection) -> list[Prompt
 
 def is_held_out(name: str, spec: PromptSelection) -> bool:
     """Whether the prompt of that id is of the share that is kept for the evaluation."""
-    digest = hashlib.sha256(f"eval:{name}".encode()).hexdigest()
-    return int(digest[:8], 16) / 2**32 < spec.eval_fraction
+    return hash_share(f"eval:{name}") < spec.eval_fraction
 
 
 def _take(texts: list[str], spec: PromptSelection, source: ModelSource) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from prefsweep.workers.comparisons import welch_degrees
+from prefsweep.workers.comparisons import simulated_errors, welch_degrees
 from prefsweep.workers.statistics import (
     CONFIDENCE,
     MAX_FLAT,
@@ -104,10 +104,9 @@ def _joint_level(x_KP: Floats, seeds_K: Floats) -> float:
     num, num_prompts = x_KP.shape
     if num == 1:
         return 1 - CONFIDENCE
-    rng, deviations_KP = np.random.default_rng(0), x_KP - x_KP.mean(1, keepdims=True)
+    deviations_KP = x_KP - x_KP.mean(1, keepdims=True)
+    errors_RK = simulated_errors(deviations_KP, seeds_K, NUM_DRAWS)
     scale = np.sqrt(num_prompts * max(num_prompts - 1, 1))
-    errors_RK = rng.standard_normal((NUM_DRAWS, num_prompts)) @ deviations_KP.T / scale
-    errors_RK += rng.standard_normal((NUM_DRAWS, num)) * np.sqrt(seeds_K)
     variance_K = np.sum(deviations_KP**2, 1) / scale**2 + seeds_K
     errors_RK /= np.sqrt(np.where(variance_K > 0, variance_K, np.inf))
     largest = float(np.quantile(np.abs(errors_RK).max(1), CONFIDENCE))

@@ -52,7 +52,7 @@ from prefsweep.workers.hooks import HooksCallback, checkpoint_folder
 from prefsweep.workers.losses import mixes_rows, trl_arguments
 from prefsweep.workers.memory import is_out_of_memory
 from prefsweep.workers.objective import batch_loss
-from prefsweep.workers.packing import IGNORED, OUTPUTS, PackedModel, add_packed_head, take_plan
+from prefsweep.workers.packing import IGNORED, OUTPUTS, add_packed_head, packed_outputs, take_plan
 from prefsweep.workers.precision import Precision, hold_master_weights, precision
 from prefsweep.workers.trial_end import end_metrics, not_finite_at_end, not_finite_in_step
 from prefsweep.workers.window import LogWindow, is_of_group
@@ -190,14 +190,15 @@ class PreparedDPOTrainer(DPOTrainer):
         inputs = dict(inputs)
         plan = take_plan(inputs)
         if self.packing and plan is not None:
-            answer = PackedModel(model, plan)()
+            outputs, aux_loss = packed_outputs(model, plan), None
         else:
             answer = self._padded_outputs(model, inputs)
-        outputs = {name: getattr(answer, name) for name in OUTPUTS}
+            outputs = {name: getattr(answer, name) for name in OUTPUTS}
+            aux_loss = answer.aux_loss if self.aux_loss_enabled else None
         loss, metrics = batch_loss(self.trial, self.trial.beta, outputs, inputs)
-        if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * answer.aux_loss
-            metrics["aux_loss"] = deferred(answer.aux_loss)
+        if aux_loss is not None:
+            loss = loss + self.router_aux_loss_coef * aux_loss
+            metrics["aux_loss"] = deferred(aux_loss)
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
         self._unchecked.append((self.state.global_step + 1, "loss", loss.detach()))

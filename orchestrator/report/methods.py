@@ -4,11 +4,11 @@ All is read from the results and the spec, so that it says what was done.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from prefsweep.orchestrator.report.sources import BIBTEX, DIVERGENCE, METHOD_SOURCES, SOURCES
 from prefsweep.orchestrator.report.style import Family
-from prefsweep.orchestrator.results.analysis import Comparison, Pooled
+from prefsweep.orchestrator.results.analysis import Comparison, Pooled, section
 from prefsweep.orchestrator.text import counted
 from prefsweep.sweeps.grid import TrialSpec, number, split_loss
 from prefsweep.sweeps.records import SweepResults
@@ -65,8 +65,7 @@ def _evaluation(results: SweepResults, comparison: Comparison, pooled: Pooled) -
 
 def warping(spec: Mapping[str, object]) -> str:
     """The settings of the evaluation that change the distribution: top_p 0.95 and top_k 50."""
-    section = spec.get("evaluation")
-    fields = cast("Mapping[str, Any]", section) if isinstance(section, Mapping) else {}
+    fields = section(spec, "evaluation")
     if fields.get("do_sample") is False:
         return "greedy decoding"
     found = [

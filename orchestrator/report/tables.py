@@ -3,8 +3,8 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from prefsweep.orchestrator.report.claims import scope
 from prefsweep.orchestrator.report.style import SYMBOLS, Family
@@ -18,6 +18,7 @@ from prefsweep.orchestrator.results.analysis import (
     interval,
     metric,
     pool,
+    section,
 )
 from prefsweep.orchestrator.text import counted, duration, one_line, show
 from prefsweep.sweeps.grid import number
@@ -169,12 +170,7 @@ def evaluation_size(results: SweepResults) -> str:
     rows = next((stage.rows for stage in results.stages if stage.name == "eval_prompts"), None)
     samples = next((result.samples for result in results.results if result.samples), [])
     num_prompts = rows or len({sample.prompt_id for sample in samples})
-    section = results.spec.get("evaluation")
-    configured = (
-        cast("Mapping[str, object]", section).get("num_samples")
-        if isinstance(section, Mapping)
-        else None
-    )
+    configured = section(results.spec, "evaluation").get("num_samples")
     num_samples = (
         configured
         if isinstance(configured, int)

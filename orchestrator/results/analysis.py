@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,9 +56,14 @@ def compare(results: SweepResults) -> Comparison:
     trials = [result for result in results.results if result.trial is not None]
     untrained = next((result for result in results.results if result.trial is None), None)
     finished = [result for result in trials if result.status is Status.SUCCEEDED]
-    section = results.spec.get("evaluation")
-    fields = cast("Mapping[str, object]", section) if isinstance(section, Mapping) else {}
-    return Comparison(untrained, trials, finished, confirm_best=bool(fields.get("confirm_best")))
+    confirm_best = bool(section(results.spec, "evaluation").get("confirm_best"))
+    return Comparison(untrained, trials, finished, confirm_best)
+
+
+def section(spec: Mapping[str, object], name: str) -> Mapping[str, Any]:
+    """A section of a stored spec; empty if it has none."""
+    fields = spec.get(name)
+    return cast("Mapping[str, Any]", fields) if isinstance(fields, Mapping) else {}
 
 
 def best(points: Sequence[Point]) -> Point | None:

@@ -12,9 +12,9 @@ from prefsweep.workers.attention import UnpackableError, segmented
 from prefsweep.workers.packing import (
     IGNORED,
     OUTPUTS,
-    PackedModel,
     add_packed_head,
     pack,
+    packed_outputs,
     take_plan,
 )
 
@@ -142,17 +142,17 @@ def test_values_and_gradients_are_those_of_the_padded_batch(name: str, attention
     batch = padded(SEQUENCES)
     stock = model(**batch, fused_lm_head=True, use_cache=False)
     with segmented(model):
-        packed = PackedModel(model, pack(SEQUENCES, batch["input_ids"].shape[1]))()
+        packed = packed_outputs(model, pack(SEQUENCES, batch["input_ids"].shape[1]))
     assert model.config._attn_implementation == attention
     inside = batch["labels"][:, 1:] != IGNORED
     for output in OUTPUTS:
-        expected, actual = getattr(stock, output), getattr(packed, output)
+        expected, actual = getattr(stock, output), packed[output]
         assert torch.allclose(actual[inside].float(), expected[inside].float(), atol=1e-5), output
     weights = torch.linspace(-1, 1, len(SEQUENCES))  # a loss that tells the rows apart
     gradients = []
-    for outputs in (stock, packed):
+    for log_probs_BT in (stock.log_probs, packed["log_probs"]):
         model.zero_grad()
-        (outputs.log_probs.sum(1) * weights).sum().backward(retain_graph=True)
+        (log_probs_BT.sum(1) * weights).sum().backward(retain_graph=True)
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     for expected, actual in zip(*gradients, strict=True):
@@ -178,7 +178,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         if recomputes:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         with segmented(model):
-            PackedModel(model, pack(SEQUENCES, 6))().log_probs.sum().backward()
+            packed_outputs(model, pack(SEQUENCES, 6))["log_probs"].sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for expected, actual in zip(*gradients, strict=True):
         assert torch.equal(expected, actual)
@@ -196,7 +196,7 @@ def test_a_sliding_window_is_kept() -> None:
     batch = padded(rows)
     stock = model(**batch, fused_lm_head=True, use_cache=False).log_probs
     with segmented(model):
-        packed = PackedModel(model, pack(rows, batch["input_ids"].shape[1]))().log_probs
+        packed = packed_outputs(model, pack(rows, batch["input_ids"].shape[1]))["log_probs"]
     assert torch.allclose(packed, stock, atol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_attention_with_extras_is_refused() -> None:
     add_fused_lm_head(model, outputs=OUTPUTS)
     add_packed_head(model)
     with segmented(model), pytest.raises(UnpackableError, match="softcap"):
-        PackedModel(model, pack(SEQUENCES, 6))()
+        packed_outputs(model, pack(SEQUENCES, 6))
 
 
 @pytest.mark.parametrize("name", MODELS)
